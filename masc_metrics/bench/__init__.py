@@ -1,0 +1,1 @@
+"""Scoring of many samples from files; nothing in the core imports it."""

@@ -1,0 +1,199 @@
+"""Images, masks and prompts to one score a sample: what the metric classes accumulate.
+
+Shape suffixes: B samples, N patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.images import ImageBatch, Images, check_images
+from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
+from masc_metrics.prompts import strip_subject as _strip_subject
+from masc_metrics.scores import embedding_cosine, masked_max_cosine
+
+Pooling = Literal["background", "full", "foreground"]
+DEFAULT_POOLING: Pooling = "background"
+
+
+def concept_preservation(
+    generated_images: Images,
+    reference_images: Images,
+    reference_masks: Masks,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> Tensor:
+    """Concept preservation of each sample: see :func:`masc_metrics.scores.masked_max_cosine`.
+
+    Args:
+        generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any sizes
+            or PIL images.
+        reference_images: B images of the subject, in any of the same forms.
+        reference_masks: B masks of the subject in the reference images; (B, H, W) or (B, 1, H, W), boolean, integer or
+            float in [0, 1], or a list of (H, W) tensors or PIL images.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image.
+        encode_batch_size: samples encoded and matched at a time: more is faster on a GPU and takes more memory.
+
+    Returns:
+        (B,) float32 on the backbone's device, in [-1, 1], higher is better; NaN where no reference patch is more than
+        half covered by its mask.
+
+    Raises:
+        TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
+        OSError: if the checkpoint cannot be had.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    _check_settings(backbone, max_num_patches, encode_batch_size)
+    generated = check_images(generated_images, "generated_images")
+    references = check_images(reference_images, "reference_images")
+    _check_count("reference_images", len(references), len(generated))
+    masks = check_masks(reference_masks, "reference_masks", references.sizes)
+
+    scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    for part in _parts(generated, encode_batch_size):
+        pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
+        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+        reference_BND, generated_BND = features.tokens_BND[: len(part)], features.tokens_BND[len(part) :]
+        foreground_BN = _coverage(masks, part, features) > FOREGROUND_THRESHOLD
+        scores_B[part] = masked_max_cosine(reference_BND, foreground_BN, generated_BND, features.valid_BN[len(part) :])
+    return scores_B
+
+
+def prompt_following(
+    generated_images: Images,
+    generated_masks: Masks | None,
+    prompts: Sequence[str],
+    subjects: Sequence[str | None] | None = None,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+    pooling: Pooling = DEFAULT_POOLING,
+    strip_subject: bool = True,
+) -> Tensor:
+    """Prompt following of each sample: cosine of the background's embedding and the stripped prompt's.
+
+    Args:
+        generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any sizes
+            or PIL images.
+        generated_masks: B masks of the subject in the generated images; (B, H, W) or (B, 1, H, W), boolean, integer or
+            float in [0, 1], or a list of (H, W) tensors or PIL images. May be None with ``pooling="full"``.
+        prompts: B texts that the images were generated from.
+        subjects: B names of the subject, as the prompts spell it; None, for all or for one, keeps the prompt.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image.
+        encode_batch_size: samples encoded at a time: more is faster on a GPU and takes more memory.
+        pooling: "background" (the paper's), "full" or "foreground": the patches of the image embedding.
+        strip_subject: take the subject out of the prompt (the paper's), see :func:`masc_metrics.strip_subject`.
+
+    Returns:
+        (B,) float32 on the backbone's device, in [-1, 1], higher is better; NaN where no patch is left to pool over
+        (for "background", where the mask covers at least half of every patch).
+
+    Raises:
+        TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
+        OSError: if the checkpoint cannot be had.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    _check_settings(backbone, max_num_patches, encode_batch_size)
+    check_pooling(pooling)
+    generated = check_images(generated_images, "generated_images")
+    if generated_masks is None and pooling != "full":
+        raise TypeError(f"generated_masks is None; pooling={pooling!r} needs a mask of the subject for every image")
+    masks = None if generated_masks is None else check_masks(generated_masks, "generated_masks", generated.sizes)
+    texts = _check_texts(prompts, subjects, len(generated), strip_subject)
+
+    scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    for part in _parts(generated, encode_batch_size):
+        images = ImageBatch(tuple(generated.images[index] for index in part))
+        features = backbone.encode_images(images, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+        keep_BN = features.valid_BN
+        if masks is not None and pooling != "full":
+            foreground_BN = _coverage(masks, part, features) >= FOREGROUND_THRESHOLD
+            keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
+        embeddings_BD = backbone.encode_texts([texts[index] for index in part], batch_size=encode_batch_size)
+        scores_B[part] = embedding_cosine(backbone.pool(features, keep_BN), embeddings_BD)
+    return scores_B
+
+
+def check_pooling(pooling: str) -> None:
+    """Raise ValueError unless the pooling is one of the paper's three."""
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {pooling!r}; give one of {', '.join(map(repr, get_args(Pooling)))}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise unless the setting is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}; give an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; give at least 1")
+
+
+def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int) -> None:
+    if not isinstance(backbone, SigLIP2Backbone):
+        raise TypeError(f"backbone is a {type(backbone).__name__}; give what masc_metrics.load_backbone returns")
+    check_positive("max_num_patches", max_num_patches)
+    check_positive("encode_batch_size", encode_batch_size)
+
+
+def _check_count(name: str, count: int, images: int) -> None:
+    if count != images:
+        raise ValueError(f"{name} holds {count} samples but generated_images holds {images}; give one for each")
+
+
+def _check_strings(name: str, values: object) -> Sequence[object]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        remedy = "; put it into a list" if isinstance(values, str) else ""
+        raise TypeError(f"{name} is a {type(values).__name__}; give a list of strings, one a sample{remedy}")
+    return values
+
+
+def _check_texts(
+    prompts: Sequence[str], subjects: Sequence[str | None] | None, count: int, strip_subject: bool
+) -> list[str]:
+    """The texts to embed. A prompt may become empty by stripping, but does not start so."""
+    _check_count("prompts", len(_check_strings("prompts", prompts)), count)
+    if subjects is None:
+        subjects = [None] * count
+    _check_count("subjects", len(_check_strings("subjects", subjects)), count)
+    texts = []
+    for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts[{index}] is a {type(prompt).__name__}; give a string")
+        if not prompt.strip():
+            raise ValueError(f"prompts[{index}] is empty; give the text that generated_images[{index}] was made from")
+        if subject is not None and not isinstance(subject, str):
+            raise TypeError(
+                f"subjects[{index}] is a {type(subject).__name__}; give a string, or None to keep the prompt"
+            )
+        texts.append(_strip_subject(prompt, subject) if strip_subject else prompt)
+    return texts
+
+
+def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
+    """Positions of the samples, a part at a time; equal sizes stand together, since they encode together."""
+    order = sorted(range(len(images)), key=lambda index: images.sizes[index])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
+    """(B, N) coverage for the first images of the features, which are the samples of the part; 0 on padding."""
+    coverage_BN = torch.zeros(
+        len(part), features.valid_BN.shape[1], dtype=torch.float32, device=features.valid_BN.device
+    )
+    for row, (index, grid) in enumerate(zip(part, features.grids, strict=False)):
+        coverage_BN[row, : grid[0] * grid[1]] = grid_coverage(masks.masks[index], grid)
+    return coverage_BN

@@ -1,0 +1,71 @@
+"""Image size to patch grid: the arithmetic of NaFlex preprocessing."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+DEFAULT_MAX_NUM_PATCHES = 1024
+
+Grid = tuple[int, int]
+"""Patch rows and columns of one image."""
+
+# The bisection's bounds and tolerance are part of the definition: SigLIP2 was trained on the grids they produce, and
+# a tighter tolerance gives other grids for some sizes.
+_SMALLEST_SCALE = 1e-6
+_LARGEST_SCALE = 100.0
+_TOLERANCE = 1e-5
+
+
+def _grid_at(scale: float, height: int, width: int, patch_size: int) -> Grid:
+    return (
+        max(1, math.ceil(height * scale / patch_size)),
+        max(1, math.ceil(width * scale / patch_size)),
+    )
+
+
+@lru_cache(maxsize=4096)
+def naflex_grid(height: int, width: int, *, max_num_patches: int = DEFAULT_MAX_NUM_PATCHES, patch_size: int) -> Grid:
+    """Largest patch grid that keeps an image's aspect ratio within a patch budget.
+
+    A common scale for both sides is found by bisection; each side then takes ``ceil(side * scale / patch_size)``
+    patches, at least one. Small images are enlarged, by a factor of 100 at most.
+
+    Args:
+        height: image height in pixels, at least 1.
+        width: image width in pixels, at least 1.
+        max_num_patches: budget for ``rows * columns``, at least 1.
+        patch_size: side of a square patch in pixels.
+
+    Returns:
+        ``(rows, columns)`` with ``rows * columns <= max_num_patches``. 512 x 512 pixels in 1024 patches of 16 give
+        (32, 32); 768 x 512 give (39, 26).
+
+    Raises:
+        ValueError: if an argument is below 1.
+
+    Source: the image processor of ``google/siglip2-*-naflex``, arXiv 2502.14786.
+    """
+    for name, value in (
+        ("height", height),
+        ("width", width),
+        ("max_num_patches", max_num_patches),
+        ("patch_size", patch_size),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    low, high = _SMALLEST_SCALE, _LARGEST_SCALE
+    while high - low >= _TOLERANCE:
+        middle = (low + high) / 2
+        rows, columns = _grid_at(middle, height, width, patch_size)
+        if rows * columns <= max_num_patches:
+            low = middle
+        else:
+            high = middle
+    rows, columns = _grid_at(low, height, width, patch_size)
+    if rows * columns > max_num_patches:
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not fit {max_num_patches} patches at any scale; "
+            "crop it, or raise max_num_patches"
+        )
+    return rows, columns

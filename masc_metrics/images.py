@@ -1,0 +1,226 @@
+"""Every accepted image form, checked, and cut into normalised patches.
+
+Shape suffixes: H, W image sides in pixels; N patches; P values of one patch (row, column, channel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from masc_metrics.grid import Grid, naflex_grid
+
+Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
+
+# Arithmetic in half precision or after a resize leaves values a hair outside [0, 1]; a wrong value range does not.
+RANGE_SLACK = 1e-3
+
+# Modes whose conversion to RGB (or L) clips or reinterprets the values without a word.
+_WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+_MAX_UINT8 = 255.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Checked images of any sizes.
+
+    Attributes:
+        images: one (3, H, W) tensor an image, uint8 in 0..255 or float32 in [0, 1].
+    """
+
+    images: tuple[Tensor, ...]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each image, in pixels."""
+        return tuple((image.shape[1], image.shape[2]) for image in self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessing:
+    """How one checkpoint wants its images: read from its files, never guessed from its name.
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        mean: subtracted from each channel after scaling to [0, 1].
+        std: divides each channel after that.
+        resample: "bilinear" or "bicubic", both antialiased.
+        fixed_size: side in pixels of the square that every image is squashed to; None for NaFlex, which keeps the
+            aspect ratio.
+    """
+
+    patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: str
+    fixed_size: int | None
+
+    def grid(self, height: int, width: int, max_num_patches: int) -> Grid:
+        """Patch grid of an image; the budget counts for NaFlex checkpoints alone."""
+        if self.fixed_size is not None:
+            side = self.fixed_size // self.patch_size
+            return side, side
+        return naflex_grid(height, width, max_num_patches=max_num_patches, patch_size=self.patch_size)
+
+
+def check_images(images: Images, name: str) -> ImageBatch:
+    """Bring images of any accepted form into one, or say what is wrong with which of them.
+
+    Args:
+        images: a (B, 3, H, W) tensor, or a sequence whose items are (3, H, W) tensors of any sizes or PIL images.
+            Tensors are uint8 in 0..255 or floating point in [0, 1]. PIL images are read as RGB, pixels as stored (no
+            rotation by EXIF); transparency is dropped.
+        name: the argument's name, for error texts.
+
+    Returns:
+        The images as (3, H, W) tensors, in order, on the devices they came on.
+
+    Raises:
+        TypeError: for a form or dtype that is not accepted.
+        ValueError: for a wrong rank, channel count or value range, NaN, an empty batch, an image without pixels.
+    """
+    if isinstance(images, ImageBatch):
+        return images
+    if isinstance(images, Tensor):
+        if images.ndim == 3:
+            raise ValueError(f"{name} is one tensor of shape {tuple(images.shape)}; add a batch dimension: image[None]")
+        if images.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(images.shape)}; give (B, 3, H, W)")
+    elif isinstance(images, Image.Image):
+        raise TypeError(f"{name} is a single PIL image; put it into a list")
+    elif isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        raise TypeError(
+            f"{name} is a {_type_name(images)}; give a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL "
+            "images"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{name} is empty; give at least one image")
+    checked = tuple(_check_one(image, f"{name}[{index}]") for index, image in enumerate(images))
+    _check_range(checked, name)
+    return ImageBatch(tuple(image.float().clamp(0, 1) if image.is_floating_point() else image for image in checked))
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+
+
+def _check_one(image: object, label: str) -> Tensor:
+    if isinstance(image, Image.Image):
+        return _from_pil(image, label)
+    if not isinstance(image, Tensor):
+        hint = "; torch.from_numpy(image).permute(2, 0, 1) turns (H, W, 3)" if isinstance(image, np.ndarray) else ""
+        raise TypeError(f"{label} is a {_type_name(image)}; give a (3, H, W) tensor or a PIL image{hint}")
+    shape = tuple(image.shape)
+    if image.ndim != 3:
+        raise ValueError(f"{label} has shape {shape}; give (3, H, W)")
+    if shape[0] != 3:
+        hint = "; channels come first: image.permute(2, 0, 1)" if shape[2] == 3 else "; convert it to RGB"
+        raise ValueError(f"{label} has shape {shape}, so {shape[0]} channels instead of 3{hint}")
+    if 0 in shape:
+        raise ValueError(f"{label} has shape {shape}: no pixels; give an image of at least 1 x 1")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{label} is {image.dtype}; give torch.uint8 in 0..255 or floating point in [0, 1]")
+    return image
+
+
+def _from_pil(image: Image.Image, label: str) -> Tensor:
+    if 0 in image.size:
+        raise ValueError(f"{label} is {image.height} x {image.width}: no pixels; give an image of at least 1 x 1")
+    return torch.from_numpy(pil_to_array(image, "RGB", label)).permute(2, 0, 1)
+
+
+def pil_to_array(image: Image.Image, mode: str, label: str) -> np.ndarray:
+    """Pixels of a PIL image as a fresh uint8 array, (H, W, 3) for mode "RGB" and (H, W) for "L".
+
+    Raises:
+        ValueError: if the image has more than 8 bits a channel, which PIL would clip, or cannot be decoded.
+    """
+    if image.mode in _WIDE_MODES:
+        raise ValueError(
+            f"{label} has PIL mode {image.mode!r}, more than 8 bits a channel; scale it to 0..255 and convert it to "
+            f"{mode!r}"
+        )
+    try:
+        return np.array(image.convert(mode))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{label} cannot be decoded: {error}; check that its file is complete") from error
+
+
+def value_bounds(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """Smallest and largest value of each tensor, NaN where it holds one; one device synchronisation in all."""
+    bounds = [torch.stack(tensor.detach().aminmax()).to(torch.float64) for tensor in tensors]
+    devices = {bound.device for bound in bounds}
+    if len(devices) > 1:
+        bounds = [bound.cpu() for bound in bounds]
+    return [(low, high) for low, high in torch.stack(bounds).tolist()] if bounds else []
+
+
+def _check_range(images: Sequence[Tensor], name: str) -> None:
+    positions = [index for index, image in enumerate(images) if image.is_floating_point()]
+    for index, (low, high) in zip(positions, value_bounds([images[index] for index in positions]), strict=True):
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError(f"{name}[{index}] holds NaN or infinite pixels; check what produced it")
+        if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
+            continue
+        if low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK:
+            remedy = "diffusers' [-1, 1] becomes [0, 1] by (image / 2 + 0.5).clamp(0, 1)"
+        elif low >= 0 and high <= _MAX_UINT8:
+            remedy = "values in 0..255 become [0, 1] by image / 255, or give torch.uint8"
+        else:
+            remedy = "rescale or clamp it"
+        raise ValueError(
+            f"{name}[{index}] is {images[index].dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; "
+            f"{remedy}"
+        )
+
+
+def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
+    """Resize one image to its grid, normalise it and cut it into patches.
+
+    uint8 images are resized to uint8 by torch's own kernel, as the reference does; where a device has no such kernel,
+    in float32 and then rounded to the nearest integer. Float images are resized in float32 without rounding, so that
+    gradients can flow.
+
+    Args:
+        image: (3, H, W), uint8 in 0..255 or float32 in [0, 1].
+        grid: patch rows and columns to resize to.
+        processing: the checkpoint's patch size, resampling, mean and std.
+
+    Returns:
+        (N, P) float32, N = rows * columns in row-major order, P = (row, column, channel) inside a patch.
+    """
+    rows, columns = grid
+    side = processing.patch_size
+    pixels = _resize(image, (rows * side, columns * side), processing.resample)
+    if not pixels.is_floating_point():
+        pixels = pixels.float() / _MAX_UINT8
+    mean = torch.tensor(processing.mean, dtype=torch.float32, device=pixels.device)[:, None, None]
+    std = torch.tensor(processing.std, dtype=torch.float32, device=pixels.device)[:, None, None]
+    normalised = (pixels - mean) / std
+    cut = normalised.reshape(3, rows, side, columns, side).permute(1, 3, 2, 4, 0)
+    return cut.reshape(rows * columns, side * side * 3)
+
+
+def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+    if (image.shape[1], image.shape[2]) == size:
+        return image
+    # The kernel chosen depends on the memory layout; one layout, one result.
+    pixels = image[None].contiguous()
+    integers = not pixels.is_floating_point()
+    if integers and pixels.device.type != "cpu":
+        pixels = pixels.float()
+    resized = F.interpolate(pixels, size=size, mode=resample, align_corners=False, antialias=True)[0]
+    if resized.is_floating_point():  # bicubic overshoots; the uint8 kernel clamps by itself
+        resized = resized.round().clamp(0, _MAX_UINT8) if integers else resized.clamp(0, 1)
+    return resized

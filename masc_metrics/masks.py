@@ -1,0 +1,167 @@
+"""Every accepted mask form, checked, and reduced to the coverage of a patch grid.
+
+Shape suffixes: H, W mask sides in pixels; N patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from masc_metrics.grid import Grid
+from masc_metrics.images import RANGE_SLACK, pil_to_array, value_bounds
+
+Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image]"
+
+FOREGROUND_THRESHOLD = 0.5
+"""Coverage above it is a reference's foreground; coverage at or above it is hidden from a generated image's background.
+
+Both signs are the paper's.
+"""
+
+_MAX_UINT8 = 255.0
+
+# Channels of a grey JPEG differ by a few levels, those of a label colour by far more.
+_COLOUR_SPREAD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MaskBatch:
+    """Checked subject masks of any sizes.
+
+    Attributes:
+        masks: one (H, W) float32 tensor a mask, in [0, 1]; 1 marks the subject.
+    """
+
+    masks: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]]) -> MaskBatch:
+    """Bring masks of any accepted form into one, or say what is wrong with which of them.
+
+    Args:
+        masks: a (B, H, W) or (B, 1, H, W) tensor, or a sequence whose items are (H, W) or (1, H, W) tensors or PIL
+            images (read as "L"). Booleans; integers 0 and 1, or 0..255 where a mask's largest value is above 1; or
+            floating point in [0, 1]. Non-zero marks the subject; values between are partial coverage.
+        name: the argument's name, for error texts.
+        image_sizes: (height, width) of the image of each mask. A mask may be smaller or larger than its image, but
+            has its aspect ratio, to within a pixel.
+
+    Returns:
+        The masks as (H, W) float32 tensors in [0, 1], in order, on the devices they came on.
+
+    Raises:
+        TypeError: for a form or dtype that is not accepted.
+        ValueError: for a wrong rank, count, aspect ratio or value range, or NaN.
+    """
+    if isinstance(masks, Tensor):
+        if masks.ndim not in (3, 4):
+            raise ValueError(f"{name} has shape {tuple(masks.shape)}; give (B, H, W) or (B, 1, H, W)")
+    elif isinstance(masks, Image.Image):
+        raise TypeError(f"{name} is a single PIL image; put it into a list")
+    elif isinstance(masks, (str, bytes)) or not isinstance(masks, Sequence):
+        raise TypeError(
+            f"{name} is a {type(masks).__name__}; give a (B, H, W) tensor, or a list of (H, W) tensors or PIL images"
+        )
+    if len(masks) != len(image_sizes):
+        raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask an image")
+    planes = [_check_one(mask, f"{name}[{index}]") for index, mask in enumerate(masks)]
+    for index, (plane, size) in enumerate(zip(planes, image_sizes, strict=True)):
+        if not _same_aspect((plane.shape[0], plane.shape[1]), size):
+            raise ValueError(
+                f"{name}[{index}] is {tuple(plane.shape)} but its image is {tuple(size)}; give masks the shape of "
+                "their image"
+            )
+    return MaskBatch(tuple(_to_unit_range(planes, name)))
+
+
+def _check_one(mask: object, label: str) -> Tensor:
+    if isinstance(mask, Image.Image):
+        mask = _from_pil(mask, label)
+    if not isinstance(mask, Tensor):
+        hint = "; torch.from_numpy(mask) turns it into one" if isinstance(mask, np.ndarray) else ""
+        raise TypeError(f"{label} is a {type(mask).__name__}; give an (H, W) tensor or a PIL image{hint}")
+    shape = tuple(mask.shape)
+    plane = mask[0] if mask.ndim == 3 and shape[0] == 1 else mask
+    if plane.ndim != 2:
+        raise ValueError(f"{label} has shape {shape}; give (H, W) or (1, H, W)")
+    if 0 in shape:
+        raise ValueError(f"{label} has shape {shape}: no pixels; give it the shape of its image")
+    if plane.is_complex():
+        raise TypeError(f"{label} is {plane.dtype}; give booleans, integers or floating point in [0, 1]")
+    # torch has hardly a kernel for the wide unsigned types
+    return plane.long() if plane.dtype in (torch.uint16, torch.uint32, torch.uint64) else plane
+
+
+def _from_pil(mask: Image.Image, label: str) -> Tensor:
+    if "A" in mask.getbands():
+        raise ValueError(
+            f"{label} has PIL mode {mask.mode!r}; say which channel is the mask: mask.getchannel('A') or "
+            "mask.convert('L')"
+        )
+    if mask.mode in ("P", "RGB"):  # label colours would be read as brightness, most of them below the threshold
+        channels = pil_to_array(mask, "RGB", label)
+        if np.ptp(channels, axis=-1).max(initial=0) > _COLOUR_SPREAD:
+            raise ValueError(
+                f"{label} has PIL mode {mask.mode!r} and is coloured; give a black and white mask, such as "
+                "torch.from_numpy(numpy.array(mask) == subject_id)"
+            )
+    return torch.from_numpy(pil_to_array(mask, "L", label))
+
+
+def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+    """Whether a common scale explains both sizes, each mask side rounded by less than a pixel."""
+    (rows, columns), (height, width) = mask_size, image_size
+    return abs(rows * width - columns * height) < max(height, width)
+
+
+def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:
+    unit: list[Tensor] = []
+    bounds = value_bounds([plane.byte() if plane.dtype == torch.bool else plane for plane in planes])
+    for index, (plane, (low, high)) in enumerate(zip(planes, bounds, strict=True)):
+        label = f"{name}[{index}]"
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{label} holds NaN or infinite values; check what produced it")
+        if plane.is_floating_point():
+            if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+                remedy = "divide by 255" if low >= 0 and high <= _MAX_UINT8 else "apply a sigmoid to logits, or clamp"
+                raise ValueError(
+                    f"{label} is {plane.dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; {remedy}"
+                )
+            unit.append(plane.float().clamp(0, 1))
+        elif low < 0 or high > _MAX_UINT8:
+            raise ValueError(
+                f"{label} is {plane.dtype} with values from {low:.0f} to {high:.0f}, outside 0..255; give a boolean "
+                "mask: mask == subject_id"
+            )
+        else:
+            unit.append(plane.float() / _MAX_UINT8 if high > 1 else plane.float())
+    return unit
+
+
+def grid_coverage(mask: Tensor, grid: Grid) -> Tensor:
+    """How much of each patch the mask covers.
+
+    The mask is resized to the grid bilinearly, without antialiasing (the paper's choice: each patch reads the mask
+    around its centre), and clamped to [0, 1].
+
+    Args:
+        mask: (H, W) float32 in [0, 1].
+        grid: patch rows and columns.
+
+    Returns:
+        (N,) float32 in [0, 1], row-major over the grid.
+    """
+    resized = F.interpolate(mask[None, None], size=grid, mode="bilinear", align_corners=False)
+    return resized.clamp(0, 1).reshape(-1)

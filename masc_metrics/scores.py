@@ -1,0 +1,193 @@
+"""The formulas, on tensors alone: from patch features to one score a sample.
+
+Shape suffixes: B samples, R reference patches, G generated patches, D feature width. All scores are float32, whatever
+the features' dtype, and NaN where a sample is undefined (no patch to average over).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
+    """Cosine of every reference patch with every generated patch.
+
+    Args:
+        reference_BRD: reference patch features, any floating dtype.
+        generated_BGD: generated patch features of the same width.
+
+    Returns:
+        (B, R, G) float32 in [-1, 1].
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    if reference_BRD.ndim != 3 or generated_BGD.ndim != 3:
+        raise ValueError(
+            f"features are (B, N, D); got reference {tuple(reference_BRD.shape)} and generated "
+            f"{tuple(generated_BGD.shape)}"
+        )
+    if reference_BRD.shape[0] != generated_BGD.shape[0] or reference_BRD.shape[2] != generated_BGD.shape[2]:
+        raise ValueError(
+            f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
+            "differ in batch or width; give one pair a sample, from one backbone"
+        )
+    return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
+
+
+def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor) -> Tensor:
+    r"""Best cosine of every reference patch to any patch of the generated image.
+
+    .. math:: s_r = \max_{g\,\text{valid}} \cos(f_r, f_g)
+
+    Args:
+        reference_BRD: reference patch features.
+        generated_BGD: generated patch features.
+        generated_valid_BG: bool, False on padding; at least one True a sample.
+
+    Returns:
+        (B, R) float32 in [-1, 1].
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    similarity_BRG = patch_similarity(reference_BRD, generated_BGD)
+    _check_mask("generated_valid_BG", generated_valid_BG, generated_BGD)
+    return similarity_BRG.masked_fill(~generated_valid_BG.bool()[:, None, :], -torch.inf).amax(dim=2)
+
+
+def weighted_max_cosine(
+    reference_BRD: Tensor, weight_BR: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor
+) -> Tensor:
+    r"""Weighted mean, over the reference patches, of the best cosine to any generated patch.
+
+    .. math:: \mathrm{CP}_w = \frac{\sum_r w_r \max_g \cos(f_r, f_g)}{\sum_r w_r}
+
+    With coverage as weight this is the paper's ``weighted`` aggregation; with 1 on every patch of the reference its
+    ``global`` one.
+
+    Args:
+        reference_BRD: reference patch features.
+        weight_BR: weights, at least 0; 0 on padding.
+        generated_BGD: generated patch features.
+        generated_valid_BG: bool, False on padding.
+
+    Returns:
+        (B,) float32 in [-1, 1]; NaN where all weights are 0.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    best_BR = best_cosine(reference_BRD, generated_BGD, generated_valid_BG)
+    _check_mask("weight_BR", weight_BR, reference_BRD)
+    weight_BR = weight_BR.float()
+    return (best_BR * weight_BR).sum(dim=1) / weight_BR.sum(dim=1)
+
+
+def masked_max_cosine(
+    reference_BRD: Tensor, foreground_BR: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor
+) -> Tensor:
+    r"""Concept preservation: mean best cosine over the reference's foreground patches.
+
+    .. math:: \mathrm{CP} = \frac{1}{|F|} \sum_{r \in F} \max_g \cos(f_r, f_g)
+
+    Every patch of the generated image may be the best match; its own mask is not used.
+
+    Args:
+        reference_BRD: reference patch features.
+        foreground_BR: bool, True on the subject's patches, False on padding.
+        generated_BGD: generated patch features.
+        generated_valid_BG: bool, False on padding.
+
+    Returns:
+        (B,) float32 in [-1, 1], higher is better; NaN where the reference has no foreground patch.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    return weighted_max_cosine(reference_BRD, foreground_BR, generated_BGD, generated_valid_BG)
+
+
+def mutual_recall(
+    reference_BRD: Tensor,
+    reference_valid_BR: Tensor,
+    reference_foreground_BR: Tensor,
+    generated_BGD: Tensor,
+    generated_valid_BG: Tensor,
+    generated_foreground_BG: Tensor,
+) -> Tensor:
+    r"""Share of the subject's mutual nearest neighbours that lie on the generated subject.
+
+    A pair (r, g) is mutual if g is the patch most similar to r and r the one most similar to g. Among the mutual pairs
+    whose reference patch is foreground, this is the share whose generated patch is foreground too: an ablation of
+    :func:`masked_max_cosine`.
+
+    Args:
+        reference_BRD: reference patch features.
+        reference_valid_BR: bool, False on padding.
+        reference_foreground_BR: bool, True on the reference's subject.
+        generated_BGD: generated patch features.
+        generated_valid_BG: bool, False on padding.
+        generated_foreground_BG: bool, True on the generated subject.
+
+    Returns:
+        (B,) float32 in [0, 1]; NaN where no mutual pair starts in the foreground.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    similarity_BRG = patch_similarity(reference_BRD, generated_BGD)
+    for name, mask, features in (
+        ("reference_valid_BR", reference_valid_BR, reference_BRD),
+        ("reference_foreground_BR", reference_foreground_BR, reference_BRD),
+        ("generated_valid_BG", generated_valid_BG, generated_BGD),
+        ("generated_foreground_BG", generated_foreground_BG, generated_BGD),
+    ):
+        _check_mask(name, mask, features)
+    padding_BRG = ~(reference_valid_BR.bool()[:, :, None] & generated_valid_BG.bool()[:, None, :])
+    similarity_BRG = similarity_BRG.masked_fill(padding_BRG, -torch.inf)
+    nearest_BR = similarity_BRG.argmax(dim=2)
+    nearest_BG = similarity_BRG.argmax(dim=1)
+    here_R = torch.arange(nearest_BR.shape[1], device=nearest_BR.device)
+    mutual_BR = (nearest_BG.gather(1, nearest_BR) == here_R) & reference_valid_BR.bool()
+    counted_BR = mutual_BR & reference_foreground_BR.bool()
+    recalled_BR = counted_BR & generated_foreground_BG.bool().gather(1, nearest_BR)
+    return recalled_BR.sum(dim=1).float() / counted_BR.sum(dim=1).float()
+
+
+def embedding_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+    r"""Prompt following: cosine of a pooled image embedding and a text embedding.
+
+    .. math:: \mathrm{PF} = \cos(e_\text{image}, e_\text{text})
+
+    Args:
+        image_BD: image embeddings, pooled over the background patches; NaN rows stay NaN.
+        text_BD: embeddings of the prompts without their subjects.
+
+    Returns:
+        (B,) float32 in [-1, 1], higher is better.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
+    if image_BD.ndim != 2 or image_BD.shape != text_BD.shape:
+        raise ValueError(
+            f"image embeddings {tuple(image_BD.shape)} and text embeddings {tuple(text_BD.shape)} differ; give one "
+            "(B, D) pair from one backbone"
+        )
+    return (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
+
+
+def _check_mask(name: str, mask: Tensor, features: Tensor) -> None:
+    if mask.shape != features.shape[:2]:
+        raise ValueError(f"{name} is {tuple(mask.shape)} but its features are {tuple(features.shape)}")
