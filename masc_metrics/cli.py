@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score the samples listed in a CSV file",
         description=f"Scores the samples of a CSV file with the columns {', '.join(COLUMNS)} and, optionally, "
-        "sample_id; paths are relative to the file. Writes one row a sample: sample_id, cp, pf, stripped_prompt, error. "
-        "Exit code 3: some rows failed, the rest is scored.",
+        "sample_id; paths are relative to the file. Writes one row a sample: sample_id, cp, pf, stripped_prompt and "
+        "error. Exit code 3: some rows failed, the rest is scored.",
     )
     score.add_argument("samples", type=Path, help="CSV file listing the samples")
     score.add_argument("--out", type=Path, required=True, help="CSV file to write the scores to")
@@ -121,8 +121,8 @@ def _run_score(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    outcomes = score_samples(samples, backbone, max_num_patches=options.max_num_patches, batch_size=options.batch_size)
-    progress = tqdm(outcomes, total=len(samples), unit="sample", disable=options.quiet)
+    scores = score_samples(samples, backbone, max_num_patches=options.max_num_patches, batch_size=options.batch_size)
+    progress = tqdm(scores, total=len(samples), unit="sample", disable=options.quiet)
     outcomes = list(_written(progress, options.out))
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:

@@ -121,9 +121,9 @@ def _from_pil(mask: Image.Image, label: str) -> Tensor:
 
 
 def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-    """Whether a common scale explains both sizes, each mask side rounded by less than a pixel."""
+    """Whether a common scale explains both sizes, a mask side rounded by a pixel at most."""
     (rows, columns), (height, width) = mask_size, image_size
-    return abs(rows * width - columns * height) < max(height, width)
+    return abs(rows * width - columns * height) <= max(height, width)
 
 
 def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:

@@ -34,7 +34,8 @@ def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
             f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
             "differ in batch or width; give one pair a sample, from one backbone"
         )
-    return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
+    with torch.autocast(reference_BRD.device.type, enabled=False):  # it would multiply in half precision
+        return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
 
 
 def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor) -> Tensor:

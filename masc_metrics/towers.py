@@ -15,6 +15,8 @@ from masc_metrics.checkpoint import Checkpoint
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
 
 def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Read one tower, "Vision" or "Text", through its transformers class; the other one's weights stay on disk."""
@@ -117,6 +119,9 @@ class TextTower:
 
         folder = checkpoint.folder
         try:
+            # transformers 5 makes an empty tokenizer of nothing, without a word
+            if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+                raise FileNotFoundError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
             raise OSError(

@@ -45,6 +45,9 @@ def build_checkpoint(
         "vocab_size": vocab_size or words,
         "max_position_embeddings": TEXT_LENGTH,
         "projection_size": width,
+        "pad_token_id": 0,  # these three because transformers' defaults lie outside a small vocabulary
+        "eos_token_id": 1,
+        "bos_token_id": 2,
         **shared,
     }
     config = {

@@ -66,9 +66,9 @@ def read_samples(file: Path) -> list[Sample]:
 
 def _samples(reader: csv.DictReader[str], folder: Path) -> Iterator[Sample]:
     first_line_of: dict[str, int] = {}
-    line = reader.line_num + 1
     for number, row in enumerate(reader, start=1):
         cells = {name: (row[name] or "") for name in COLUMNS}
+        line = reader.line_num - sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
         error = next((f"{name} is empty" for name in COLUMNS[:4] if not cells[name].strip()), "")
         if None in row:
             error = "it has more cells than there are columns; quote a prompt that holds a comma"
@@ -91,7 +91,6 @@ def _samples(reader: csv.DictReader[str], folder: Path) -> Iterator[Sample]:
             subject=cells["subject"] or None,
             error=error,
         )
-        line = reader.line_num + 1
 
 
 def open_picture(file: Path, column: str) -> Image.Image:

@@ -1,0 +1,45 @@
+"""Fixtures: checkpoints with random weights, one backbone on each, and a fresh registry for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+from checkpoints import build_checkpoint
+from hypothesis import settings
+
+from masc_metrics import SigLIP2Backbone, load_backbone, release_backbones
+
+torch.set_num_threads(2)
+settings.register_profile("tests", deadline=None, derandomize=True)  # a noisy machine is no failure
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NaFlex checkpoint folder."""
+    return build_checkpoint(tmp_path_factory.mktemp("naflex") / "siglip2-random-naflex")
+
+
+@pytest.fixture(scope="session")
+def fixed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fixed-resolution checkpoint folder."""
+    return build_checkpoint(tmp_path_factory.mktemp("fixed") / "siglip2-random-256", naflex=False)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_registry() -> Iterator[None]:
+    release_backbones()
+    yield
+    release_backbones()
+
+
+@pytest.fixture
+def backbone(checkpoint: Path) -> SigLIP2Backbone:
+    return load_backbone(checkpoint)
