@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def _looks_like_path(model: str) -> bool:
 
 def _fetch(source: CheckpointSource) -> Path:
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     cache = source.cache_dir or constants.HF_HUB_CACHE
 
@@ -130,16 +131,31 @@ def _fetch(source: CheckpointSource) -> Path:
 
     with _explained(source):
         if source.local_files_only or constants.HF_HUB_OFFLINE:
-            return snapshot(local_files_only=True)
+            folder = snapshot(local_files_only=True)
+            if not _is_complete(folder):
+                raise LocalEntryNotFoundError(f"{folder} is incomplete")
+            return folder
         with _one_process_at_a_time(source, Path(cache)) as waited:
-            if waited:  # another process of this machine has just fetched it
-                from huggingface_hub.errors import LocalEntryNotFoundError
-
-                try:
-                    return snapshot(local_files_only=True)
-                except LocalEntryNotFoundError:
-                    pass  # it failed; this process may have better luck
+            if waited:  # another process of this machine has just fetched it, unless it failed
+                with suppress(LocalEntryNotFoundError):
+                    folder = snapshot(local_files_only=True)
+                    if _is_complete(folder):
+                        return folder
             return snapshot(local_files_only=False)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a snapshot has its weights: an interrupted download leaves a folder without some of them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return all((folder / shard).is_file() for shard in _load_json(index)["weight_map"].values())
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def lock_file(source: CheckpointSource, cache: Path) -> Path:
+    """The file that a process locks while it downloads this source."""
+    name = hashlib.sha256(f"{source.model}@{source.revision}".encode()).hexdigest()[:16]
+    return cache / f".masc-metrics-{name}.lock"
 
 
 @contextmanager
@@ -147,10 +163,9 @@ def _one_process_at_a_time(source: CheckpointSource, cache: Path) -> Iterator[bo
     """Hold the lock of this source; yields whether another process held it before."""
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256(f"{source.model}@{source.revision}".encode()).hexdigest()[:16]
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f".masc-metrics-{name}.lock")
+        lock = FileLock(lock_file(source, cache))
         try:
             lock.acquire(timeout=0)
             waited = False
@@ -198,7 +213,7 @@ def _explained(source: CheckpointSource) -> Iterator[None]:
         asked_offline = source.local_files_only or bool(os.environ.get("HF_HUB_OFFLINE"))
         reason = "downloads are switched off" if asked_offline else "the hub cannot be reached"
         raise ConnectionError(
-            f"checkpoint {name} is not in the local cache and {reason}. Run "
+            f"checkpoint {name} is not (or not whole) in the local cache and {reason}. Run "
             f"`masc-metrics prefetch {source.model}` where there is internet (a gated one "
             " needs its licence accepted and `hf auth login` first) and pass the folder that it prints"
         ) from None
