@@ -114,7 +114,7 @@ def test_company_never_changes_a_feature(kind: str, request: pytest.FixtureReque
     together = encode(backbone, pictures, batch_size=4)
     for index, picture in enumerate(pictures):
         alone = encode(backbone, [picture])[0]
-        assert torch.allclose(alone, together[index, : len(alone)], atol=1e-5)
+        assert torch.allclose(alone, together[index, : len(alone)], atol=1e-6)
         assert not together[index, len(alone) :].any()
 
 

@@ -1,0 +1,59 @@
+"""Functions run in several gloo processes, with a time limit and no process left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, arguments: Any) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+    }
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, limit_s: float = 90) -> list[Any]:
+    """What ``function(rank, world, *arguments)`` returns in each process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_enter, args=(function, rank, world, port, folder, arguments)) for rank in range(world)
+    ]
+    deadline = time.monotonic() + limit_s
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        hung = [rank for rank, worker in enumerate(workers) if worker.is_alive()]
+        errors = "\n".join(file.read_text() for file in sorted(folder.glob("*.txt")))
+        assert not hung, f"processes {hung} did not end within {limit_s} s\n{errors}"
+        assert not errors, errors
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join(10)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
