@@ -5,6 +5,7 @@ Shape suffix: B samples.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 import os
@@ -169,6 +170,16 @@ class SampleMetric(Metric):
         self._warn_undefined(undefined, int(count + undefined))
         mean: Tensor = (total / count).float()
         return mean
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def in_shape() -> Any:
+            # torchmetrics makes a scalar of anything with one element
+            return wrapped().reshape(-1) if self.reduction == "none" else wrapped()
+
+        return in_shape
 
     def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
         if not self._warned_undefined and int(undefined):

@@ -25,7 +25,7 @@ RANGE_SLACK = 1e-3
 # Modes whose conversion to RGB (or L) clips or reinterprets the values without a word.
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
-_MAX_UINT8 = 255.0
+MAX_UINT8 = 255.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _check_range(images: Sequence[Tensor], name: str) -> None:
             continue
         if low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK:
             remedy = "diffusers' [-1, 1] becomes [0, 1] by (image / 2 + 0.5).clamp(0, 1)"
-        elif low >= 0 and high <= _MAX_UINT8:
+        elif low >= 0 and high <= MAX_UINT8:
             remedy = "values in 0..255 become [0, 1] by image / 255, or give torch.uint8"
         else:
             remedy = "rescale or clamp it"
@@ -204,7 +204,7 @@ def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     side = processing.patch_size
     pixels = _resize(image, (rows * side, columns * side), processing.resample)
     if not pixels.is_floating_point():
-        pixels = pixels.float() / _MAX_UINT8
+        pixels = pixels.float() / MAX_UINT8
     mean = torch.tensor(processing.mean, dtype=torch.float32, device=pixels.device)[:, None, None]
     std = torch.tensor(processing.std, dtype=torch.float32, device=pixels.device)[:, None, None]
     normalised = (pixels - mean) / std
@@ -222,5 +222,5 @@ def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
         pixels = pixels.float()
     resized = F.interpolate(pixels, size=size, mode=resample, align_corners=False, antialias=True)[0]
     if resized.is_floating_point():  # bicubic overshoots; the uint8 kernel clamps by itself
-        resized = resized.round().clamp(0, _MAX_UINT8) if integers else resized.clamp(0, 1)
+        resized = resized.round().clamp(0, MAX_UINT8) if integers else resized.clamp(0, 1)
     return resized

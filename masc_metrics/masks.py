@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from masc_metrics.grid import Grid
-from masc_metrics.images import RANGE_SLACK, pil_to_array, value_bounds
+from masc_metrics.images import MAX_UINT8, RANGE_SLACK, pil_to_array, value_bounds
 
 Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image]"
 
@@ -26,8 +26,6 @@ FOREGROUND_THRESHOLD = 0.5
 
 Both signs are the paper's.
 """
-
-_MAX_UINT8 = 255.0
 
 # Channels of a grey JPEG differ by a few levels, those of a label colour by far more.
 _COLOUR_SPREAD = 32
@@ -135,18 +133,18 @@ def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:
             raise ValueError(f"{label} holds NaN or infinite values; check what produced it")
         if plane.is_floating_point():
             if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
-                remedy = "divide by 255" if low >= 0 and high <= _MAX_UINT8 else "apply a sigmoid to logits, or clamp"
+                remedy = "divide by 255" if low >= 0 and high <= MAX_UINT8 else "apply a sigmoid to logits, or clamp"
                 raise ValueError(
                     f"{label} is {plane.dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; {remedy}"
                 )
             unit.append(plane.float().clamp(0, 1))
-        elif low < 0 or high > _MAX_UINT8:
+        elif low < 0 or high > MAX_UINT8:
             raise ValueError(
                 f"{label} is {plane.dtype} with values from {low:.0f} to {high:.0f}, outside 0..255; give a boolean "
                 "mask: mask == subject_id"
             )
         else:
-            unit.append(plane.float() / _MAX_UINT8 if high > 1 else plane.float())
+            unit.append(plane.float() / MAX_UINT8 if high > 1 else plane.float())
     return unit
 
 

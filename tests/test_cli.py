@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -259,11 +260,13 @@ def test_what_cannot_start_says_why_in_one_line(
     assert not Path("o.csv").exists()
 
 
-def test_the_installed_command_runs() -> None:
-    command = Path(sys.executable).parent / "masc-metrics"
-    for start in ([str(command)], [sys.executable, "-m", "masc_metrics"]):
-        result = subprocess.run([*start, "--version"], capture_output=True, text=True, timeout=60, check=True)
-        assert result.stdout.strip() == masc_metrics.__version__
+def test_the_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = str(Path(sys.executable).parent / "masc-metrics")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == masc_metrics.__version__
+    monkeypatch.setattr(sys, "argv", ["masc_metrics", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("masc_metrics", run_name="__main__")
     for wrong in ([], ["score"], ["score", "a.csv", "--out", "b.csv", "--batch-size", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)

@@ -420,6 +420,14 @@ def test_reset_forgets_and_merge_state_adds(kind: Kind) -> None:
     assert metric.compute().item() == pytest.approx(whole.compute().item(), abs=1e-6)
 
 
+def test_one_sample_alone_is_still_a_list_of_one(kind: Kind) -> None:
+    metric = kind.metric(reduction="none")
+    assert metric(**kind.batch(1)).shape == (1,)
+    assert metric.compute().shape == metric.compute().shape == (1,)
+    assert pickle.loads(pickle.dumps(metric)).compute().shape == metric.clone().compute().shape == (1,)
+    assert kind.metric()(**kind.batch(1)).shape == ()
+
+
 def test_compute_before_any_update_is_nan(kind: Kind) -> None:
     with pytest.warns(UserWarning, match="before the ``update`` method"):
         assert kind.metric().compute().isnan()
