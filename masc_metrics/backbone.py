@@ -137,7 +137,7 @@ class SigLIP2Backbone:
             Features on the backbone's device, in the order of the images.
 
         Raises:
-            TypeError, ValueError: for images that are not accepted.
+            TypeError, ValueError: for images that are not accepted, or if the network overflows in float16.
             OSError: if the checkpoint cannot be had.
         """
         batch = check_images(images, "images")
@@ -159,6 +159,12 @@ class SigLIP2Backbone:
                 for start in range(0, len(group), batch_size):
                     part = list(group.items())[start : start + batch_size]
                     tokens_BND = self._vision.encode(torch.stack([image_NP for _, image_NP in part]), grid)
+                    # Overflow would look like an undefined sample. The other dtypes have the range of float32.
+                    if self.dtype == torch.float16 and not tokens_BND.isfinite().all():
+                        raise ValueError(
+                            f"{self.source.model!r} overflows in torch.float16; run it in torch.bfloat16 or "
+                            "torch.float32"
+                        )
                     for (key, _), tokens_ND in zip(part, tokens_BND, strict=True):
                         found[key] = tokens_ND.clone()  # a view would hold the whole batch in the cache
                         self.cache.put(key, found[key])

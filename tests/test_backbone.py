@@ -196,6 +196,22 @@ def test_bfloat16_runs_and_stays_near(checkpoint: Path) -> None:
     assert 0 < difference.abs().max() < 0.05
 
 
+def test_overflow_in_float16_is_an_error_and_no_undefined_sample(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    arguments = only(batch(2), CP_ARGUMENTS) | {"max_num_patches": PATCHES}
+    exact, half = load_backbone(checkpoint), load_backbone(checkpoint, dtype=torch.float16)
+    difference = concept_preservation(**arguments, backbone=half) - concept_preservation(**arguments, backbone=exact)
+    assert difference.abs().max() < 0.01
+    loud = shutil.copytree(checkpoint, tmp_path / "loud")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["vision_model.embeddings.patch_embedding.weight"] *= 1e6
+    save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"overflows in torch\.float16; run it in torch\.bfloat16 or torch\.float32"):
+        concept_preservation(**arguments, backbone=load_backbone(loud, dtype=torch.float16))
+    assert concept_preservation(**arguments, backbone=load_backbone(loud, dtype=torch.bfloat16)).isfinite().all()
+
+
 def test_the_network_is_frozen(backbone: SigLIP2Backbone) -> None:
     assert not any(p.requires_grad for p in backbone._vision.network.parameters())
     assert not backbone._vision.network.training
