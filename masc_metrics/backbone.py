@@ -26,6 +26,9 @@ from masc_metrics.towers import TextTower, VisionTower
 DEFAULT_DTYPE = torch.float32
 DEFAULT_ENCODE_BATCH_SIZE = 16
 
+_ImageKey = tuple[Grid, tuple[int, int]]
+"""What an image's features depend on: its grid and the digest of its patches."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatchFeatures:
@@ -149,29 +152,33 @@ class SigLIP2Backbone:
                 for image, grid in zip(batch.images, grids, strict=True)
             ]
             digests = torch.cat([content_digests(image_NP[None]) for image_NP in patches]).tolist()
-            keys = [(grid, *digest) for grid, digest in zip(grids, digests, strict=True)]
-            found = {key: tokens for key in keys if (tokens := self.cache.get(key)) is not None}
-            missing: dict[Grid, dict[Any, Tensor]] = {}
-            for key, grid, image_NP in zip(keys, grids, patches, strict=True):
-                if key not in found:
-                    missing.setdefault(grid, {})[key] = image_NP
-            for grid, group in missing.items():
-                for start in range(0, len(group), batch_size):
-                    part = list(group.items())[start : start + batch_size]
-                    tokens_BND = self._vision.encode(torch.stack([image_NP for _, image_NP in part]), grid)
-                    # Overflow would look like an undefined sample. The other dtypes have the range of float32.
-                    if self.dtype == torch.float16 and not tokens_BND.isfinite().all():
-                        raise ValueError(
-                            f"{self.source.model!r} overflows in torch.float16; run it in torch.bfloat16 or "
-                            "torch.float32"
-                        )
-                    for (key, _), tokens_ND in zip(part, tokens_BND, strict=True):
-                        found[key] = tokens_ND.clone()  # a view would hold the whole batch in the cache
-                        self.cache.put(key, found[key])
+            keys = [(grid, (high, low)) for grid, (high, low) in zip(grids, digests, strict=True)]
+            found = self._found_or_encoded(dict(zip(keys, patches, strict=True)), batch_size)
             tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
             counts_B = torch.tensor([rows * columns for rows, columns in grids], device=self.device)
             valid_BN = torch.arange(tokens_BND.shape[1], device=self.device) < counts_B[:, None]
             return PatchFeatures(tokens_BND, valid_BN, grids)
+
+    def _found_or_encoded(self, patches: dict[_ImageKey, Tensor], batch_size: int) -> dict[_ImageKey, Tensor]:
+        """(N, D) features of each distinct image, from the cache or from the vision tower."""
+        found = {key: tokens for key in patches if (tokens := self.cache.get(key)) is not None}
+        missing: dict[Grid, list[_ImageKey]] = {}
+        for key in patches:
+            if key not in found:
+                missing.setdefault(key[0], []).append(key)
+        for grid, keys in missing.items():
+            for start in range(0, len(keys), batch_size):
+                part = keys[start : start + batch_size]
+                tokens_BND = self._vision.encode(torch.stack([patches[key] for key in part]), grid)
+                # Overflow would look like an undefined sample. The other dtypes have the range of float32.
+                if self.dtype == torch.float16 and not tokens_BND.isfinite().all():
+                    raise ValueError(
+                        f"{self.source.model!r} overflows in torch.float16; run it in torch.bfloat16 or torch.float32"
+                    )
+                for key, tokens_ND in zip(part, tokens_BND, strict=True):
+                    found[key] = tokens_ND.clone()  # a view would hold the whole batch in the cache
+                    self.cache.put(key, found[key])
+        return found
 
     def pool(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
         """Image embeddings from chosen patches: the checkpoint's attention-pooling head, blind to all others.
