@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -17,19 +16,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 
-from masc_metrics.backbone import (
-    DEFAULT_DTYPE,
-    DEFAULT_ENCODE_BATCH_SIZE,
-    SigLIP2Backbone,
-    check_dtype,
-    shared_backbone,
-)
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
-from masc_metrics.functional import check_positive
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
+from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype
+from masc_metrics.sample_ids import first_of_each_id
 
 Reduction = Literal["mean", "none"]
-SampleIds = Tensor | Sequence[int]
 
 
 class SampleMetric(Metric):
@@ -87,20 +80,23 @@ class SampleMetric(Metric):
         """All that decides a score; metrics that differ in it never share states."""
         return (self._source, self._backbone_dtype, self.max_num_patches, self.reduction)
 
+    def extra_repr(self) -> str:
+        """Model and settings, for ``repr``."""
+        _, *settings = self._settings()
+        return ", ".join([repr(self._source.model), *map(str, settings)])
+
     def _add_states(self) -> None:
         # A MetricCollection lets metrics share states whose names and values agree after the first batch, so two
         # settings that happen to agree there would be one for ever. Names that spell the settings prevent it.
         digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
-        self._names = {
-            role: f"{role}_{digest}"
-            for role in ("score_sum", "sample_count", "undefined_count", "scores", "keyed_scores", "keyed_ids")
-        }
+        summed = ("score_sum", "sample_count", "undefined_sum") if self.reduction == "mean" else ("scores",)
+        self._names = {role: f"{role}_{digest}" for role in (*summed, "keyed_scores", "keyed_ids")}
         if self.reduction == "mean":
-            zero = torch.zeros((), dtype=_float_dtype(self._device), device=self._device)
+            zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
             count = torch.zeros((), dtype=torch.int64, device=self._device)
             self.add_state(self._names["score_sum"], zero, dist_reduce_fx="sum")
             self.add_state(self._names["sample_count"], count, dist_reduce_fx="sum")
-            self.add_state(self._names["undefined_count"], count.clone(), dist_reduce_fx="sum")
+            self.add_state(self._names["undefined_sum"], count.clone(), dist_reduce_fx="sum")
         else:
             self.add_state(self._names["scores"], [], dist_reduce_fx="cat")
         self.add_state(self._names["keyed_scores"], [], dist_reduce_fx="cat")
@@ -113,7 +109,7 @@ class SampleMetric(Metric):
         """A list state as one tensor: empty, and of the right dtype, where there is nothing."""
         value = self._state(role)
         if isinstance(value, list) and not value:
-            dtype = torch.int64 if role == "keyed_ids" else _float_dtype(self.device)
+            dtype = torch.int64 if role == "keyed_ids" else sum_dtype(self.device)
             return torch.empty(0, dtype=dtype, device=self.device)
         tensor: Tensor = dim_zero_cat(value)
         return tensor.to(self.device)
@@ -128,12 +124,12 @@ class SampleMetric(Metric):
         """Samples so far, on this process, that have no score; repeats by id included."""
         keyed = self._listed("keyed_scores").isnan().sum()
         if self.reduction == "mean":
-            return int(self._state("undefined_count") + keyed)
+            return int(self._state("undefined_sum") + keyed)
         return int(self._listed("scores").isnan().sum() + keyed)
 
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
         """Add one batch of scores; never in place, since a reset under inference mode leaves inference tensors."""
-        scores_B = scores_B.to(self.device).to(_float_dtype(self.device))
+        scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
             self._append("keyed_scores", scores_B)
             self._append("keyed_ids", ids.to(self.device))
@@ -144,7 +140,7 @@ class SampleMetric(Metric):
             for role, addend in (
                 ("score_sum", scores_B.nan_to_num(nan=0.0).sum()),
                 ("sample_count", (~undefined_B).sum()),
-                ("undefined_count", undefined_B.sum()),
+                ("undefined_sum", undefined_B.sum()),
             ):
                 setattr(self, self._names[role], self._state(role) + addend)
 
@@ -158,7 +154,7 @@ class SampleMetric(Metric):
             A float32 scalar, NaN if no sample is defined; or (n,) float32 with NaN where a sample is undefined, in
             the order of ids, then the samples without id in the order of ranks and updates.
         """
-        keyed = _first_of_each_id(self._listed("keyed_scores"), self._listed("keyed_ids"))
+        keyed = first_of_each_id(self._listed("keyed_scores"), self._listed("keyed_ids"))
         if self.reduction == "none":
             every = torch.cat([keyed, self._listed("scores")])
             self._warn_undefined(every.isnan().sum(), every.numel())
@@ -166,7 +162,7 @@ class SampleMetric(Metric):
         defined = ~keyed.isnan()
         total = self._state("score_sum") + keyed[defined].sum()
         count = self._state("sample_count") + defined.sum()
-        undefined = self._state("undefined_count") + (~defined).sum()
+        undefined = self._state("undefined_sum") + (~defined).sum()
         self._warn_undefined(undefined, int(count + undefined))
         mean: Tensor = (total / count).float()
         return mean
@@ -191,24 +187,77 @@ class SampleMetric(Metric):
                 UserWarning,
             )
 
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def all_or_nothing(*args: Any, **kwargs: Any) -> None:
+            # torchmetrics counts an update before it is tried
+            count, computed = self._update_count, self._computed
+            try:
+                wrapped(*args, **kwargs)
+            except BaseException:
+                self._update_count, self._computed = count, computed
+                raise
+
+        return all_or_nothing
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Score one batch alone and add it to the rest, with one pass of the encoder.
 
         Takes what ``update`` takes and returns what ``compute`` returns, for this batch.
         """
         # torchmetrics sets the accumulated states aside while it scores the batch, and loses them if that raises.
-        attributes, states = dict(vars(self)), self._copy_state_dict()
+        # Lists are copied, because a reset empties them in place; tensors are never changed in place.
+        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
-            vars(self).update(attributes)
-            vars(self).update(states)
+            vars(self).update(before)
             raise
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the states of another metric of this class and these settings, after this one's own samples.
+
+        Args:
+            incoming_state: the metric, or its ``metric_state``.
+
+        Raises:
+            ValueError: if it is a metric of another class or with other settings than this one's.
+        """
+        if isinstance(incoming_state, SampleMetric):
+            # The checkpoint may lie elsewhere there; the other settings decide the score.
+            if type(incoming_state) is not type(self) or incoming_state._settings()[1:] != self._settings()[1:]:
+                raise ValueError(f"cannot merge {incoming_state} into {self}; merge metrics of one class and settings")
+            states = {role: incoming_state._state(role) for role in self._names}
+        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._names.values()):
+            states = {role: incoming_state[name] for role, name in self._names.items()}
+        else:
+            raise ValueError("incoming_state is no metric of this class and settings, nor the metric_state of one")
+        for role, name in self._names.items():
+            setattr(self, name, self._state(role) + states[role])
+        self._computed = None  # what was computed before is no longer so
+        self._update_count += getattr(incoming_state, "update_count", 1)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """States made persistent, under their plain names: where the checkpoint lay does not matter to them."""
+        states = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for role, name in self._names.items():
+            if prefix + name in states:
+                states[prefix + role] = states.pop(prefix + name)
+        return states
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for role, name in self._names.items():
+            if prefix + role in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + role)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         # A rank without data offers an empty list, for which torchmetrics gathers float32 whatever the others hold.
         for role, name in self._names.items():
-            if self._reductions.get(name) is dim_zero_cat:
+            if self._reductions[name] is dim_zero_cat:
                 setattr(self, name, [self._listed(role)])
         if dist_sync_fn is None:
             super()._sync_dist(process_group=process_group)
@@ -220,7 +269,7 @@ class SampleMetric(Metric):
         device = fn(torch.empty(0, dtype=torch.float32, device=self.device)).device
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, _float_dtype(device) if tensor.is_floating_point() else tensor.dtype)
+            return tensor.to(device, sum_dtype(device) if tensor.is_floating_point() else tensor.dtype)
 
         return super()._apply(move, exclude_state)
 
@@ -235,56 +284,3 @@ class SampleMetric(Metric):
             Figure and axes.
         """
         return self._plot(val, ax)
-
-
-def _float_dtype(device: torch.device) -> torch.dtype:
-    """float64, so that a mean over many samples keeps its last digits; float32 where the device has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
-    """Scores in the order of ids, each id once, the first one that stands there."""
-    order = ids.argsort(stable=True)
-    ordered = ids[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return scores[order][first]
-
-
-def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:
-    """The ids as (B,) int64, or None.
-
-    Raises:
-        TypeError: if they are not integers.
-        ValueError: if they are not one a sample, or need more than 64 bits.
-    """
-    if sample_ids is None:
-        return None
-    if isinstance(sample_ids, Tensor):
-        if sample_ids.ndim != 1:
-            raise ValueError(f"sample_ids has shape {tuple(sample_ids.shape)}; give (B,) integers")
-        if sample_ids.is_floating_point() or sample_ids.is_complex() or sample_ids.dtype == torch.bool:
-            raise TypeError(f"sample_ids is {sample_ids.dtype}; give integers, such as the samples' dataset indices")
-        ids = sample_ids.detach().to(torch.int64)
-    else:
-        if isinstance(sample_ids, (str, bytes)) or not isinstance(sample_ids, Sequence):
-            raise TypeError(f"sample_ids is a {type(sample_ids).__name__}; give a (B,) tensor or a list of integers")
-        ids = torch.tensor([_check_id(index, value) for index, value in enumerate(sample_ids)], dtype=torch.int64)
-    if len(ids) != count:
-        raise ValueError(f"sample_ids holds {len(ids)} ids but generated_images holds {count}; give one for each")
-    return ids
-
-
-def _check_id(index: int, value: object) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"sample_ids[{index}] is {value!r}, a {type(value).__name__}; give integers, such as the samples' dataset "
-            "indices"
-        ) from None
-    if not -(2**63) <= number < 2**63:
-        raise ValueError(f"sample_ids[{index}] is {number}, which needs more than 64 bits; give a smaller id")
-    return number

@@ -19,11 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.cache import DEFAULT_CACHE_BYTES, FeatureCache, content_digests
 from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid, check_positive
 from masc_metrics.images import Images, check_images, patchify
+from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, without_autocast
 from masc_metrics.towers import TextTower, VisionTower
 
-DEFAULT_DTYPE = torch.float32
 DEFAULT_ENCODE_BATCH_SIZE = 16
 
 _ImageKey = tuple[Grid, tuple[int, int]]
@@ -97,8 +97,8 @@ class SigLIP2Backbone:
         """Whether the text tower was needed, and so read, already."""
         return "_text" in self.__dict__
 
-    def load(self) -> SigLIP2Backbone:
-        """Read the vision tower now instead of at the first image.
+    def load(self, *, text_tower: bool = False) -> SigLIP2Backbone:
+        """Read the vision tower now instead of at the first image, and the text tower if asked.
 
         Raises:
             OSError: if the checkpoint cannot be had; the text says how to get it.
@@ -106,6 +106,8 @@ class SigLIP2Backbone:
         """
         with self._lock:
             self._vision  # noqa: B018
+            if text_tower:
+                self._text  # noqa: B018
         return self
 
     @contextmanager
@@ -115,7 +117,7 @@ class SigLIP2Backbone:
             self._lock,
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
+            without_autocast(self.device),
         ):
             yield
 
@@ -140,9 +142,11 @@ class SigLIP2Backbone:
             Features on the backbone's device, in the order of the images.
 
         Raises:
-            TypeError, ValueError: for images that are not accepted, or if the network overflows in float16.
+            TypeError, ValueError: for images or settings that are not accepted.
             OSError: if the checkpoint cannot be had.
         """
+        check_positive("max_num_patches", max_num_patches)
+        check_positive("batch_size", batch_size)
         batch = check_images(images, "images")
         with self._frozen():
             processing = self.checkpoint.processing
@@ -170,11 +174,6 @@ class SigLIP2Backbone:
             for start in range(0, len(keys), batch_size):
                 part = keys[start : start + batch_size]
                 tokens_BND = self._vision.encode(torch.stack([patches[key] for key in part]), grid)
-                # Overflow would look like an undefined sample. The other dtypes have the range of float32.
-                if self.dtype == torch.float16 and not tokens_BND.isfinite().all():
-                    raise ValueError(
-                        f"{self.source.model!r} overflows in torch.float16; run it in torch.bfloat16 or torch.float32"
-                    )
                 for key, tokens_ND in zip(part, tokens_BND, strict=True):
                     found[key] = tokens_ND.clone()  # a view would hold the whole batch in the cache
                     self.cache.put(key, found[key])
@@ -219,14 +218,18 @@ class SigLIP2Backbone:
             (B, D) float32 on the backbone's device.
 
         Raises:
-            TypeError: if a text is not a string.
+            TypeError: if the texts are not a list of strings.
+            ValueError: if there is none.
             OSError: if the checkpoint cannot be had or has no tokenizer.
         """
+        check_positive("batch_size", batch_size)
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{index}] is a {type(text).__name__}; give strings")
-        if isinstance(texts, str) or len(texts) == 0:
-            raise ValueError("texts must be a list of at least one string")
+        if len(texts) == 0:
+            raise ValueError("texts is empty; give at least one string")
         with self._frozen():
             lowered = [text.lower() for text in texts]
             found = {text: known for text in lowered if (known := self.cache.get(text)) is not None}
@@ -245,7 +248,7 @@ _shared_lock = threading.Lock()
 
 def shared_backbone(source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
     """The process's one backbone of this source, device and dtype; nothing is read before it is needed."""
-    device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one
+    device = torch.empty(0, dtype=torch.float32, device=device).device  # "cuda" and "cuda:0" are one
     with _shared_lock:
         return _shared.setdefault((source, device, dtype), SigLIP2Backbone(source, device, dtype))
 
@@ -275,17 +278,11 @@ def load_backbone(
     Raises:
         TypeError: if an argument has the wrong type.
         OSError: if the checkpoint cannot be had; the text says how to get it.
-        ValueError: if it is no SigLIP2 checkpoint.
+        ValueError: if it is no SigLIP2 checkpoint, or the device is not there.
     """
     check_dtype(dtype)
     source = CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)
-    return shared_backbone(source, torch.device(device), dtype).load()
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise TypeError unless the network can run in this dtype."""
-    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"dtype is {dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
+    return shared_backbone(source, check_device(device), dtype).load()
 
 
 def release_backbones() -> None:

@@ -106,8 +106,8 @@ def content_digests(patches_BNP: Tensor) -> Tensor:
     lanes = []
     for lane in range(_LANES):
         sums_BN = (bits_BNP * within[lane]).sum(dim=2)
-        # Wraps modulo 2**64; the shift brings the well mixed high bits down before they are multiplied up again.
-        mixed_BN = (sums_BN ^ (sums_BN >> 29)) * _MULTIPLIER
-        mixed_BN = mixed_BN ^ (mixed_BN >> 32)
+        # Wraps modulo 2**64; the shifts bring the well mixed high bits down. Masked, because >> copies the sign.
+        mixed_BN = (sums_BN ^ ((sums_BN >> 29) & (2**35 - 1))) * _MULTIPLIER
+        mixed_BN = mixed_BN ^ ((mixed_BN >> 32) & (2**32 - 1))
         lanes.append((mixed_BN * across[lane]).sum(dim=1))
     return torch.stack(lanes, dim=1)

@@ -1,22 +1,20 @@
-"""Where a SigLIP2 checkpoint comes from, and what its files say: download, lock, errors, preprocessing values."""
+"""Which SigLIP2 checkpoint is meant, and what its files say."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masc_metrics.hub import fetch
 from masc_metrics.images import ImageProcessing
 
 DEFAULT_MODEL = "google/siglip2-so400m-patch16-naflex"
 
-# Weights as safetensors alone: a pickle runs code when it is read.
-_FILES_NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
 
@@ -67,8 +65,8 @@ class CheckpointSource:
         """The source with its paths made absolute, so that two spellings of one folder are equal.
 
         Raises:
-            TypeError: if the model is neither a string nor a path.
-            ValueError: if it is empty.
+            TypeError: if an argument has the wrong type.
+            ValueError: if the model is empty, or a folder with a revision.
         """
         if not isinstance(model_name_or_path, (str, os.PathLike)):
             raise TypeError(
@@ -78,7 +76,15 @@ class CheckpointSource:
         model = os.fspath(model_name_or_path)
         if not model.strip():
             raise ValueError(f"model_name_or_path is empty; give a hub id such as {DEFAULT_MODEL!r} or a local folder")
+        if revision is not None and not isinstance(revision, str):
+            raise TypeError(f"revision is a {type(revision).__name__}; give a branch, tag or commit as a string")
+        if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
+            raise TypeError(f"cache_dir is a {type(cache_dir).__name__}; give a folder")
+        if not isinstance(local_files_only, bool):
+            raise TypeError(f"local_files_only is a {type(local_files_only).__name__}; give True or False")
         if Path(model).expanduser().is_dir() or _looks_like_path(model):
+            if revision is not None:
+                raise ValueError(f"revision is {revision!r} but {model!r} is a folder, which has none; leave one out")
             return cls(os.path.realpath(os.path.expanduser(model)))
         cache = None if cache_dir is None else os.path.realpath(os.path.expanduser(cache_dir))
         return cls(model, revision, cache, local_files_only)
@@ -94,7 +100,7 @@ class CheckpointSource:
         if _looks_like_path(self.model):
             folder = Path(self.model)
             return _read(folder, commit=folder.name if folder.parent.name == "snapshots" else None)
-        folder = _fetch(self)
+        folder = fetch(self.model, self.revision, self.cache_dir, self.local_files_only)
         return _read(folder, commit=folder.name)
 
 
@@ -110,121 +116,6 @@ def prefetch(source: CheckpointSource) -> Path:
 
 def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "~", "/")) or os.path.isabs(model) or "\\" in model or model.count("/") > 1
-
-
-def _fetch(source: CheckpointSource) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    cache = source.cache_dir or constants.HF_HUB_CACHE
-
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                source.model,
-                revision=source.revision,
-                cache_dir=cache,
-                local_files_only=local_files_only,
-                allow_patterns=_FILES_NEEDED,
-            )
-        )
-
-    with _explained(source):
-        if source.local_files_only or constants.HF_HUB_OFFLINE:
-            folder = snapshot(local_files_only=True)
-            if not _is_complete(folder):
-                raise LocalEntryNotFoundError(f"{folder} is incomplete")
-            return folder
-        with _one_process_at_a_time(source, Path(cache)) as waited:
-            if waited:  # another process of this machine has just fetched it, unless it failed
-                with suppress(LocalEntryNotFoundError):
-                    folder = snapshot(local_files_only=True)
-                    if _is_complete(folder):
-                        return folder
-            return snapshot(local_files_only=False)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a snapshot has its weights: an interrupted download leaves a folder without some of them."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return all((folder / shard).is_file() for shard in _load_json(index)["weight_map"].values())
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def lock_file(source: CheckpointSource, cache: Path) -> Path:
-    """The file that a process locks while it downloads this source."""
-    name = hashlib.sha256(f"{source.model}@{source.revision}".encode()).hexdigest()[:16]
-    return cache / f".masc-metrics-{name}.lock"
-
-
-@contextmanager
-def _one_process_at_a_time(source: CheckpointSource, cache: Path) -> Iterator[bool]:
-    """Hold the lock of this source; yields whether another process held it before."""
-    from filelock import FileLock, Timeout
-
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_file(source, cache))
-        try:
-            lock.acquire(timeout=0)
-            waited = False
-        except Timeout:
-            lock.acquire()
-            waited = True
-    except OSError:  # a read-only cache, shared by a cluster: nothing will be written, so nothing needs the lock
-        yield False
-        return
-    try:
-        yield waited
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _explained(source: CheckpointSource) -> Iterator[None]:
-    """Turn the hub's errors into ones that say what to do."""
-    from huggingface_hub import errors
-
-    name = f"{source.model!r}" + (f" at revision {source.revision!r}" if source.revision else "")
-    otherwise = "or pass the folder of a copy, made elsewhere by: masc-metrics prefetch " + source.model
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise PermissionError(
-            f"checkpoint {name} is gated. Accept its licence at {_page(source.model)}, then log in with "
-            f"`hf auth login` or set HF_TOKEN, {otherwise}"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise FileNotFoundError(
-            f"checkpoint {source.model!r} has no revision {source.revision!r}; see {_page(source.model)}/commits"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"checkpoint {name} is not on the hub, or is private. Check its name; if it is private or gated, accept "
-            f"its licence and log in with `hf auth login` or set HF_TOKEN, {otherwise}"
-        ) from None
-    except errors.HFValidationError as error:
-        raise FileNotFoundError(
-            f"{source.model!r} is neither a folder nor a hub id ({error}); give a hub id such as {DEFAULT_MODEL!r} or "
-            "a local folder"
-        ) from None
-    except errors.LocalEntryNotFoundError:
-        asked_offline = source.local_files_only or bool(os.environ.get("HF_HUB_OFFLINE"))
-        reason = "downloads are switched off" if asked_offline else "the hub cannot be reached"
-        raise ConnectionError(
-            f"checkpoint {name} is not (or not whole) in the local cache and {reason}. Run "
-            f"`masc-metrics prefetch {source.model}` where there is internet (a gated one "
-            " needs its licence accepted and `hf auth login` first) and pass the folder that it prints"
-        ) from None
-    except Exception as error:  # a broken transfer, a full disk: the hub's client has no common class for them
-        raise OSError(
-            f"checkpoint {name} could not be downloaded ({type(error).__name__}: {error}). Try again, {otherwise}"
-        ) from error
-
-
-def _page(model: str) -> str:
-    return f"https://huggingface.co/{model}"
 
 
 def _read(folder: Path, commit: str | None) -> Checkpoint:
@@ -246,7 +137,8 @@ def _read(folder: Path, commit: str | None) -> Checkpoint:
         )
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with quiet_transformers(), readable(folder):
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     fixed_size = None if model_type == "siglip2" else int(config.vision_config.image_size)
     return Checkpoint(
         folder=folder,
@@ -255,6 +147,34 @@ def _read(folder: Path, commit: str | None) -> Checkpoint:
         processing=_read_processing(folder, int(config.vision_config.patch_size), fixed_size),
         text_length=int(config.text_config.max_position_embeddings),
     )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No word from transformers of the tower left unread on purpose, or of defaults that this checkpoint overrides."""
+    from transformers.utils import logging
+
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn whatever the libraries raise over a damaged folder into an error that names it."""
+    try:
+        yield
+    except Exception as error:  # from KeyError to SafetensorError, by what is damaged
+        raise ValueError(
+            f"{folder} cannot be read as a SigLIP2 checkpoint ({type(error).__name__}: {error}); it may be damaged or "
+            "its config.json may not fit its weights: download it again"
+        ) from error
 
 
 def _read_processing(folder: Path, patch_size: int, fixed_size: int | None) -> ImageProcessing:
@@ -274,8 +194,9 @@ def _read_processing(folder: Path, patch_size: int, fixed_size: int | None) -> I
         raise ValueError(
             f"{folder / name} asks for PIL resampling {resample}; only 2 (bilinear) and 3 (bicubic) exist here"
         )
-    mean = [float(value) for value in values["image_mean"]]
-    std = [float(value) for value in values["image_std"]]
+    with readable(folder / name):
+        mean = [float(value) for value in values["image_mean"]]
+        std = [float(value) for value in values["image_std"]]
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"{folder / name} has image_mean {mean} and image_std {std}; both need three values")
     return ImageProcessing(

@@ -7,20 +7,22 @@ failed and the rest is scored.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import masc_metrics
-from masc_metrics.backbone import DEFAULT_DTYPE, DEFAULT_ENCODE_BATCH_SIZE, load_backbone
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, load_backbone
 from masc_metrics.bench.runner import Scored, score_samples
 from masc_metrics.bench.samples import COLUMNS, read_samples
+from masc_metrics.bench.score_file import ScoreFile
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource, prefetch
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.precision import DEFAULT_DTYPE, check_device
+from masc_metrics.prompts import holds_subject
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED = 1, 2, 3
 
@@ -85,10 +87,9 @@ def _add_hub_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return int(text)
 
 
 def _run_prefetch(options: argparse.Namespace) -> int:
@@ -102,65 +103,74 @@ def _run_prefetch(options: argparse.Namespace) -> int:
 def _run_score(options: argparse.Namespace) -> int:
     try:
         samples = read_samples(options.samples)
-        _check_out(options.out, options.samples)
-        device = torch.device(options.device or _best_device())
-        torch.empty(0, device=device)
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:  # torch raises any of them for a device
-        return _fail(UNUSABLE, error)
-    try:
-        backbone = load_backbone(
-            options.model,
-            device=device,
-            dtype=_DTYPES[options.dtype],
-            revision=options.revision,
-            cache_dir=options.cache_dir,
-            local_files_only=options.local_files_only,
-        )
+        device = check_device(options.device or _best_device())
+        writer = ScoreFile(options.out, options.samples)
     except (OSError, ValueError) as error:
-        return _fail(NO_CHECKPOINT, error)
+        return _fail(UNUSABLE, error)
+    with writer:
+        try:
+            backbone = load_backbone(
+                options.model,
+                device=device,
+                dtype=_DTYPES[options.dtype],
+                revision=options.revision,
+                cache_dir=options.cache_dir,
+                local_files_only=options.local_files_only,
+            ).load(text_tower=True)
+        except (OSError, ValueError) as error:
+            return _fail(NO_CHECKPOINT, error)
 
-    from tqdm import tqdm
+        from tqdm import tqdm
 
-    scores = score_samples(samples, backbone, max_num_patches=options.max_num_patches, batch_size=options.batch_size)
-    progress = tqdm(scores, total=len(samples), unit="sample", disable=options.quiet)
-    outcomes = list(_written(progress, options.out))
-    failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        sample = outcome.sample
-        print(f"{options.samples}, line {sample.line} (sample {sample.sample_id}): {outcome.error}", file=sys.stderr)
-    print(_mean("CP", [outcome.cp for outcome in outcomes]))
-    print(_mean("PF", [outcome.pf for outcome in outcomes]))
+        scores = score_samples(
+            samples, backbone, max_num_patches=options.max_num_patches, batch_size=options.batch_size
+        )
+        outcomes = []
+        try:
+            for outcome in tqdm(scores, total=len(samples), unit="sample", disable=options.quiet):
+                writer.write(outcome)
+                outcomes.append(outcome)
+            writer.finish()
+        except OSError as error:  # a full disk; what was written stands in the partial file
+            return _fail(UNUSABLE, error)
+    _report(outcomes, options.samples)
+    failed = sum(bool(outcome.error) for outcome in outcomes)
     if failed:
-        print(f"{len(failed)} of {len(outcomes)} rows failed; the others are in {options.out}", file=sys.stderr)
+        print(f"{failed} of {len(outcomes)} rows failed; the others are in {options.out}", file=sys.stderr)
         return ROWS_FAILED
     return 0
 
 
-def _check_out(out: Path, samples: Path) -> None:
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; give a file in it")
-    if out.exists() and out.samefile(samples):
-        raise ValueError(f"--out {out} is the sample list itself; give another file")
+def _report(outcomes: Sequence[Scored], samples: Path) -> None:
+    """The rows that failed, those to look at, and the means."""
+    for outcome in outcomes:
+        sample = outcome.sample
+        where = f"{samples}, line {sample.line} (sample {sample.sample_id})"
+        if outcome.error:
+            print(f"{where}: {outcome.error}", file=sys.stderr)
+            continue
+        for name, score, reason in (
+            ("CP", outcome.cp, "no reference patch is more than half covered by reference_mask"),
+            ("PF", outcome.pf, "generated_mask leaves no background patch"),
+        ):
+            if score is not None and math.isnan(score):
+                print(f"{where}: {name} is undefined, because {reason}", file=sys.stderr)
+    unstripped = [o.sample for o in outcomes if not o.error and not holds_subject(o.sample.prompt, o.sample.subject)]
+    if unstripped:
+        first = unstripped[0]
+        print(
+            f"{samples}: {len(unstripped)} prompts do not hold their subject as whole words, so nothing was stripped; "
+            f"the first is line {first.line}, {first.subject!r} in {first.prompt!r}",
+            file=sys.stderr,
+        )
+    print(_mean("CP", [outcome.cp for outcome in outcomes]))
+    print(_mean("PF", [outcome.pf for outcome in outcomes]))
 
 
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _written(outcomes: Iterable[Scored], out: Path) -> Iterator[Scored]:
-    """Write each outcome as soon as it is there, and pass it on."""
-    with out.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sample_id", "cp", "pf", "stripped_prompt", "error"])
-        for outcome in outcomes:
-            cp, pf = ("" if score is None else f"{score:.9g}" for score in (outcome.cp, outcome.pf))
-            writer.writerow([outcome.sample.sample_id, cp, pf, outcome.stripped_prompt, outcome.error])
-            stream.flush()
-            yield outcome
 
 
 def _mean(name: str, scores: Sequence[float | None]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
 from masc_metrics.prompts import strip_subject as _strip_subject
@@ -50,6 +50,7 @@ def concept_preservation(
     Raises:
         TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
         OSError: if the checkpoint cannot be had.
+        RuntimeError: if the network's features are not finite, as by overflow in float16.
 
     Source: MaSC, arXiv 2605.22469.
     """
@@ -60,12 +61,15 @@ def concept_preservation(
     masks = check_masks(reference_masks, "reference_masks", references.sizes)
 
     scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
     for part in _parts(generated, encode_batch_size):
         pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
         features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
         reference_BND, generated_BND = features.tokens_BND[: len(part)], features.tokens_BND[len(part) :]
         foreground_BN = _coverage(masks, part, features) > FOREGROUND_THRESHOLD
         scores_B[part] = masked_max_cosine(reference_BND, foreground_BN, generated_BND, features.valid_BN[len(part) :])
+        defined_B[part] = foreground_BN.any(dim=1)
+    _check_finite(scores_B, defined_B, backbone)
     return scores_B
 
 
@@ -103,11 +107,12 @@ def prompt_following(
     Raises:
         TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
         OSError: if the checkpoint cannot be had.
+        RuntimeError: if the network's features are not finite, as by overflow in float16.
 
     Source: MaSC, arXiv 2605.22469.
     """
     _check_settings(backbone, max_num_patches, encode_batch_size)
-    check_pooling(pooling)
+    check_pooling(pooling, strip_subject)
     generated = check_images(generated_images, "generated_images")
     if generated_masks is None and pooling != "full":
         raise TypeError(f"generated_masks is None; pooling={pooling!r} needs a mask of the subject for every image")
@@ -115,6 +120,7 @@ def prompt_following(
     texts = _check_texts(prompts, subjects, len(generated), strip_subject)
 
     scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
     for part in _parts(generated, encode_batch_size):
         images = ImageBatch(tuple(generated.images[index] for index in part))
         features = backbone.encode_images(images, max_num_patches=max_num_patches, batch_size=encode_batch_size)
@@ -124,21 +130,17 @@ def prompt_following(
             keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
         embeddings_BD = backbone.encode_texts([texts[index] for index in part], batch_size=encode_batch_size)
         scores_B[part] = embedding_cosine(backbone.pool(features, keep_BN), embeddings_BD)
+        defined_B[part] = keep_BN.any(dim=1)
+    _check_finite(scores_B, defined_B, backbone)
     return scores_B
 
 
-def check_pooling(pooling: str) -> None:
-    """Raise ValueError unless the pooling is one of the paper's three."""
+def check_pooling(pooling: str, strip_subject: bool) -> None:
+    """Raise ValueError unless the pooling is one of the paper's three, TypeError unless the other is a boolean."""
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling is {pooling!r}; give one of {', '.join(map(repr, get_args(Pooling)))}")
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raise unless the setting is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a {type(value).__name__}; give an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; give at least 1")
+    if not isinstance(strip_subject, bool):
+        raise TypeError(f"strip_subject is a {type(strip_subject).__name__}; give True or False")
 
 
 def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int) -> None:
@@ -178,8 +180,20 @@ def _check_texts(
             raise TypeError(
                 f"subjects[{index}] is a {type(subject).__name__}; give a string, or None to keep the prompt"
             )
+        if prompt.encode(errors="ignore").decode() != prompt:
+            raise ValueError(f"prompts[{index}] {prompt!a} holds half of a surrogate pair; repair its encoding")
         texts.append(_strip_subject(prompt, subject) if strip_subject else prompt)
     return texts
+
+
+def _check_finite(scores_B: Tensor, defined_B: Tensor, backbone: SigLIP2Backbone) -> None:
+    """NaN means that a mask left nothing to score; a broken network must not pass for that."""
+    broken = (scores_B.isnan() & defined_B).nonzero()
+    if len(broken):
+        raise RuntimeError(
+            f"generated_images[{int(broken[0])}] has patches to score, but {backbone} gave features that are not "
+            "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
+        )
 
 
 def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:

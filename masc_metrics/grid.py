@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from numbers import Integral
 
 DEFAULT_MAX_NUM_PATCHES = 1024
 
@@ -15,6 +16,14 @@ Grid = tuple[int, int]
 _SMALLEST_SCALE = 1e-6
 _LARGEST_SCALE = 100.0
 _TOLERANCE = 1e-5
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise TypeError unless the value is an integer, ValueError unless it is at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; give at least 1")
 
 
 def _grid_at(scale: float, height: int, width: int, patch_size: int) -> Grid:
@@ -42,18 +51,15 @@ def naflex_grid(height: int, width: int, *, max_num_patches: int = DEFAULT_MAX_N
         (32, 32); 768 x 512 give (39, 26).
 
     Raises:
-        ValueError: if an argument is below 1.
+        TypeError: if an argument is no integer.
+        ValueError: if one is below 1, or the image fits the budget at no scale.
 
     Source: the image processor of ``google/siglip2-*-naflex``, arXiv 2502.14786.
     """
-    for name, value in (
-        ("height", height),
-        ("width", width),
-        ("max_num_patches", max_num_patches),
-        ("patch_size", patch_size),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    check_positive("height", height)
+    check_positive("width", width)
+    check_positive("max_num_patches", max_num_patches)
+    check_positive("patch_size", patch_size)
     low, high = _SMALLEST_SCALE, _LARGEST_SCALE
     while high - low >= _TOLERANCE:
         middle = (low + high) / 2

@@ -22,6 +22,8 @@ Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
 # Arithmetic in half precision or after a resize leaves values a hair outside [0, 1]; a wrong value range does not.
 RANGE_SLACK = 1e-3
 
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Modes whose conversion to RGB (or L) clips or reinterprets the values without a word.
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -129,9 +131,17 @@ def _check_one(image: object, label: str) -> Tensor:
         raise ValueError(f"{label} has shape {shape}, so {shape[0]} channels instead of 3{hint}")
     if 0 in shape:
         raise ValueError(f"{label} has shape {shape}: no pixels; give an image of at least 1 x 1")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
+    if image.dtype != torch.uint8 and image.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{label} is {image.dtype}; give torch.uint8 in 0..255 or floating point in [0, 1]")
+    check_values(image, label)
     return image
+
+
+def check_values(tensor: Tensor, label: str) -> None:
+    """Raise TypeError for a tensor without values of its own to read: on the meta device, or sparse."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
+        raise TypeError(f"{label} is {what}; give a dense tensor with values")
 
 
 def _from_pil(image: Image.Image, label: str) -> Tensor:
@@ -153,13 +163,13 @@ def pil_to_array(image: Image.Image, mode: str, label: str) -> np.ndarray:
         )
     try:
         return np.array(image.convert(mode))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{label} cannot be decoded: {error}; check that its file is complete") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{label} cannot be decoded: {error}; check that its file is complete and open") from error
 
 
 def value_bounds(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
     """Smallest and largest value of each tensor, NaN where it holds one; one device synchronisation in all."""
-    bounds = [torch.stack(tensor.detach().aminmax()).to(torch.float64) for tensor in tensors]
+    bounds = [torch.stack(tensor.detach().aminmax()).float() for tensor in tensors]
     devices = {bound.device for bound in bounds}
     if len(devices) > 1:
         bounds = [bound.cpu() for bound in bounds]
@@ -203,7 +213,7 @@ def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     rows, columns = grid
     side = processing.patch_size
     pixels = _resize(image, (rows * side, columns * side), processing.resample)
-    if not pixels.is_floating_point():
+    if not image.is_floating_point():
         pixels = pixels.float() / MAX_UINT8
     mean = torch.tensor(processing.mean, dtype=torch.float32, device=pixels.device)[:, None, None]
     std = torch.tensor(processing.std, dtype=torch.float32, device=pixels.device)[:, None, None]
@@ -212,15 +222,21 @@ def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     return cut.reshape(rows * columns, side * side * 3)
 
 
+def _has_uint8_kernel(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
     if (image.shape[1], image.shape[2]) == size:
         return image
     # The kernel chosen depends on the memory layout; one layout, one result.
     pixels = image[None].contiguous()
+    if pixels.device.type not in ("cpu", "cuda"):  # nowhere else is an antialiased kernel sure to be
+        pixels = pixels.cpu()
     integers = not pixels.is_floating_point()
-    if integers and pixels.device.type != "cpu":
+    if integers and not _has_uint8_kernel(pixels.device):
         pixels = pixels.float()
     resized = F.interpolate(pixels, size=size, mode=resample, align_corners=False, antialias=True)[0]
     if resized.is_floating_point():  # bicubic overshoots; the uint8 kernel clamps by itself
         resized = resized.round().clamp(0, MAX_UINT8) if integers else resized.clamp(0, 1)
-    return resized
+    return resized.to(image.device)

@@ -6,6 +6,7 @@ Shape suffixes: H, W mask sides in pixels; N patches.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from masc_metrics.grid import Grid
-from masc_metrics.images import MAX_UINT8, RANGE_SLACK, pil_to_array, value_bounds
+from masc_metrics.images import FLOAT_DTYPES, MAX_UINT8, RANGE_SLACK, check_values, pil_to_array, value_bounds
 
 Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image]"
 
@@ -62,6 +63,9 @@ def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]])
     Raises:
         TypeError: for a form or dtype that is not accepted.
         ValueError: for a wrong rank, count, aspect ratio or value range, or NaN.
+
+    Warns:
+        UserWarning: for integers that look like labels, since no patch can reach the threshold.
     """
     if isinstance(masks, Tensor):
         if masks.ndim not in (3, 4):
@@ -96,8 +100,9 @@ def _check_one(mask: object, label: str) -> Tensor:
         raise ValueError(f"{label} has shape {shape}; give (H, W) or (1, H, W)")
     if 0 in shape:
         raise ValueError(f"{label} has shape {shape}: no pixels; give it the shape of its image")
-    if plane.is_complex():
+    if plane.is_complex() or (plane.is_floating_point() and plane.dtype not in FLOAT_DTYPES):
         raise TypeError(f"{label} is {plane.dtype}; give booleans, integers or floating point in [0, 1]")
+    check_values(plane, label)
     # torch has hardly a kernel for the wide unsigned types
     return plane.long() if plane.dtype in (torch.uint16, torch.uint32, torch.uint64) else plane
 
@@ -144,6 +149,12 @@ def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:
                 "mask: mask == subject_id"
             )
         else:
+            if 1 < high <= MAX_UINT8 / 2:
+                warnings.warn(
+                    f"{label} holds integers up to {high:.0f}; read as 0..255 they mark nothing. If they are labels, "
+                    "give a boolean mask: mask == subject_id",
+                    stacklevel=2,
+                )
             unit.append(plane.float() / MAX_UINT8 if high > 1 else plane.float())
     return unit
 

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.accumulation import Reduction, SampleIds, SampleMetric, check_sample_ids
-from masc_metrics.backbone import DEFAULT_DTYPE, DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
+from masc_metrics.accumulation import Reduction, SampleMetric
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_POOLING, Pooling, check_pooling, concept_preservation, prompt_following
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
 from masc_metrics.masks import Masks
+from masc_metrics.precision import DEFAULT_DTYPE
+from masc_metrics.prompts import holds_subject
+from masc_metrics.sample_ids import SampleIds, check_sample_ids
 
 
 class MaSCConceptPreservation(SampleMetric):
@@ -144,11 +148,10 @@ class MaSCPromptFollowing(SampleMetric):
         strip_subject: bool = True,
         **metric_kwargs: Any,
     ) -> None:
-        check_pooling(pooling)
-        if not isinstance(strip_subject, bool):
-            raise TypeError(f"strip_subject is a {type(strip_subject).__name__}; give True or False")
+        check_pooling(pooling, strip_subject)
         self.pooling: Pooling = pooling  # before the states, which are named by them
         self.strip_subject = strip_subject
+        self._warned_unstripped = False
         super().__init__(
             model_name_or_path,
             revision=revision,
@@ -203,4 +206,17 @@ class MaSCPromptFollowing(SampleMetric):
             pooling=self.pooling,
             strip_subject=self.strip_subject,
         )
+        if self.strip_subject and subjects is not None:
+            self._warn_unstripped(prompts, subjects)
         self.accumulate(scores_B, ids)
+
+    def _warn_unstripped(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
+        """Say once that a subject is not in its prompt, so that the prompt was embedded whole."""
+        for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+            if not self._warned_unstripped and not holds_subject(prompt, subject):
+                self._warned_unstripped = True
+                rank_zero_warn(
+                    f"subjects[{index}] {subject!r} does not stand in prompts[{index}] {prompt!r} as whole words, so "
+                    "nothing is stripped from that prompt; this is said for the first such sample alone",
+                    UserWarning,
+                )

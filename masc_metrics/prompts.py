@@ -43,3 +43,8 @@ def strip_subject(prompt: str, subject: str | None) -> str:
         if found:
             break
     return " ".join(stripped.split())
+
+
+def holds_subject(prompt: str, subject: str | None) -> bool:
+    """Whether stripping finds the subject in the prompt; True where there is no subject to find."""
+    return not (subject and subject.strip()) or strip_subject(prompt, subject) != " ".join(prompt.split())

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_metrics.precision import without_autocast
+
 
 def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
     """Cosine of every reference patch with every generated patch.
@@ -34,7 +36,7 @@ def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
             f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
             "differ in batch or width; give one pair a sample, from one backbone"
         )
-    with torch.autocast(reference_BRD.device.type, enabled=False):  # it would multiply in half precision
+    with without_autocast(reference_BRD.device):  # it would multiply in half precision
         return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
 
 
@@ -46,17 +48,20 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
     Args:
         reference_BRD: reference patch features.
         generated_BGD: generated patch features.
-        generated_valid_BG: bool, False on padding; at least one True a sample.
+        generated_valid_BG: bool, False on padding.
 
     Returns:
-        (B, R) float32 in [-1, 1].
+        (B, R) float32 in [-1, 1]; NaN where no generated patch is valid.
 
     Raises:
+        TypeError: if the mask is not boolean.
         ValueError: if the shapes do not fit each other.
     """
     similarity_BRG = patch_similarity(reference_BRD, generated_BGD)
     _check_mask("generated_valid_BG", generated_valid_BG, generated_BGD)
-    return similarity_BRG.masked_fill(~generated_valid_BG.bool()[:, None, :], -torch.inf).amax(dim=2)
+    best_BR = similarity_BRG.masked_fill(~generated_valid_BG[:, None, :], -torch.inf).amax(dim=2)
+    # Rounding may leave a cosine just above 1.
+    return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
 
 
 def weighted_max_cosine(
@@ -79,14 +84,16 @@ def weighted_max_cosine(
         (B,) float32 in [-1, 1]; NaN where all weights are 0.
 
     Raises:
+        TypeError: if a mask is not boolean.
         ValueError: if the shapes do not fit each other.
 
     Source: MaSC, arXiv 2605.22469.
     """
     best_BR = best_cosine(reference_BRD, generated_BGD, generated_valid_BG)
-    _check_mask("weight_BR", weight_BR, reference_BRD)
+    _check_shape("weight_BR", weight_BR, reference_BRD)
     weight_BR = weight_BR.float()
-    return (best_BR * weight_BR).sum(dim=1) / weight_BR.sum(dim=1)
+    weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # whatever stands on padding
+    return weighted_BR.sum(dim=1) / weight_BR.sum(dim=1)
 
 
 def masked_max_cosine(
@@ -108,10 +115,12 @@ def masked_max_cosine(
         (B,) float32 in [-1, 1], higher is better; NaN where the reference has no foreground patch.
 
     Raises:
+        TypeError: if a mask is not boolean.
         ValueError: if the shapes do not fit each other.
 
     Source: MaSC, arXiv 2605.22469.
     """
+    _check_mask("foreground_BR", foreground_BR, reference_BRD)
     return weighted_max_cosine(reference_BRD, foreground_BR, generated_BGD, generated_valid_BG)
 
 
@@ -141,6 +150,7 @@ def mutual_recall(
         (B,) float32 in [0, 1]; NaN where no mutual pair starts in the foreground.
 
     Raises:
+        TypeError: if a mask is not boolean.
         ValueError: if the shapes do not fit each other.
 
     Source: MaSC, arXiv 2605.22469.
@@ -153,14 +163,14 @@ def mutual_recall(
         ("generated_foreground_BG", generated_foreground_BG, generated_BGD),
     ):
         _check_mask(name, mask, features)
-    padding_BRG = ~(reference_valid_BR.bool()[:, :, None] & generated_valid_BG.bool()[:, None, :])
+    padding_BRG = ~(reference_valid_BR[:, :, None] & generated_valid_BG[:, None, :])
     similarity_BRG = similarity_BRG.masked_fill(padding_BRG, -torch.inf)
     nearest_BR = similarity_BRG.argmax(dim=2)
     nearest_BG = similarity_BRG.argmax(dim=1)
     here_R = torch.arange(nearest_BR.shape[1], device=nearest_BR.device)
-    mutual_BR = (nearest_BG.gather(1, nearest_BR) == here_R) & reference_valid_BR.bool()
-    counted_BR = mutual_BR & reference_foreground_BR.bool()
-    recalled_BR = counted_BR & generated_foreground_BG.bool().gather(1, nearest_BR)
+    mutual_BR = (nearest_BG.gather(1, nearest_BR) == here_R) & reference_valid_BR
+    counted_BR = mutual_BR & reference_foreground_BR
+    recalled_BR = counted_BR & generated_foreground_BG.gather(1, nearest_BR)
     return recalled_BR.sum(dim=1).float() / counted_BR.sum(dim=1).float()
 
 
@@ -186,9 +196,18 @@ def embedding_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:
             f"image embeddings {tuple(image_BD.shape)} and text embeddings {tuple(text_BD.shape)} differ; give one "
             "(B, D) pair from one backbone"
         )
-    return (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
+    cosine_B = (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
+    return cosine_B.clamp(-1, 1)  # rounding may leave it just above 1
 
 
 def _check_mask(name: str, mask: Tensor, features: Tensor) -> None:
-    if mask.shape != features.shape[:2]:
-        raise ValueError(f"{name} is {tuple(mask.shape)} but its features are {tuple(features.shape)}")
+    _check_shape(name, mask, features)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} is {mask.dtype}; give booleans, such as coverage > 0.5")
+
+
+def _check_shape(name: str, values: Tensor, features: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} is a {type(values).__name__}; give a tensor")
+    if values.shape != features.shape[:2]:
+        raise ValueError(f"{name} is {tuple(values.shape)} but its features are {tuple(features.shape)}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masc_metrics.checkpoint import Checkpoint
+from masc_metrics.checkpoint import Checkpoint, quiet_transformers, readable
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing
 
@@ -21,35 +21,29 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Read one tower, "Vision" or "Text", through its transformers class; the other one's weights stay on disk."""
     import transformers
-    from transformers.utils import logging
 
     family = {"siglip2": "Siglip2", "siglip": "Siglip"}[checkpoint.model_type]
     tower_class = getattr(transformers, f"{family}{tower}Model")
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # Half of the checkpoint is left unread on purpose; no need to list its names.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with torch.inference_mode(False), torch.device("cpu"):
-            network, report = tower_class.from_pretrained(
-                checkpoint.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **{dtype_name: dtype},
-            )
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
-    # transformers fills what is missing with random numbers and only warns.
-    missing = sorted(str(key) for key in report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{checkpoint.folder} lacks {len(missing)} weights of its {tower.lower()} tower, {missing[0]} first; "
-            "give a full SigLIP2 checkpoint"
+    with quiet_transformers(), readable(checkpoint.folder), torch.inference_mode(False), torch.device("cpu"):
+        network, report = tower_class.from_pretrained(
+            checkpoint.folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **{dtype_name: dtype},
         )
+    # transformers fills what is missing with random numbers, drops what is left over, and only warns.
+    other_tower = ("text_model." if tower == "Vision" else "vision_model.", "logit_")
+    for what, keys in (
+        ("lacks", report["missing_keys"]),
+        ("has, beyond its config.json,", [key for key in report["unexpected_keys"] if not key.startswith(other_tower)]),
+    ):
+        if keys:
+            raise ValueError(
+                f"{checkpoint.folder} {what} {len(keys)} weights of its {tower.lower()} tower, {min(keys)} first; give "
+                "a full SigLIP2 checkpoint"
+            )
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -122,11 +116,12 @@ class TextTower:
             # transformers 5 makes an empty tokenizer of nothing, without a word
             if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
                 raise FileNotFoundError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
             raise OSError(
                 f"{folder} has no tokenizer that can be read ({type(error).__name__}: {error}); save it beside the "
-                "model: AutoTokenizer.from_pretrained(original).save_pretrained(folder)"
+                "model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or prefetch it again"
             ) from error
         # The pooled position is the last one, so the side decides what is read there.
         tokenizer.padding_side = tokenizer.truncation_side = "right"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -93,13 +92,14 @@ class Hub:
         """What a process needs to use this hub instead of the real one."""
         kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
         here = os.path.dirname(__file__)
+        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
         return kept | {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join([here, *sys.path[1:1]]),
+            "PYTHONPATH": os.pathsep.join(paths),
         }
 
 

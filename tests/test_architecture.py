@@ -19,15 +19,18 @@ PACKAGE = Path(masc_metrics.__file__).parent
 # A room imports from rooms above it alone. Folders are one room; what is optional comes after the core.
 CORE = [
     "grid",
+    "precision",
     "images",
     "masks",
     "prompts",
     "scores",
+    "hub",
     "checkpoint",
     "towers",
     "cache",
     "backbone",
     "functional",
+    "sample_ids",
     "accumulation",
     "metrics",
 ]

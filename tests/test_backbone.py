@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_features_from_inference_mode_serve_outside_it(backbone: SigLIP2Backbone
     with counted_encodings() as counts:
         assert torch.equal(concept_preservation(**arguments), inside)
     assert counts["images"] == 0
-    assert not backbone.encode_images(arguments["generated_images"], max_num_patches=PATCHES).tokens_BND.is_inference()
+    assert not any(tensor.is_inference() for tensor in backbone.cache._tensors.values())
 
 
 def test_bfloat16_runs_and_stays_near(checkpoint: Path) -> None:
@@ -207,8 +208,15 @@ def test_overflow_in_float16_is_an_error_and_no_undefined_sample(checkpoint: Pat
     weights = load_file(checkpoint / "model.safetensors")
     weights["vision_model.embeddings.patch_embedding.weight"] *= 1e6
     save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"overflows in torch\.float16; run it in torch\.bfloat16 or torch\.float32"):
+    wrong = (
+        r"generated_images\[0\] has patches to score, but .* not finite; run it in torch\.bfloat16 or torch\.float32"
+    )
+    with pytest.raises(RuntimeError, match=wrong):
         concept_preservation(**arguments, backbone=load_backbone(loud, dtype=torch.float16))
+    with pytest.raises(RuntimeError, match=wrong):
+        prompt_following(
+            **only(batch(2), PF_ARGUMENTS), backbone=load_backbone(loud, dtype=torch.float16), max_num_patches=PATCHES
+        )
     assert concept_preservation(**arguments, backbone=load_backbone(loud, dtype=torch.bfloat16)).isfinite().all()
 
 
@@ -268,6 +276,31 @@ def test_repeats_inside_a_batch_and_in_any_form_are_encoded_once(backbone: SigLI
     assert counts["images"] == 2
 
 
+def test_wrong_settings_of_the_encoders_are_named(backbone: SigLIP2Backbone) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0; give at least 1"):
+        backbone.encode_images(images(1), batch_size=0)
+    with pytest.raises(TypeError, match=r"max_num_patches is 9\.5, a float; give an integer"):
+        backbone.encode_images(images(1), max_num_patches=9.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        backbone.encode_texts(["a"], batch_size=-1)
+    with pytest.raises(TypeError, match="texts is a str; give a list of strings"):
+        backbone.encode_texts("a")
+    with pytest.raises(TypeError, match=r"texts\[1\] is a int"):
+        backbone.encode_texts(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="texts is empty"):
+        backbone.encode_texts([])
+
+
+def test_threads_read_and_encode_once(checkpoint: Path) -> None:
+    backbone = load_backbone(checkpoint)
+    with counted_encodings() as counts, ThreadPoolExecutor(6) as pool:
+        results = list(
+            pool.map(lambda _: backbone.encode_images(images(3), max_num_patches=PATCHES).tokens_BND, range(12))
+        )
+    assert counts["images"] == 3
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
 def test_each_distinct_text_is_encoded_once(backbone: SigLIP2Backbone) -> None:
     with counted_encodings() as counts:
         for _ in range(3):
@@ -281,6 +314,10 @@ def test_an_edit_in_place_is_noticed(backbone: SigLIP2Backbone) -> None:
     pictures[0, :, 20:40, 20:40] = 0
     after = backbone.encode_images(pictures, max_num_patches=PATCHES).tokens_BND
     assert not torch.allclose(before, after, atol=1e-3)
+    same = [pictures[0]]  # one tensor object throughout
+    first = backbone.encode_images(same, max_num_patches=PATCHES).tokens_BND
+    same[0][:, :20] = 255
+    assert not torch.allclose(backbone.encode_images(same, max_num_patches=PATCHES).tokens_BND, first, atol=1e-3)
     pictures[0, 0, 0, 0] ^= 1  # a single grey level of a single value
     with counted_encodings() as counts:
         backbone.encode_images(torch.nn.functional.pad(pictures, (0, 0, 0, 0)), max_num_patches=48)
@@ -292,12 +329,16 @@ def test_the_cache_stays_inside_its_bound(backbone: SigLIP2Backbone) -> None:
     one = backbone.encode_images(images(1), max_num_patches=PATCHES).tokens_BND.nbytes
     backbone.cache = FeatureCache(max_bytes=3 * one)
     for step in range(10):
+        backbone.encode_texts([f"text {step} {index}" for index in range(4)])
         backbone.encode_images(images(4, seed=step), max_num_patches=PATCHES)
         assert backbone.cache.nbytes <= 3 * one
-    held = list(backbone.cache._tensors.values())
-    assert len(held) == 3
-    # What is held is what is counted: no tensor keeps a larger one alive.
-    assert sum(tensor.untyped_storage().nbytes() for tensor in held) == backbone.cache.nbytes == 3 * one
+        kept = backbone.cache._tensors.values()
+        # What is held is what is counted: no tensor keeps a larger one alive.
+        assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == backbone.cache.nbytes
+    assert len(backbone.cache) == 3
+    assert backbone.cache.nbytes == 3 * one
+    backbone.encode_texts(["one", "two", "three"])
+    assert sum(t.untyped_storage().nbytes() for t in backbone.cache._tensors.values()) == backbone.cache.nbytes
     backbone.cache = FeatureCache(max_bytes=0)
     with counted_encodings() as counts:
         backbone.encode_images(images(2), max_num_patches=PATCHES)

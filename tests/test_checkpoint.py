@@ -17,6 +17,7 @@ from masc_metrics import MaSCConceptPreservation, load_backbone
 from masc_metrics.checkpoint import CheckpointSource
 
 LIMIT_S = 90
+NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -56,7 +57,6 @@ def test_several_processes_download_once_and_later_ones_not_at_all(hub: Hub, tmp
     assert len(set(answers)) == 1
     assert answers[0].startswith(f"{COMMIT} {tmp_path}")
     assert hub.requests["GET", "model.safetensors"] == 1
-    assert hub.requests["GET", "main"] == 1, "those that waited for the lock ask nothing"
     before = hub.requests.total()
     local = program.replace("load_backbone()", "load_backbone(local_files_only=True)")
     assert output(python(hub, tmp_path, local)) == answers[0]
@@ -74,14 +74,14 @@ def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_pat
         "import os, threading, time\n"
         "from pathlib import Path\n"
         "from filelock import FileLock\n"
-        "from masc_metrics import checkpoint\n"
+        "from masc_metrics import checkpoint, hub\n"
         "held = threading.Event()\n"
         "def hold(lock):\n"
         "    with FileLock(lock):\n"
         "        held.set()\n"
         "        time.sleep(1)\n"
         "source = checkpoint.CheckpointSource.of(checkpoint.DEFAULT_MODEL)\n"
-        "lock = checkpoint.lock_file(source, Path(os.environ['HF_HOME']) / 'hub')\n"
+        "lock = hub.lock_file(source.model, source.revision, Path(os.environ['HF_HOME']) / 'hub')\n"
         "threading.Thread(target=hold, args=[lock]).start()\n"
         "held.wait()\n"
         "print(sorted(file.name for file in source.resolve().folder.iterdir()))"
@@ -90,6 +90,9 @@ def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_pat
     _, error = offline.communicate(timeout=LIMIT_S)
     assert "ConnectionError" in error
     assert "not (or not whole) in the local cache" in error
+    unreachable = python(hub, tmp_path, "from masc_metrics import load_backbone; load_backbone()", HF_ENDPOINT=NOWHERE)
+    _, error = unreachable.communicate(timeout=LIMIT_S)
+    assert "not (or not whole) in the local cache, and the hub gave nothing" in error
     (snapshot / "config.json").unlink()
     assert "'model.safetensors'" in output(python(hub, tmp_path, program))
 
@@ -140,12 +143,12 @@ print(json.dumps({{
     assert "'nobody/nothing' is not on the hub, or is private" in errors["missing"][1]
     assert "has no revision 'v7'" in errors["revision"][1]
     assert f"downloads are switched off. Run `masc-metrics prefetch {OPEN}`" in errors["local"][1]
-    assert "neither a folder nor a hub id" in errors["name"][1]
+    assert "neither a folder here nor a hub id" in errors["name"][1]
     offline = json.loads(output(python(hub, tmp_path, program, HF_HUB_OFFLINE="1")))
     assert "downloads are switched off" in offline["gated"][1]
-    unreachable = json.loads(output(python(hub, tmp_path, program, HF_ENDPOINT="http://127.0.0.1:9")))
+    unreachable = json.loads(output(python(hub, tmp_path, program, HF_ENDPOINT=NOWHERE)))
     assert unreachable["gated"][0] == "ConnectionError"
-    assert "the hub cannot be reached" in unreachable["gated"][1]
+    assert "the hub gave nothing" in unreachable["gated"][1]
 
 
 def test_constructors_touch_neither_network_nor_disk(tmp_path: Path) -> None:
@@ -186,6 +189,17 @@ def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Pa
     broken = changed("config.json")
     (broken / "config.json").write_text("{")
     assert "cannot be read as JSON" in error(broken, ValueError)
+    cut = changed("config.json")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    assert f"{cut} cannot be read as a SigLIP2 checkpoint (SafetensorError" in error(cut, ValueError)
+    assert "cannot be read" in error(changed("preprocessor_config.json", image_mean=["a", "b", "c"]), ValueError)
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    deep = changed("config.json", vision_config=vision | {"num_hidden_layers": 3})
+    assert "lacks 16 weights of its vision tower" in error(deep, ValueError)
+    shallow = changed("config.json", vision_config=vision | {"num_hidden_layers": 1})
+    assert "has, beyond its config.json, 16 weights of its vision tower" in error(shallow, ValueError)
+    wide = changed("config.json", vision_config=vision | {"hidden_size": 128})
+    assert "cannot be read as a SigLIP2 checkpoint" in error(wide, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +213,30 @@ def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Pa
 def test_what_names_no_model_is_named(model: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CheckpointSource.of(model)  # type: ignore[arg-type]
+
+
+def test_wrong_settings_of_a_source_are_named(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder, which has none; leave one out"):
+        CheckpointSource.of(checkpoint, revision="v1")
+    with pytest.raises(TypeError, match="revision is a int; give a branch, tag or commit"):
+        CheckpointSource.of("a/b", revision=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cache_dir is a int; give a folder"):
+        CheckpointSource.of("a/b", cache_dir=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="local_files_only is a str; give True or False"):
+        CheckpointSource.of("a/b", local_files_only="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("warp", ValueError, "device 'warp' is not to be had here"),
+        ("cuda:99", ValueError, "device 'cuda:99' is not to be had here"),
+        ("meta", ValueError, "device 'meta' computes nothing"),
+        (None, TypeError, "device is a NoneType; give a string"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    device: object, error: type[Exception], message: str, checkpoint: Path
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        load_backbone(checkpoint, device=device)  # type: ignore[arg-type]

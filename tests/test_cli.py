@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,12 +147,12 @@ def test_bad_rows_are_named_by_line_and_the_rest_is_scored(
         errors,
         [
             "nowhere.png: no such file",
-            "generated_mask is (50, 400) but its image is (300, 451); give masks the shape of their image",
-            "prompt is empty; give the text that generated_image was made from",
+            "wide.png is (50, 400) but its image is (300, 451); give masks the shape of their image",
+            "prompt is empty; give the text that generated_image ",
             "text.png: cannot be read as an image",
             "cut.png: cannot be read as an image",
             "reference_mask is empty",
-            "generated_mask has PIL mode 'RGB' and is coloured",
+            "red.png has PIL mode 'RGB' and is coloured",
             "out: cannot be read as an image",
         ],
         strict=True,
@@ -185,18 +186,55 @@ def test_undefined_scores_are_nan_and_counted(
     code, out = score(write(tmp_path, rows), checkpoint)
     assert code == 0
     assert math.isnan(float(read(out)[0]["cp"]))
-    printed = capsys.readouterr().out
-    assert "mean of 3 samples, 1 undefined" in printed
-    assert "mean of 4 samples\n" in printed
+    printed = capsys.readouterr()
+    assert "mean of 3 samples, 1 undefined" in printed.out
+    assert "mean of 4 samples\n" in printed.out
+    assert "samples.csv, line 2 (sample 1): CP is undefined, because no reference patch" in printed.err
+
+
+def test_prompts_that_do_not_hold_their_subject_are_said(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows[2]["subject"], rows[3]["subject"] = "dog", ""
+    assert score(write(tmp_path, rows), checkpoint)[0] == 0
+    assert "1 prompts do not hold their subject" in capsys.readouterr().err
+
+
+def test_scores_of_an_earlier_run_stay_until_new_ones_are_whole(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = write(tmp_path, rows), tmp_path / "scores.csv"
+    out.write_text("earlier")
+    assert score(samples, tmp_path / "nowhere")[0] == 1
+    without_tokenizer = shutil.copytree(checkpoint, tmp_path / "without")
+    (without_tokenizer / "tokenizer.json").unlink()
+    capsys.readouterr()
+    assert score(samples, without_tokenizer)[0] == 1
+    printed = capsys.readouterr()
+    assert "has no tokenizer that can be read" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert out.read_text() == "earlier"
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masc_metrics.bench.runner.concept_preservation", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            score(samples, checkpoint)
+    assert out.read_text() == "earlier"
+    assert score(samples, checkpoint)[0] == 0
+    assert len(read(out)) == 4
+    full = main(["score", str(samples), "--model", str(checkpoint), "--out", "/dev/full", "--quiet"])
+    assert full == 2
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_lines_are_counted_past_quoted_line_breaks_and_blank_lines(tmp_path: Path) -> None:
     file = tmp_path / "samples.csv"
     header = ",".join(["extra", *COLUMNS])
-    body = '\n\n0,a,b,c,d,"a cat\non\na beach",cat\n1,a,b,c,d,"a, b",\n2,a,b,c,d,a, b,cat\n'
+    body = '\n\n0,a,b,c,d,"a cat\non\na beach",cat\n1, a,b,c,d, "a, b",\n2,a,b,c,d,a, b,cat\n3,a,b,c,d,a\n'
     file.write_bytes(b"\xef\xbb\xbf" + (header + body).encode())
     samples = read_samples(file)
-    assert [sample.line for sample in samples] == [3, 6, 7]
+    assert [sample.line for sample in samples] == [3, 6, 7, 8]
+    assert "fewer cells than there are columns" in samples[3].error
     assert samples[0].prompt == "a cat\non\na beach"
     assert (samples[1].subject, samples[1].error) == (None, "")
     assert "more cells than there are columns" in samples[2].error
@@ -226,11 +264,20 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, checkpoint: Path
         (["score", "empty.csv", "--out", "o.csv"], 2, "lacks the columns generated_image, generated_mask"),
         (["score", "header.csv", "--out", "o.csv"], 2, "header.csv lists no samples"),
         (["score", "latin.csv", "--out", "o.csv"], 2, "cannot be read as CSV in UTF-8"),
+        (
+            ["score", "open.csv", "--out", "o.csv"],
+            2,
+            "open.csv cannot be read as CSV in UTF-8, in the row after line 1: unexpected end of data; is a quote",
+        ),
+        (["score", "twice.csv", "--out", "o.csv"], 2, "names a column twice"),
+        (["score", "semicolons.csv", "--out", "o.csv"], 2, "with commas between; it names ['generated_image;"),
+        (["score", "one.csv", "--out", "/proc/o.csv"], 2, "/proc/o.csv cannot be written"),
+        (["score", "one.csv", "--out", "o.csv", "--device", "meta"], 2, "device 'meta' computes nothing"),
         (["score", "one.csv", "--out", "missing/o.csv"], 2, "there is no folder missing; make it first"),
         (["score", "one.csv", "--out", "one.csv"], 2, "is the sample list itself"),
         (["score", "one.csv", "--out", "."], 2, "is a folder; give a file in it"),
-        (["score", "one.csv", "--out", "o.csv", "--device", "warp"], 2, "warp"),
-        (["score", "one.csv", "--out", "o.csv", "--device", "cuda:7"], 2, ""),
+        (["score", "one.csv", "--out", "o.csv", "--device", "warp"], 2, "device 'warp' is not to be had here"),
+        (["score", "one.csv", "--out", "o.csv", "--device", "cuda:7"], 2, "device 'cuda:7' is not to be had here"),
         (["score", "one.csv", "--out", "o.csv", "--model", "./nowhere"], 1, "no checkpoint folder at"),
         (["prefetch", "./nowhere"], 1, "no checkpoint folder at"),
     ],
@@ -249,6 +296,9 @@ def test_what_cannot_start_says_why_in_one_line(
     Path("empty.csv").write_text("")
     Path("header.csv").write_text(header + "\n")
     Path("one.csv").write_text(f"{header}\na,b,c,d,e,f\n")
+    Path("open.csv").write_text(f'{header}\na,b,c,d,"e,f\na,b,c,d,e,f\n')
+    Path("twice.csv").write_text(f"{header},subject\n")
+    Path("semicolons.csv").write_text(header.replace(",", ";") + "\n")
     Path("latin.csv").write_bytes(f"{header}\na,b,c,d,caf".encode() + b"\xe9,f\n")
     before = Path("one.csv").read_text()
     assert main(change) == code

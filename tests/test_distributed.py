@@ -91,10 +91,7 @@ def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
     for name, (share, keyed, settings, undefined) in CASES.items():
         metrics = collection(checkpoint, **settings)
         feed(metrics, data(undefined), share(rank, world), keyed)
-        first = metrics.compute()
-        again = metrics.compute()
-        assert all(torch.equal(first[key], again[key]) or first[key].isnan().any() for key in first)
-        results[name] = first
+        results[name] = metrics.compute()
     # Accumulation goes on after a compute, on what this rank had, not on what all had together.
     metrics = collection(checkpoint)
     indices = ALL[rank::world]  # at least two each: without news, a rank answers from torchmetrics' cache

@@ -44,7 +44,7 @@ def test_a_grid_never_exceeds_its_budget_and_turns_with_its_image(height: int, w
 @pytest.mark.parametrize("argument", ["height", "width", "max_num_patches", "patch_size"])
 def test_an_argument_below_one_is_named(argument: str) -> None:
     arguments = {"height": 32, "width": 32, "max_num_patches": 16, "patch_size": 16} | {argument: 0}
-    with pytest.raises(ValueError, match=f"^{argument} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"^{argument} is 0; give at least 1"):
         naflex_grid(**arguments)
 
 

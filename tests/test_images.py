@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from masc_metrics import images as images_module
 from masc_metrics.images import ImageProcessing, check_images, patchify
 
 HALF = (0.5, 0.5, 0.5)
@@ -76,6 +77,16 @@ def test_resized_uint8_is_torchs_uint8_kernel(resample: str) -> None:
     assert torch.equal(patches, patchify(kernel[0], (3, 2), processing))
 
 
+def test_a_device_without_the_uint8_kernel_rounds_to_it_within_a_grey_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = images(1, 90, 61)[0]
+    kernel = patchify(image, (3, 2), NAFLEX)
+    monkeypatch.setattr(images_module, "_has_uint8_kernel", lambda device: False)
+    rounded = patchify(image, (3, 2), NAFLEX)
+    levels = (rounded + 1) / 2 * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert (rounded - kernel).abs().max() <= 2 / 255 + 1e-6
+
+
 def test_a_float_image_is_within_a_grey_level_of_its_uint8_form() -> None:
     image = images(1, 90, 61)[0]
     difference = patchify(image, (3, 2), NAFLEX) - patchify(image / 255, (3, 2), NAFLEX)
@@ -134,6 +145,9 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (None, TypeError, "images is a NoneType"),
     ([Image.new("I;16", (8, 8))], ValueError, r"images\[0\] has PIL mode 'I;16', more than 8 bits"),
     ([Image.new("F", (8, 8))], ValueError, r"images\[0\] has PIL mode 'F'"),
+    (torch.zeros(1, 3, 8, 8, device="meta"), TypeError, r"images\[0\] is on the meta device; give a dense tensor"),
+    ([torch.zeros(3, 8, 8).to_sparse()], TypeError, r"images\[0\] is of layout torch.sparse_coo"),
+    (torch.zeros(1, 3, 8, 8).to(torch.float8_e4m3fn), TypeError, r"images\[0\] is torch.float8_e4m3fn"),
 ]
 
 

@@ -43,6 +43,7 @@ def test_all_forms_of_a_mask_are_the_same_mask(height: int, width: int, count: i
         assert all(torch.equal(a, b.float()) for a, b in zip(checked.masks, boolean, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*holds integers up to 51")
 def test_integers_mean_255_only_where_one_is_above_1() -> None:
     soft = torch.tensor([[0, 1], [0, 1]], dtype=torch.uint8)
     assert check_masks([soft, soft * 51], "masks", [(2, 2), (2, 2)]).masks[0].max() == 1
@@ -93,6 +94,14 @@ def test_a_mask_has_its_images_aspect_ratio(mask: tuple[int, int], image: tuple[
         check_masks(torch.zeros(1, *mask), "masks", [image])
 
 
+def test_integers_that_look_like_labels_are_said() -> None:
+    labels = torch.tensor([[0, 2], [0, 2]])
+    with pytest.warns(
+        UserWarning, match=r"masks\[1\] holds integers up to 2; .*give a boolean mask: mask == subject_id"
+    ):
+        check_masks([labels == 2, labels], "masks", [(2, 2)] * 2)
+
+
 WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.zeros(8, 8), ValueError, r"masks has shape \(8, 8\); give \(B, H, W\) or \(B, 1, H, W\)"),
     (torch.zeros(3, 8, 8), ValueError, "masks holds 3 masks for 2 images; give one mask an image"),
@@ -113,6 +122,8 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (None, TypeError, "masks is a NoneType"),
     ([Image.new("RGBA", (8, 8))] * 2, ValueError, r"masks\[0\] has PIL mode 'RGBA'; say which channel is the mask"),
     ([Image.new("I;16", (8, 8))] * 2, ValueError, r"masks\[0\] has PIL mode 'I;16'"),
+    (torch.zeros(2, 8, 8, device="meta"), TypeError, r"masks\[0\] is on the meta device"),
+    (torch.zeros(2, 8, 8).to(torch.float8_e5m2), TypeError, r"masks\[0\] is torch.float8_e5m2"),
     ([Image.new("RGB", (8, 8), "red")] * 2, ValueError, r"masks\[0\] has PIL mode 'RGB' and is coloured"),
 ]
 

@@ -42,7 +42,7 @@ def pictures(draw: st.DrawFn) -> Any:
 texts = st.text(min_size=1, max_size=30).filter(str.strip)
 
 
-@pytest.mark.filterwarnings("ignore:.*samples are undefined")
+@pytest.mark.filterwarnings("ignore:.*samples are undefined", "ignore:subjects.*does not stand in prompts")
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.lists(st.tuples(pictures(), pictures(), texts, st.none() | texts), min_size=1, max_size=4),
@@ -76,7 +76,7 @@ shapes = st.lists(st.integers(0, 4), max_size=5)
 dtypes = st.sampled_from([*DTYPES, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16])
 
 
-@pytest.mark.filterwarnings("ignore:.*samples are undefined")
+@pytest.mark.filterwarnings("ignore:.*samples are undefined", "ignore:.*holds integers up to")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=shapes, dtype=dtypes, value=st.sampled_from([0, 1, 2, 200, -1]), listed=st.booleans())
 @pytest.mark.parametrize("argument", ["generated_images", "reference_images", "reference_masks", "sample_ids"])

@@ -93,7 +93,7 @@ def test_padding_never_changes_the_score(size: tuple[int, int, int, int], seed: 
     foreground = booleans(samples, references, seed=seed)
     valid = torch.ones(samples, generateds, dtype=torch.bool)
     plain = scores.masked_max_cosine(ref, foreground, gen, valid)
-    junk = features(samples, padding, width, seed=seed + 9)
+    junk = torch.full((samples, padding, width), torch.nan)
     no = torch.zeros(samples, padding, dtype=torch.bool)
     padded = scores.masked_max_cosine(
         torch.cat([ref, junk], 1), torch.cat([foreground, no], 1), torch.cat([gen, junk], 1), torch.cat([valid, no], 1)
@@ -126,6 +126,24 @@ def test_an_image_preserves_itself_perfectly_and_no_score_leaves_its_range(
     assert torch.allclose(scores.embedding_cosine(ref[:, 0], ref[:, 0]), torch.ones(samples), atol=1e-6)
 
 
+def test_scores_stay_in_range_where_rounding_would_leave_it() -> None:
+    ref, every = features(64, 9, 7, seed=1), torch.ones(64, 9, dtype=torch.bool)
+    assert (scores.best_cosine(ref, ref, every) <= 1).all()
+    assert (scores.embedding_cosine(ref[:, 0], 3 * ref[:, 0]) <= 1).all()
+
+
+def test_autocast_does_not_reach_the_products() -> None:
+    ref, every = features(2, 9, 64, seed=1), torch.ones(2, 9, dtype=torch.bool)
+    plain = scores.masked_max_cosine(ref, every, ref.flip(0), every)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(scores.masked_max_cosine(ref, every, ref.flip(0), every), plain)
+
+
+def test_an_image_without_a_valid_patch_is_nan() -> None:
+    ref, every = features(1, 4, 3, seed=0), torch.ones(1, 4, dtype=torch.bool)
+    assert scores.masked_max_cosine(ref, every, ref, ~every).isnan()
+
+
 def test_a_sample_without_foreground_is_nan_and_harms_no_other() -> None:
     ref, every = features(2, 4, 3, seed=0), torch.ones(2, 4, dtype=torch.bool)
     foreground = torch.tensor([[False] * 4, [True] * 4])
@@ -143,7 +161,11 @@ def test_scores_are_float32_whatever_the_features(dtype: torch.dtype) -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     ref, gen, every = features(2, 4, 3, seed=0), features(2, 5, 3, seed=1), torch.ones(2, 5, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"^weight_BR is \(2, 5\) but its features are \(2, 4, 3\)"):
+    with pytest.raises(TypeError, match=r"^foreground_BR is torch\.float32; give booleans"):
+        scores.masked_max_cosine(ref, torch.ones(2, 4), gen, every)
+    with pytest.raises(TypeError, match=r"^generated_valid_BG is a NoneType; give a tensor"):
+        scores.best_cosine(ref, gen, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^foreground_BR is \(2, 5\) but its features are \(2, 4, 3\)"):
         scores.masked_max_cosine(ref, every, gen, every)
     with pytest.raises(ValueError, match=r"^generated_valid_BG is \(2, 4\) but its features are \(2, 5, 3\)"):
         scores.best_cosine(ref, gen, every[:, :4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -82,6 +83,16 @@ def _open(sample: Sample) -> Pictures:
     return generated, mask, reference, reference_mask
 
 
+def _in_columns(error: str, sample: Sample) -> str:
+    """An error about arguments, which are the columns' plurals, in terms of the row: its columns and files."""
+
+    def column(match: re.Match[str]) -> str:
+        value = getattr(sample, match[1])
+        return f"{match[1]} {value}" if isinstance(value, Path) else match[1]
+
+    return re.sub(rf"\b({'|'.join(COLUMNS)})s\[0\]", column, error)
+
+
 def _score(
     readable: list[tuple[Sample, Pictures]], backbone: SigLIP2Backbone, max_num_patches: int, batch_size: int
 ) -> list[Scored]:
@@ -111,9 +122,8 @@ def _score(
     except (TypeError, ValueError) as error:
         if len(readable) > 1:  # one of them is bad: alone, each speaks for itself
             return [outcome for one in readable for outcome in _score([one], backbone, max_num_patches, batch_size)]
-        # Arguments are the columns' plurals.
-        named = re.sub(rf"\b({'|'.join(COLUMNS)})s\[0\]", r"\1", str(error))
-        return [Scored(readable[0][0], None, None, "", named)]
+        sample = readable[0][0]
+        return [Scored(sample, None, None, "", _in_columns(str(error), sample))]
     return [
         Scored(sample, cp_score, pf_score, strip_subject(sample.prompt, sample.subject), "")
         for (sample, _), cp_score, pf_score in zip(readable, cp.tolist(), pf.tolist(), strict=True)

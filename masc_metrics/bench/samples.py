@@ -48,17 +48,24 @@ def read_samples(file: Path) -> list[Sample]:
         ValueError: if it is no such CSV or has no rows.
     """
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
+        # Strict, because an unclosed quote would swallow the rest of the file as one cell.
+        reader = csv.DictReader(stream, skipinitialspace=True, strict=True)
         try:
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            names = list(reader.fieldnames or ())
+            missing = [name for name in COLUMNS if name not in names]
             if missing:
                 raise ValueError(
                     f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; its first line must name "
-                    f"{', '.join(COLUMNS)} and may name sample_id"
+                    f"{', '.join(COLUMNS)} and may name sample_id, with commas between; it names {names}"
                 )
+            if len(set(names)) < len(names):
+                raise ValueError(f"{file} names a column twice: {names}")
             samples = list(_samples(reader, file.parent))
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} cannot be read as CSV in UTF-8, after line {reader.line_num}: {error}") from error
+            hint = "; is a quote left open?" if "unexpected end" in str(error) else ""
+            raise ValueError(
+                f"{file} cannot be read as CSV in UTF-8, in the row after line {reader.line_num}: {error}{hint}"
+            ) from error
     if not samples:
         raise ValueError(f"{file} lists no samples; give one row a sample below the column names")
     return samples
@@ -68,8 +75,11 @@ def _samples(reader: csv.DictReader[str], folder: Path) -> Iterator[Sample]:
     first_line_of: dict[str, int] = {}
     for number, row in enumerate(reader, start=1):
         cells = {name: (row[name] or "") for name in COLUMNS}
+        cells |= {name: cells[name].strip() for name in COLUMNS[:4]}
         line = reader.line_num - sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
         error = next((f"{name} is empty" for name in COLUMNS[:4] if not cells[name].strip()), "")
+        if None in row.values():
+            error = "it has fewer cells than there are columns; leave a cell empty to give no subject"
         if None in row:
             error = "it has more cells than there are columns; quote a prompt that holds a comma"
         sample_id = str(number)
