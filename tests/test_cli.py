@@ -197,7 +197,7 @@ def test_prompts_that_do_not_hold_their_subject_are_said(
 ) -> None:
     rows[2]["subject"], rows[3]["subject"] = "dog", ""
     assert score(write(tmp_path, rows), checkpoint)[0] == 0
-    assert "1 prompts do not hold their subject" in capsys.readouterr().err
+    assert "nothing was stripped from 1 of 4 prompts" in capsys.readouterr().err
 
 
 def test_scores_of_an_earlier_run_stay_until_new_ones_are_whole(
