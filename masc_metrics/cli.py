@@ -159,8 +159,8 @@ def _report(outcomes: Sequence[Scored], samples: Path) -> None:
     if unstripped:
         first = unstripped[0]
         print(
-            f"{samples}: nothing was stripped from {len(unstripped)} of {len(outcomes)} prompts, which do not hold their "
-            f"subject as whole words; the first is line {first.line}, {first.subject!r} in {first.prompt!r}",
+            f"{samples}: nothing was stripped from {len(unstripped)} of {len(outcomes)} prompts, which do not hold "
+            f"their subject as whole words; the first is line {first.line}, {first.subject!r} in {first.prompt!r}",
             file=sys.stderr,
         )
     print(_mean("CP", [outcome.cp for outcome in outcomes]))
