@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
@@ -254,15 +255,12 @@ class SampleMetric(Metric):
                 state_dict[prefix + name] = state_dict.pop(prefix + role)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
         # A rank without data offers an empty list, for which torchmetrics gathers float32 whatever the others hold.
         for role, name in self._names.items():
             if self._reductions[name] is dim_zero_cat:
                 setattr(self, name, [self._listed(role)])
-        if dist_sync_fn is None:
-            super()._sync_dist(process_group=process_group)
-        else:
-            super()._sync_dist(dist_sync_fn, process_group=process_group)
+        super()._sync_dist(dist_sync_fn, process_group=process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
         """Follow the surrounding module to its device, but never to its dtype."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ DEFAULT_ENCODE_BATCH_SIZE = 16
 
 _ImageKey = tuple[Grid, tuple[int, int]]
 """What an image's features depend on: its grid and the digest of its patches."""
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class SigLIP2Backbone:
             ValueError: if it is no SigLIP2 checkpoint.
         """
         with self._lock:
-            self._vision  # noqa: B018
+            self._vision  # noqa: B018  # a cached property: to look at it is to read it
             if text_tower:
                 self._text  # noqa: B018
         return self
@@ -157,26 +159,30 @@ class SigLIP2Backbone:
             ]
             digests = torch.cat([content_digests(image_NP[None]) for image_NP in patches]).tolist()
             keys = [(grid, (high, low)) for grid, (high, low) in zip(grids, digests, strict=True)]
-            found = self._found_or_encoded(dict(zip(keys, patches, strict=True)), batch_size)
+            patches_of = dict(zip(keys, patches, strict=True))
+
+            def encode(part: list[_ImageKey]) -> Tensor:
+                return self._vision.encode(torch.stack([patches_of[key] for key in part]), part[0][0])
+
+            found: dict[_ImageKey, Tensor] = {}
+            for grid in dict.fromkeys(grids):  # one grid at a time, so that nothing is padded
+                found |= self._found_or_encoded([key for key in patches_of if key[0] == grid], encode, batch_size)
             tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
             counts_B = torch.tensor([rows * columns for rows, columns in grids], device=self.device)
             valid_BN = torch.arange(tokens_BND.shape[1], device=self.device) < counts_B[:, None]
             return PatchFeatures(tokens_BND, valid_BN, grids)
 
-    def _found_or_encoded(self, patches: dict[_ImageKey, Tensor], batch_size: int) -> dict[_ImageKey, Tensor]:
-        """(N, D) features of each distinct image, from the cache or from the vision tower."""
-        found = {key: tokens for key in patches if (tokens := self.cache.get(key)) is not None}
-        missing: dict[Grid, list[_ImageKey]] = {}
-        for key in patches:
-            if key not in found:
-                missing.setdefault(key[0], []).append(key)
-        for grid, keys in missing.items():
-            for start in range(0, len(keys), batch_size):
-                part = keys[start : start + batch_size]
-                tokens_BND = self._vision.encode(torch.stack([patches[key] for key in part]), grid)
-                for key, tokens_ND in zip(part, tokens_BND, strict=True):
-                    found[key] = tokens_ND.clone()  # a view would hold the whole batch in the cache
-                    self.cache.put(key, found[key])
+    def _found_or_encoded(
+        self, keys: list[_Key], encode: Callable[[list[_Key]], Tensor], batch_size: int
+    ) -> dict[_Key, Tensor]:
+        """What belongs to each of the distinct keys: from the cache, or encoded now and kept there."""
+        found = {key: known for key in keys if (known := self.cache.get(key)) is not None}
+        missing = [key for key in keys if key not in found]
+        for start in range(0, len(missing), batch_size):
+            part = missing[start : start + batch_size]
+            for key, features in zip(part, encode(part), strict=True):
+                found[key] = features.clone()  # a view would hold the whole batch in the cache
+                self.cache.put(key, found[key])
         return found
 
     def pool(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
@@ -232,13 +238,8 @@ class SigLIP2Backbone:
             raise ValueError("texts is empty; give at least one string")
         with self._frozen():
             lowered = [text.lower() for text in texts]
-            found = {text: known for text in lowered if (known := self.cache.get(text)) is not None}
-            missing = [text for text in dict.fromkeys(lowered) if text not in found]
-            for start in range(0, len(missing), batch_size):
-                part = missing[start : start + batch_size]
-                for text, embedding_D in zip(part, self._text.encode(part), strict=True):
-                    found[text] = embedding_D.float().clone()
-                    self.cache.put(text, found[text])
+            distinct = list(dict.fromkeys(lowered))
+            found = self._found_or_encoded(distinct, lambda part: self._text.encode(part).float(), batch_size)
             return torch.stack([found[text] for text in lowered])
 
 
@@ -246,11 +247,14 @@ _shared: dict[tuple[CheckpointSource, torch.device, torch.dtype], SigLIP2Backbon
 _shared_lock = threading.Lock()
 
 
-def shared_backbone(source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
+def shared_backbone(source: CheckpointSource, device: str | torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
     """The process's one backbone of this source, device and dtype; nothing is read before it is needed."""
-    device = torch.empty(0, dtype=torch.float32, device=device).device  # "cuda" and "cuda:0" are one
+    device = check_device(device)  # "cuda" and "cuda:0" are one
     with _shared_lock:
-        return _shared.setdefault((source, device, dtype), SigLIP2Backbone(source, device, dtype))
+        key = (source, device, dtype)
+        if key not in _shared:
+            _shared[key] = SigLIP2Backbone(source, device, dtype)
+        return _shared[key]
 
 
 def load_backbone(
@@ -282,7 +286,7 @@ def load_backbone(
     """
     check_dtype(dtype)
     source = CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)
-    return shared_backbone(source, check_device(device), dtype).load()
+    return shared_backbone(source, device, dtype).load()
 
 
 def release_backbones() -> None:

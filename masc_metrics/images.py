@@ -5,6 +5,7 @@ Shape suffixes: H, W image sides in pixels; N patches; P values of one patch (ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -179,7 +180,7 @@ def value_bounds(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
 def _check_range(images: Sequence[Tensor], name: str) -> None:
     positions = [index for index, image in enumerate(images) if image.is_floating_point()]
     for index, (low, high) in zip(positions, value_bounds([images[index] for index in positions]), strict=True):
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{name}[{index}] holds NaN or infinite pixels; check what produced it")
         if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
             continue

@@ -42,9 +42,6 @@ class MaskBatch:
 
     masks: tuple[Tensor, ...]
 
-    def __len__(self) -> int:
-        return len(self.masks)
-
 
 def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]]) -> MaskBatch:
     """Bring masks of any accepted form into one, or say what is wrong with which of them.

@@ -206,17 +206,18 @@ class MaSCPromptFollowing(SampleMetric):
             pooling=self.pooling,
             strip_subject=self.strip_subject,
         )
-        if self.strip_subject and subjects is not None:
+        if self.strip_subject and subjects is not None and not self._warned_unstripped:
             self._warn_unstripped(prompts, subjects)
         self.accumulate(scores_B, ids)
 
     def _warn_unstripped(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
         """Say once that a subject is not in its prompt, so that the prompt was embedded whole."""
         for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
-            if not self._warned_unstripped and not holds_subject(prompt, subject):
+            if not holds_subject(prompt, subject):
                 self._warned_unstripped = True
                 rank_zero_warn(
                     f"subjects[{index}] {subject!r} does not stand in prompts[{index}] {prompt!r} as whole words, so "
                     "nothing is stripped from that prompt; this is said for the first such sample alone",
                     UserWarning,
                 )
+                return

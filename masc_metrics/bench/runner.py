@@ -59,7 +59,7 @@ def score_samples(
     """
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        failed: dict[int, str] = {}
+        outcomes: dict[int, Scored] = {}
         readable: list[tuple[Sample, Pictures]] = []
         for sample in batch:
             try:
@@ -67,13 +67,14 @@ def score_samples(
                     raise ValueError(sample.error)
                 readable.append((sample, _open(sample)))
             except (OSError, ValueError) as error:
-                failed[sample.line] = str(error)
-        scored = {outcome.sample.line: outcome for outcome in _score(readable, backbone, max_num_patches, batch_size)}
-        for sample in batch:
-            if sample.line in failed:
-                yield Scored(sample, None, None, "", failed[sample.line])
-            else:
-                yield scored[sample.line]
+                outcomes[sample.line] = _failed(sample, str(error))
+        for outcome in _score(readable, backbone, max_num_patches, batch_size):
+            outcomes[outcome.sample.line] = outcome
+        yield from (outcomes[sample.line] for sample in batch)
+
+
+def _failed(sample: Sample, error: str) -> Scored:
+    return Scored(sample, None, None, "", error)
 
 
 def _open(sample: Sample) -> Pictures:
@@ -123,7 +124,7 @@ def _score(
         if len(readable) > 1:  # one of them is bad: alone, each speaks for itself
             return [outcome for one in readable for outcome in _score([one], backbone, max_num_patches, batch_size)]
         sample = readable[0][0]
-        return [Scored(sample, None, None, "", _in_columns(str(error), sample))]
+        return [_failed(sample, _in_columns(str(error), sample))]
     return [
         Scored(sample, cp_score, pf_score, strip_subject(sample.prompt, sample.subject), "")
         for (sample, _), cp_score, pf_score in zip(readable, cp.tolist(), pf.tolist(), strict=True)

@@ -77,7 +77,7 @@ def _samples(reader: csv.DictReader[str], folder: Path) -> Iterator[Sample]:
         cells = {name: (row[name] or "") for name in COLUMNS}
         cells |= {name: cells[name].strip() for name in COLUMNS[:4]}
         line = reader.line_num - sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
-        error = next((f"{name} is empty" for name in COLUMNS[:4] if not cells[name].strip()), "")
+        error = next((f"{name} is empty" for name in COLUMNS[:4] if not cells[name]), "")
         if None in row.values():
             error = "it has fewer cells than there are columns; leave a cell empty to give no subject"
         if None in row:
