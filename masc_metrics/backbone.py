@@ -269,7 +269,8 @@ def load_backbone(
     """The process's shared backbone, with its vision tower read and ready.
 
     Args:
-        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, NaFlex or fixed-resolution.
+        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, NaFlex or fixed-resolution; "tiny" is the
+            small one that comes with the package, trained on rendered scenes alone.
         device: where it runs; "cuda" is the current GPU.
         dtype: float32 for the paper's numbers; bfloat16 for speed.
         revision: branch, tag or commit on the hub.

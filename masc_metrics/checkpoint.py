@@ -15,6 +15,10 @@ from masc_metrics.images import ImageProcessing
 
 DEFAULT_MODEL = "google/siglip2-so400m-patch16-naflex"
 
+BUNDLED_MODEL = "tiny"
+"""Name of the small checkpoint that comes with the package: offline, trained on rendered scenes alone."""
+
+_BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED_MODEL
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
 
@@ -43,7 +47,7 @@ class CheckpointSource:
     """What a user asks for; equal sources are one checkpoint.
 
     Attributes:
-        model: hub id or local folder.
+        model: hub id, "tiny", or a folder's absolute path.
         revision: branch, tag or commit on the hub; None is its main branch.
         cache_dir: where downloads are kept; None is the hub's usual place.
         local_files_only: never use the network.
@@ -64,6 +68,8 @@ class CheckpointSource:
     ) -> CheckpointSource:
         """The source with its paths made absolute, so that two spellings of one folder are equal.
 
+        "tiny" is the bundled checkpoint, even where a folder of that name lies; "./tiny" is the folder.
+
         Raises:
             TypeError: if an argument has the wrong type.
             ValueError: if the model is empty, or a folder with a revision.
@@ -75,13 +81,17 @@ class CheckpointSource:
             )
         model = os.fspath(model_name_or_path)
         if not model.strip():
-            raise ValueError(f"model_name_or_path is empty; give a hub id such as {DEFAULT_MODEL!r} or a local folder")
+            raise ValueError(f"model_name_or_path is empty; give {DEFAULT_MODEL!r}, another hub id, or a local folder")
         if revision is not None and not isinstance(revision, str):
             raise TypeError(f"revision is a {type(revision).__name__}; give a branch, tag or commit as a string")
         if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
             raise TypeError(f"cache_dir is a {type(cache_dir).__name__}; give a folder")
         if not isinstance(local_files_only, bool):
             raise TypeError(f"local_files_only is a {type(local_files_only).__name__}; give True or False")
+        if model == BUNDLED_MODEL:
+            if revision is not None:
+                raise ValueError(f"revision is {revision!r} but {model!r} comes with the package; leave it out")
+            return cls(model)  # by name, not folder, so that a pickle fits another installation
         if Path(model).expanduser().is_dir() or _looks_like_path(model):
             if revision is not None:
                 raise ValueError(f"revision is {revision!r} but {model!r} is a folder, which has none; leave one out")
@@ -97,6 +107,8 @@ class CheckpointSource:
                 says how to get it.
             ValueError: if it is no SigLIP2 checkpoint.
         """
+        if self.model == BUNDLED_MODEL:
+            return _read(_BUNDLED_FOLDER, commit=None)
         if _looks_like_path(self.model):
             folder = Path(self.model)
             return _read(folder, commit=folder.name if folder.parent.name == "snapshots" else None)

@@ -16,7 +16,7 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
 from masc_metrics.prompts import strip_subject as _strip_subject
-from masc_metrics.scores import embedding_cosine, masked_max_cosine
+from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
 
 Pooling = Literal["background", "full", "foreground"]
 DEFAULT_POOLING: Pooling = "background"
@@ -55,11 +55,7 @@ def concept_preservation(
     Source: MaSC, arXiv 2605.22469.
     """
     _check_settings(backbone, max_num_patches, encode_batch_size)
-    generated = check_images(generated_images, "generated_images")
-    references = check_images(reference_images, "reference_images")
-    _check_count("reference_images", len(references), len(generated))
-    masks = check_masks(reference_masks, "reference_masks", references.sizes)
-
+    generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
     scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
     defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
     for part in _parts(generated, encode_batch_size):
@@ -71,6 +67,46 @@ def concept_preservation(
         defined_B[part] = foreground_BN.any(dim=1)
     _check_finite(scores_B, defined_B, backbone)
     return scores_B
+
+
+def match_maps(
+    generated_images: Images,
+    reference_images: Images,
+    reference_masks: Masks,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> list[Tensor]:
+    """Which parts of the subject were found: what :func:`concept_preservation` takes the mean of.
+
+    Args:
+        generated_images: B images, in any form that :func:`concept_preservation` takes.
+        reference_images: B images of the subject.
+        reference_masks: B masks of the subject in the reference images.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image, which decides how fine the maps are.
+        encode_batch_size: images encoded at a time.
+
+    Returns:
+        For each sample the best cosine of every reference patch to any generated patch, see
+        :func:`masc_metrics.scores.best_cosine`: (rows, columns) of the reference's patch grid, float32 in [-1, 1],
+        NaN on patches that are not the subject's. The mean over the others is the sample's concept preservation.
+
+    Raises:
+        TypeError, ValueError, OSError: as for :func:`concept_preservation`.
+    """
+    _check_settings(backbone, max_num_patches, encode_batch_size)
+    generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
+    maps = []
+    for index in range(len(generated)):
+        pair = ImageBatch((references.images[index], generated.images[index]))
+        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+        best_BN = best_cosine(features.tokens_BND[:1], features.tokens_BND[1:], features.valid_BN[1:])
+        best_BN = best_BN.masked_fill(_coverage(masks, [index], features) <= FOREGROUND_THRESHOLD, torch.nan)
+        rows, columns = features.grids[0]
+        maps.append(best_BN[0, : rows * columns].reshape(rows, columns))
+    return maps
 
 
 def prompt_following(
@@ -148,6 +184,15 @@ def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batc
         raise TypeError(f"backbone is a {type(backbone).__name__}; give what masc_metrics.load_backbone returns")
     check_positive("max_num_patches", max_num_patches)
     check_positive("encode_batch_size", encode_batch_size)
+
+
+def _check_pairs(
+    generated_images: Images, reference_images: Images, reference_masks: Masks
+) -> tuple[ImageBatch, ImageBatch, MaskBatch]:
+    generated = check_images(generated_images, "generated_images")
+    references = check_images(reference_images, "reference_images")
+    _check_count("reference_images", len(references), len(generated))
+    return generated, references, check_masks(reference_masks, "reference_masks", references.sizes)
 
 
 def _check_count(name: str, count: int, images: int) -> None:

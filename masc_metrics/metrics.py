@@ -31,7 +31,7 @@ class MaSCConceptPreservation(SampleMetric):
     of the generated image; see :func:`masc_metrics.scores.masked_max_cosine`. The metric is the mean over samples.
 
     Args:
-        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, or a backbone from
+        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, "tiny" (bundled), or a backbone from
             :func:`masc_metrics.load_backbone`, which is then used on its own device and in its own dtype. Nothing is
             downloaded or read before the first update, and the text tower never.
         revision: branch, tag or commit on the hub.
@@ -103,7 +103,7 @@ class MaSCPromptFollowing(SampleMetric):
     :func:`masc_metrics.functional.prompt_following`. The metric is the mean over samples.
 
     Args:
-        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, or a backbone from
+        model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, "tiny" (bundled), or a backbone from
             :func:`masc_metrics.load_backbone`, which is then used on its own device and in its own dtype. Nothing is
             downloaded or read before the first update.
         pooling: "background" (the paper's), "full" or "foreground": the patches of the image embedding.

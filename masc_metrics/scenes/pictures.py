@@ -1,0 +1,134 @@
+"""Rendering one picture, and a benchmark of many with known truth.
+
+Shapes: H, W picture sides in pixels; images are (3, H, W) uint8 and masks (H, W) bool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masc_metrics.scenes.backgrounds import SCENES, Plane, mix, paint
+from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject
+
+DEFAULT_SIZE = (128, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A rendered scene.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        mask: (H, W) bool, True on the subject.
+        caption: what the picture shows, such as "a red and blue striped star on a beach".
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    caption: str
+
+
+def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = DEFAULT_SIZE) -> Picture:
+    """Paint a subject before a scene; pose, size, light and background vary with the seed.
+
+    Equal seeds give equal poses, whatever the subject and scene.
+
+    Args:
+        subject: what to paint.
+        scene: one of ``SCENES``.
+        seed: of the dice.
+        size: (height, width) in pixels, each at least 16.
+
+    Raises:
+        ValueError: if there is no such scene, or the picture would be too small.
+    """
+    height, width = size
+    if min(size) < 16:
+        raise ValueError(f"size is {size}; give at least 16 x 16 pixels")
+    rng = np.random.default_rng(seed)
+    radius = rng.uniform(0.28, 0.42) * min(size)
+    centre_y, centre_x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+    turn, light, gain, warmth = rng.uniform(-0.45, 0.45), rng.uniform(0, 2 * np.pi), *rng.uniform(-1, 1, size=2)
+
+    y = ((np.arange(height) + 0.5 - centre_y) / radius).astype(np.float32)[:, None]
+    x = ((np.arange(width) + 0.5 - centre_x) / radius).astype(np.float32)[None, :]
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    inside, second = subject.outlines(cos * x + sin * y, cos * y - sin * x)
+    alpha = _cover(inside, radius)
+    shade = 0.88 + 0.16 * (np.float32(np.cos(light)) * x + np.float32(np.sin(light)) * y)
+    paintwork = mix(*subject.colours, _cover(second, radius)) * shade
+    picture = mix(paint(scene, height, width, rng), paintwork, alpha)
+    tint = np.asarray([1 + 0.06 * warmth, 1, 1 - 0.06 * warmth], np.float32) * np.float32(255 * (1 + 0.15 * gain))
+    pixels = np.clip(picture * tint[:, None, None] + 0.5, 0, 255).astype(np.uint8)
+    article = "an" if subject.name[0] in "aeiou" else "a"
+    return Picture(pixels, alpha >= 0.5, f"{article} {subject.name} {scene}")
+
+
+def _cover(distance: Plane, radius: float) -> Plane:
+    """Share of a pixel on the positive side of an outline."""
+    return np.clip(distance * np.float32(radius) + 0.5, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptBenchmark:
+    """n pairs of a reference and a "generated" picture, with prompts and the truth about both scores.
+
+    Attributes:
+        reference_images, generated_images: (n, 3, H, W) uint8.
+        reference_masks, generated_masks: (n, H, W) bool, exact.
+        prompts: what the generated pictures should show.
+        subjects: the subjects' names, as the prompts have them.
+        identity_damage: (n,) int, 0..4, attributes in which the generated subject differs from the reference's.
+        prompt_damage: (n,) bool, whether another scene was painted than the prompt says.
+    """
+
+    reference_images: NDArray[np.uint8]
+    reference_masks: NDArray[np.bool_]
+    generated_images: NDArray[np.uint8]
+    generated_masks: NDArray[np.bool_]
+    prompts: list[str]
+    subjects: list[str]
+    identity_damage: NDArray[np.int64]
+    prompt_damage: NDArray[np.bool_]
+
+
+def concept_benchmark(n: int, seed: int, *, size: tuple[int, int] = DEFAULT_SIZE) -> ConceptBenchmark:
+    """Render a benchmark of held-out subjects; each identity damage with each prompt damage equally often.
+
+    The reference stands in a third scene, so that a shared background never helps.
+
+    Args:
+        n: pairs, at least 1; a multiple of 10 is balanced.
+        seed: of the dice.
+        size: (height, width) of every picture.
+
+    Raises:
+        ValueError: if ``n`` is below 1 or the size too small.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; give at least 1")
+    rng = np.random.default_rng(seed)
+    references, generated, prompts, subjects = [], [], [], []
+    damages = [(index % (ATTRIBUTES + 1), bool(index // (ATTRIBUTES + 1) % 2)) for index in range(n)]
+    for identity_damage, prompt_damage in damages:
+        subject = random_subject(rng, held_out=True)
+        here, asked, other = rng.choice(SCENES, size=3, replace=False).tolist()
+        first, second, third = rng.integers(2**32, size=3).tolist()
+        references.append(render(subject, here, seed=first, size=size))
+        painted = other if prompt_damage else asked
+        generated.append(render(subject.damaged(identity_damage, rng), painted, seed=second, size=size))
+        prompts.append(render(subject, asked, seed=third, size=(16, 16)).caption)
+        subjects.append(subject.name)
+    return ConceptBenchmark(
+        reference_images=np.stack([picture.image for picture in references]),
+        reference_masks=np.stack([picture.mask for picture in references]),
+        generated_images=np.stack([picture.image for picture in generated]),
+        generated_masks=np.stack([picture.mask for picture in generated]),
+        prompts=prompts,
+        subjects=subjects,
+        identity_damage=np.array([damage for damage, _ in damages]),
+        prompt_damage=np.array([damage for _, damage in damages]),
+    )
