@@ -19,7 +19,7 @@ from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, load_backbone
 from masc_metrics.bench.runner import Scored, score_samples
 from masc_metrics.bench.samples import COLUMNS, read_samples
 from masc_metrics.bench.score_file import ScoreFile
-from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource, prefetch
+from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.precision import DEFAULT_DTYPE, check_device
 from masc_metrics.prompts import holds_subject
@@ -70,6 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--quiet", action="store_true", help="no progress bar")
     score.set_defaults(run=_run_score)
 
+    demo = commands.add_parser(
+        "demo",
+        help="see both metrics at work, offline and in seconds",
+        description="Renders subjects, damages them and their scenes in known ways, scores them with the bundled "
+        "checkpoint, prints the means and writes every picture with its scores and match map into one PNG.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("masc-demo.png"), help="PNG to write [%(default)s]")
+    demo.add_argument("--seed", type=int, default=0, help="of the dice that choose the subjects [%(default)s]")
+    demo.add_argument("--model", default=BUNDLED_MODEL, help="another SigLIP2 checkpoint [%(default)s]")
+    demo.set_defaults(run=_run_demo)
+
     fetch = commands.add_parser(
         "prefetch",
         help="download a checkpoint ahead of time",
@@ -97,6 +108,26 @@ def _run_prefetch(options: argparse.Namespace) -> int:
         print(prefetch(CheckpointSource.of(options.model, options.revision, options.cache_dir)))
     except (OSError, ValueError) as error:
         return _fail(NO_CHECKPOINT, error)
+    return 0
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    if options.seed < 0:
+        return _fail(UNUSABLE, ValueError(f"--seed is {options.seed}; give 0 or more"))
+    if not options.out.parent.is_dir():
+        return _fail(UNUSABLE, ValueError(f"--out is {options.out}, but there is no folder {options.out.parent}"))
+    from masc_metrics.demo import demonstrate
+
+    try:
+        demonstration = demonstrate(options.model, seed=options.seed)
+    except (OSError, ValueError) as error:
+        return _fail(NO_CHECKPOINT, error)
+    print(demonstration.table())
+    try:
+        demonstration.image.save(options.out, format="PNG")
+    except OSError as error:
+        return _fail(UNUSABLE, error)
+    print(f"\nEach picture with its scores, and where its subject was found: {options.out}")
     return 0
 
 

@@ -39,15 +39,17 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
     Args:
         subject: what to paint.
         scene: one of ``SCENES``.
-        seed: of the dice.
+        seed: of the dice, at least 0.
         size: (height, width) in pixels, each at least 16.
 
     Raises:
-        ValueError: if there is no such scene, or the picture would be too small.
+        ValueError: if there is no such scene, the seed is negative or the picture would be too small.
     """
     height, width = size
     if min(size) < 16:
         raise ValueError(f"size is {size}; give at least 16 x 16 pixels")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give 0 or more")
     rng = np.random.default_rng(seed)
     radius = rng.uniform(0.28, 0.42) * min(size)
     centre_y, centre_x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)

@@ -1,0 +1,192 @@
+"""Pictures of scores: what was generated, what it scored, and which parts of the subject were found.
+
+Drawn with Pillow alone, so that they are there wherever the metrics are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_CELL, _GAP, _MARGIN = 168, 10, 18
+_LINE = 20
+_INK, _QUIET, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
+_OUTLINE = (255, 0, 200)
+
+# From not found to found; readable without telling red from green, and in grey.
+_HEAT = np.array([(36, 12, 70), (98, 24, 116), (168, 46, 96), (228, 92, 48), (250, 178, 40), (252, 252, 160)], float)
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A generated picture beside its scores.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        cp: concept preservation; NaN is shown as undefined.
+        pf: prompt following; NaN is shown as undefined.
+        found: (rows, columns), the reference's match map from :func:`masc_metrics.functional.match_maps`.
+    """
+
+    image: Tensor
+    cp: float
+    pf: float
+    found: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PanelRow:
+    """One concept: its reference, and what was generated of it.
+
+    Attributes:
+        title: stands above the row.
+        reference: (3, H, W) uint8.
+        mask: (H, W) bool, True on the subject.
+        shots: generated pictures, one a column.
+    """
+
+    title: str
+    reference: Tensor
+    mask: Tensor
+    shots: Sequence[Shot]
+
+
+def panel(rows: Sequence[PanelRow], columns: Sequence[str], *, lowest: float = 0.0) -> Image.Image:
+    """Draw concepts as rows: the reference with its mask's outline, then each generated picture over its match map.
+
+    A match map shows the reference around its subject, each patch coloured by how well it was found.
+
+    Args:
+        rows: concepts, each with as many shots as there are columns.
+        columns: a title for each column of shots; line breaks are kept.
+        lowest: cosine at the dark end of the match maps' colours; 1 is at the bright end.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: if there is no row, a row has another number of shots, or ``lowest`` is not in [-1, 1).
+    """
+    if not rows:
+        raise ValueError("rows is empty; give at least one concept")
+    for index, row in enumerate(rows):
+        if len(row.shots) != len(columns):
+            raise ValueError(f"rows[{index}] has {len(row.shots)} shots for {len(columns)} columns; give one each")
+    if not -1 <= lowest < 1:
+        raise ValueError(f"lowest is {lowest}; give a cosine in [-1, 1)")
+    head = _MARGIN + _LINE * max(title.count("\n") + 1 for title in columns) + _GAP
+    row_height = 2 * _LINE + 2 * _CELL + 2 * _GAP
+    width = 2 * _MARGIN + (len(columns) + 1) * (_CELL + _GAP) - _GAP
+    sheet = Image.new("RGB", (width, head + len(rows) * row_height + _LINE + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    lefts = [_MARGIN + column * (_CELL + _GAP) for column in range(len(columns) + 1)]
+    for left, title in zip(lefts, ["reference", *columns], strict=True):
+        lines = title.split("\n")
+        for number, line in enumerate(lines):
+            _write(draw, (left, head - _GAP - _LINE * (len(lines) - number)), line, bold=True)
+    for number, row in enumerate(rows):
+        top = head + number * row_height
+        _write(draw, (lefts[0], top), row.title, colour=_QUIET)
+        top += _LINE
+        sheet.paste(_fitted(_outlined(row.reference, row.mask)), (lefts[0], top))
+        for left, shot in zip(lefts[1:], row.shots, strict=True):
+            sheet.paste(_fitted(_to_array(shot.image)), (left, top))
+            _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}", bold=True)
+            _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}", bold=True)
+            sheet.paste(_fitted(_heat_map(row.reference, shot.found, lowest)), (left, top + _CELL + _LINE))
+        _write(draw, (lefts[0], top + _CELL), "its patches, found again:", colour=_QUIET)
+    _draw_legend(sheet, draw, sheet.height - _MARGIN - _LINE, lefts[1], lowest)
+    return sheet
+
+
+def _score(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    *,
+    bold: bool = False,
+    colour: tuple[int, int, int] = _INK,
+) -> None:
+    draw.text(corner, text, fill=colour, font=ImageFont.load_default(14), stroke_width=0.35 if bold else 0)
+
+
+def _to_array(image: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
+    """The picture, scaled into a cell and centred on its ground."""
+    image = Image.fromarray(pixels)
+    scale = _CELL / max(image.size)
+    # Patches and small pictures are shown as they are; only what is too large is smoothed.
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
+    cell = Image.new("RGB", (_CELL, _CELL), _PAPER)
+    cell.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
+    return cell
+
+
+def _outlined(image: Tensor, mask: Tensor) -> NDArray[np.uint8]:
+    """The picture with the mask's outline in it and all that is not the subject dimmed."""
+    pixels, inside = _to_array(image).astype(float), mask.cpu().numpy()
+    reach = max(1, round(max(inside.shape) / _CELL))  # two pixels of the sheet
+    padded = np.pad(inside, reach, mode="edge")
+    height, width = inside.shape
+    shifted = [padded[y : y + height, x : x + width] for y in (0, 2 * reach) for x in (0, 2 * reach)]
+    edge = np.any(shifted, axis=0) & ~np.all(shifted, axis=0)
+    pixels[~inside] = pixels[~inside] * 0.45 + 255 * 0.55
+    pixels[edge] = _OUTLINE
+    drawn: NDArray[np.uint8] = pixels.round().astype(np.uint8)
+    return drawn
+
+
+def _colours(unit: NDArray[np.floating]) -> NDArray[np.floating]:
+    place = np.clip(unit, 0, 1) * (len(_HEAT) - 1)
+    return np.stack([np.interp(place, np.arange(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _heat_map(reference: Tensor, found: Tensor, lowest: float) -> NDArray[np.uint8]:
+    """The reference in faint grey around its subject, and over it a block of colour for every patch of the subject."""
+    pixels = _to_array(reference).astype(float)
+    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.3 + 255 * 0.7
+    height, width = pixels.shape[:2]
+    rows, columns = found.shape
+    of_row, of_column = np.arange(height) * rows // height, np.arange(width) * columns // width
+    cosines = found.float().cpu().numpy()[of_row][:, of_column]
+    subject = ~np.isnan(cosines)
+    grey[subject] = _colours((cosines[subject] - lowest) / (1 - lowest)) * 0.9 + grey[subject] * 0.1
+    drawn: NDArray[np.uint8] = grey.round().astype(np.uint8)
+    return drawn[_around(subject, margin=max(height // rows, width // columns))]
+
+
+def _around(inside: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
+    """A window about all that is inside, as square as the plane allows; the whole plane if nothing is."""
+    if not inside.any():
+        return slice(None), slice(None)
+    found = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
+    side = max(int(places[-1] - places[0]) for places in found) + 1 + 2 * margin
+    window = []
+    for places, limit in zip(found, inside.shape, strict=True):
+        start = min(max(0, (int(places[0] + places[-1]) + 1 - side) // 2), max(0, limit - side))
+        window.append(slice(start, start + side))
+    return window[0], window[1]
+
+
+def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, left: int, lowest: float) -> None:
+    bar = _colours(np.linspace(0, 1, _CELL))[None].repeat(_LINE - 6, axis=0).round().astype(np.uint8)
+    before = f"reference patches, best cosine  {lowest:.1f}"
+    _write(draw, (left, top), before, colour=_QUIET)
+    start = left + round(draw.textlength(before, font=ImageFont.load_default(14))) + _GAP
+    sheet.paste(Image.fromarray(bar), (start, top + 2))
+    _write(draw, (start + _CELL + _GAP, top), "1.0  found again", colour=_QUIET)
