@@ -114,6 +114,8 @@ def _run_prefetch(options: argparse.Namespace) -> int:
 def _run_demo(options: argparse.Namespace) -> int:
     if options.seed < 0:
         return _fail(UNUSABLE, ValueError(f"--seed is {options.seed}; give 0 or more"))
+    if options.out.is_dir():
+        return _fail(UNUSABLE, ValueError(f"--out is {options.out}, which is a folder; give a file"))
     if not options.out.parent.is_dir():
         return _fail(UNUSABLE, ValueError(f"--out is {options.out}, but there is no folder {options.out.parent}"))
     from masc_metrics.demo import demonstrate

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from masc_metrics.assets.tiny.files import write_tokenizer
+
 TEXT_LENGTH = 64
 
 _CORPUS = [
@@ -35,7 +37,7 @@ def build_checkpoint(
     from transformers import AutoConfig, AutoModel
 
     folder.mkdir(parents=True, exist_ok=True)
-    words = _write_tokenizer(folder, processor="Siglip2Processor" if naflex else "SiglipProcessor")
+    words = write_tokenizer(folder, _CORPUS, length=TEXT_LENGTH)
     family = "siglip2" if naflex else "siglip"
     shared = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
     vision = {"model_type": f"{family}_vision_model", "patch_size": 16, **shared}
@@ -96,70 +98,6 @@ def _image_processor(naflex: bool, image_size: int) -> dict[str, object]:
         "processor_class": "SiglipProcessor",
         "size": {"height": image_size, "width": image_size},
     }
-
-
-def _write_tokenizer(folder: Path, processor: str) -> int:
-    """A small tokenizer of Gemma's kind: BPE with byte fallback, no bos, an eos appended, padding on the right."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special + bytes_, initial_alphabet=list("abcdefghijklmnopqrstuvwxyz▁"),
-        show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(_CORPUS, trainer)
-    trained = json.loads(tokenizer.to_str())["model"]
-    # The byte tokens belong to the vocabulary but are not special, else fallback would not reach them.
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=trained["vocab"],
-            merges=[tuple(merge) for merge in trained["merges"]],
-            unk_token="<unk>",
-            byte_fallback=True,
-            fuse_unk=True,
-        )
-    )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", pair="$A <eos> $B:1 <eos>:1", special_tokens=[("<eos>", 1)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    _write_json(folder / "special_tokens_map.json", named)
-    _write_json(
-        folder / "tokenizer_config.json",
-        named
-        | {
-            "add_bos_token": False,
-            "add_eos_token": True,
-            "added_tokens_decoder": {
-                str(index): {
-                    "content": token,
-                    "lstrip": False,
-                    "normalized": False,
-                    "rstrip": False,
-                    "single_word": False,
-                    "special": True,
-                }
-                for index, token in enumerate(special)
-            },
-            "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids"],
-            "model_max_length": TEXT_LENGTH,
-            "padding_side": "right",
-            "processor_class": processor,
-            "tokenizer_class": "GemmaTokenizer",
-            "use_default_system_prompt": False,
-        },
-    )
-    return tokenizer.get_vocab_size()
 
 
 def _write_json(file: Path, values: dict[str, object]) -> None:

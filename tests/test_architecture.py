@@ -34,7 +34,7 @@ CORE = [
     "accumulation",
     "metrics",
 ]
-OPTIONAL = ["scenes", "integrations", "plots", "bench", "cli", "__main__"]
+OPTIONAL = ["scenes", "assets", "integrations", "plots", "demo", "bench", "cli", "__main__"]
 ROOMS = [*CORE, *OPTIONAL]
 LINES_WORTH_A_SECOND_LOOK = 300
 
@@ -154,6 +154,7 @@ def test_signatures_are_the_promised_ones() -> None:
     assert names(functional.concept_preservation) == (
         "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
     )
+    assert names(functional.match_maps) == names(functional.concept_preservation)
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
         "pooling, strip_subject)"
@@ -178,8 +179,11 @@ def test_values_that_cross_a_border_are_frozen() -> None:
     from masc_metrics.checkpoint import Checkpoint, CheckpointSource
     from masc_metrics.images import ImageBatch, ImageProcessing
     from masc_metrics.masks import MaskBatch
+    from masc_metrics.plots import PanelRow, Shot
+    from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
 
-    for value in (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch):
+    core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
+    for value in (*core, ConceptBenchmark, PanelRow, Picture, Shot, Subject):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert "__slots__" in vars(value)

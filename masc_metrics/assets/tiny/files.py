@@ -69,7 +69,8 @@ def _captions() -> Iterator[str]:
 def write_tokenizer(folder: Path, corpus: Iterable[str], *, length: int) -> int:
     """Train a small tokenizer of Gemma's kind and write its files: pieces of words, single bytes for all the rest.
 
-    No bos, an eos appended, padding on the right, ``model_input_names=["input_ids"]``, lower case.
+    No bos, an eos appended, padding on the right, ``model_input_names=["input_ids"]``; trained on lower case, which the
+    backbone gives it.
 
     Returns:
         The size of its vocabulary.
@@ -97,7 +98,7 @@ def write_tokenizer(folder: Path, corpus: Iterable[str], *, length: int) -> int:
         )
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -3,9 +3,9 @@
 A small SigLIP2 is trained on rendered scenes with two losses, as its big model has sigmoid and dense ones: the sigmoid
 loss between pictures and captions, and, beside it, linear heads that read the subject's attributes off every
 foreground patch and the scene off every background patch. Without the heads patches do not become local and concept
-preservation hardly ranks damage. They are thrown away. No masked pooling is trained, as in the big model.
+preservation hardly ranks damage. They are thrown away afterwards. No masked pooling is trained, as in the big model.
 
-Shape suffixes: B pictures, C captions, N patches, P values of a patch, D feature width.
+Shape suffixes: B pictures, C captions or chosen patches, N patches, P values of a patch, D feature width.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ PICTURES = 16_000
 PATCHES_PER_STEP = 8192
 LEARNING_RATE = 1.5e-3
 DENSE_WEIGHT = 1.0
+SHARPNESS = 16.0
+CLEAR_BACKGROUND = 0.1
+"""Coverage below which a patch counts as background alone."""
 
 # Picture sizes, and patch budgets with how often each is drawn: NaFlex is meant to serve them all.
 SIZES = {(128, 128): 8, (96, 160): 2, (160, 96): 2, (112, 144): 2, (144, 112): 2, (192, 192): 1}
@@ -102,22 +105,26 @@ def caption(truth: list[int], dice: random.Random) -> tuple[str, list[int]]:
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of single patches; on unit vectors, because concept preservation is a cosine."""
+    """Linear read-outs of single patches; on unit vectors, because concept preservation is a cosine.
+
+    A foreground patch has the subject's attributes and no scene, a background patch a scene and no attributes.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        sizes = (len(SHAPES), len(COLOURS), len(COLOURS), len(PATTERNS), len(SCENES))
-        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
+        self.sizes = (len(SHAPES), len(COLOURS), len(COLOURS), len(PATTERNS), len(SCENES))
+        self.heads = nn.ModuleList([nn.Linear(width, size + 1) for size in self.sizes])
 
     def forward(self, tokens_BND: Tensor, coverage_BN: Tensor, truth: Tensor) -> Tensor:
-        """Sum of the five cross entropies."""
-        unit_BND = F.normalize(tokens_BND, dim=-1) * 16
-        foreground_BN, background_BN = coverage_BN > FOREGROUND_THRESHOLD, coverage_BN < 0.1
+        """Sum of the five cross entropies; patches on the subject's outline are left out."""
+        foreground_BN, background_BN = coverage_BN > FOREGROUND_THRESHOLD, coverage_BN < CLEAR_BACKGROUND
+        clear_BN = foreground_BN | background_BN
+        unit_CD = F.normalize(tokens_BND[clear_BN], dim=-1) * SHARPNESS
         losses = []
-        for number, head in enumerate(self.heads):
-            chosen_BN = background_BN if number == len(self.heads) - 1 else foreground_BN
-            labels = truth[:, number, None].expand_as(chosen_BN)[chosen_BN]
-            losses.append(F.cross_entropy(head(unit_BND[chosen_BN]), labels))
+        for number, (head, none) in enumerate(zip(self.heads, self.sizes, strict=True)):
+            there_BN = background_BN if number == len(self.sizes) - 1 else foreground_BN
+            labels_BN = torch.where(there_BN, truth[:, number, None], none)
+            losses.append(F.cross_entropy(head(unit_CD), labels_BN[clear_BN]))
         return torch.stack(losses).sum()
 
 

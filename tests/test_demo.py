@@ -1,0 +1,87 @@
+"""``masc-metrics demo``: offline, a table that tells right from wrong, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from masc_metrics import functional, load_backbone
+from masc_metrics.cli import main
+from masc_metrics.demo import SUBJECTS, VARIANTS, demonstrate
+from masc_metrics.scenes import Subject, render
+
+
+def test_the_table_and_the_picture_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo.png"
+    assert main(["demo", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    for variant in VARIANTS:
+        assert f"{variant.subject}, {variant.scene}" in text
+    assert str(out) in text
+    assert max(map(len, text.splitlines())) <= 100
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        assert image.width > 168 * len(VARIANTS)
+        assert image.height > 2 * 168 * SUBJECTS
+
+
+def test_both_scores_tell_right_from_wrong_for_any_seed() -> None:
+    for seed in range(3):
+        shown = demonstrate(seed=seed)
+        cp = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.cp, strict=True)}
+        pf = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.pf, strict=True)}
+        assert min(cp[0, False], cp[0, True]) > cp[2, False] > max(cp[4, False], cp[4, True])
+        assert min(score for (_, wrong), score in pf.items() if not wrong) > 0.5
+        assert max(score for (_, wrong), score in pf.items() if wrong) < 0.4
+
+
+def test_the_bars_show_the_scores() -> None:
+    shown = demonstrate()
+    lines = shown.table().splitlines()[2:]
+    for line, cp in zip(lines, shown.cp, strict=True):
+        assert f"{cp:.2f}" in line
+    assert lines[0].count("#") > lines[-1].count("#")
+
+
+def test_a_match_map_is_what_concept_preservation_is_the_mean_of() -> None:
+    import torch
+
+    star = Subject("star", "red", "blue", "striped")
+    reference = render(star, "on a beach", seed=0, size=(96, 160))
+    generated = [render(star, "in the snow", seed=1), render(star, "in a city", seed=2, size=(160, 112))]
+    backbone = load_backbone("tiny")
+    arguments = {
+        "generated_images": [torch.from_numpy(picture.image) for picture in generated],
+        "reference_images": [torch.from_numpy(reference.image)] * 2,
+        "reference_masks": [torch.from_numpy(reference.mask)] * 2,
+    }
+    maps = functional.match_maps(**arguments, backbone=backbone, max_num_patches=60)
+    assert [tuple(one.shape) for one in maps] == [(6, 10), (6, 10)]
+    scores = functional.concept_preservation(**arguments, backbone=backbone, max_num_patches=60)
+    torch.testing.assert_close(torch.stack([one.nanmean() for one in maps]), scores)
+    assert all(one.isnan().any() for one in maps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--seed", "-1"], 2, "--seed is -1; give 0 or more"),
+        (["--out", "nowhere/demo.png"], 2, "there is no folder nowhere"),
+        (["--out", "."], 2, "is a folder"),
+        (["--model", "./tiny"], 1, "no checkpoint folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    arguments: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *arguments]) == code
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
