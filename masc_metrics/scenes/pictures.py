@@ -15,7 +15,7 @@ from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject
 
 DEFAULT_SIZE = (128, 128)
 
-_THICKEST_HAZE = 0.75
+_THICKEST_HAZE = 0.9
 """Share of the background that haze may hide, so that some scenes are hard to tell."""
 
 
