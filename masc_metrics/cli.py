@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("samples", type=Path, help="CSV file listing the samples")
     score.add_argument("--out", type=Path, required=True, help="CSV file to write the scores to")
-    score.add_argument("--model", default=DEFAULT_MODEL, help="hub id or folder of a SigLIP2 checkpoint [%(default)s]")
+    score.add_argument(
+        "--model", default=DEFAULT_MODEL, help="hub id or folder of a SigLIP2 checkpoint, or tiny [%(default)s]"
+    )
     score.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps... [the best there is]")
     default_dtype = next(name for name, dtype in _DTYPES.items() if dtype == DEFAULT_DTYPE)
     score.add_argument("--dtype", choices=_DTYPES, default=default_dtype, help="precision [%(default)s]")
@@ -78,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("masc-demo.png"), help="PNG to write [%(default)s]")
     demo.add_argument("--seed", type=int, default=0, help="of the dice that choose the subjects [%(default)s]")
-    demo.add_argument("--model", default=BUNDLED_MODEL, help="another SigLIP2 checkpoint [%(default)s]")
+    demo.add_argument(
+        "--model", default=BUNDLED_MODEL, help="hub id or folder of another SigLIP2 checkpoint [%(default)s]"
+    )
     demo.set_defaults(run=_run_demo)
 
     fetch = commands.add_parser(

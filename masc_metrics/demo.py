@@ -37,7 +37,7 @@ class Variant:
         subject: what it did to the subject, in words.
         scene: what it did to the scene, in words.
         identity_damage: how many of the subject's four attributes it changed.
-        prompt_damage: whether it painted another scene than the prompt asked for.
+        prompt_damage: whether it painted the reference's scene again and not the one asked for.
     """
 
     subject: str
@@ -48,11 +48,11 @@ class Variant:
 
 VARIANTS = (
     Variant("same subject", "scene as asked", 0, False),
-    Variant("same subject", "wrong scene", 0, True),
+    Variant("same subject", "the reference's scene", 0, True),
     Variant("one attribute off", "scene as asked", 1, False),
     Variant("two attributes off", "scene as asked", 2, False),
     Variant("another subject", "scene as asked", ATTRIBUTES, False),
-    Variant("another subject", "wrong scene", ATTRIBUTES, True),
+    Variant("another subject", "the reference's scene", ATTRIBUTES, True),
 )
 
 
@@ -72,10 +72,10 @@ class Demonstration:
 
     def table(self) -> str:
         """The means as lines of text with bars."""
-        lines = [f"{'what was generated':38}{'CP: subject kept?':28}PF: prompt followed?", ""]
+        lines = [f"{'what was generated':44}{'CP: subject kept?':28}PF: prompt followed?", ""]
         for variant, cp, pf in zip(VARIANTS, self.cp, self.pf, strict=True):
             what = f"{variant.subject}, {variant.scene}"
-            lines.append(f"{what:38}{_bar(cp):28}{_bar(pf)}".rstrip())
+            lines.append(f"{what:44}{_bar(cp):28}{_bar(pf)}".rstrip())
         return "\n".join(lines)
 
 
@@ -96,12 +96,12 @@ def demonstrate(model_name_or_path: str | os.PathLike[str] = BUNDLED_MODEL, *, s
     names: list[str] = []
     for _ in range(SUBJECTS):
         subject = random_subject(rng, held_out=True)
-        here, asked, wrong = rng.choice(SCENES, size=3, replace=False).tolist()
+        here, asked = rng.choice(SCENES, size=2, replace=False).tolist()
         references.append(render(subject, here, seed=int(rng.integers(2**32)), size=SIZE))
         names.append(subject.name)
         for variant in VARIANTS:
             shown = subject.damaged(variant.identity_damage, rng)
-            scene = wrong if variant.prompt_damage else asked
+            scene = here if variant.prompt_damage else asked
             generated.append(render(shown, scene, seed=int(rng.integers(2**32)), size=SIZE))
             prompts.append(f"a {subject.name} {asked}")
 

@@ -50,9 +50,21 @@ class MaSCConceptPreservation(SampleMetric):
         TypeError, ValueError: for settings that are not accepted.
 
     Example:
-        >>> metric = MaSCConceptPreservation(reduction="none")  # doctest: +SKIP
-        >>> metric.update(generated_images, reference_images, reference_masks)  # doctest: +SKIP
-        >>> metric.compute()  # doctest: +SKIP
+        The small bundled checkpoint on rendered pictures, a same and another subject; leave "tiny" out for real ones.
+
+        >>> import torch
+        >>> from masc_metrics.scenes import Subject, render
+        >>> star, fish = Subject("star", "red", "blue", "striped"), Subject("fish", "green", "white", "dotted")
+        >>> reference = render(star, "on a beach", seed=0)
+        >>> generated = [render(subject, "in a forest", seed=1) for subject in (star, fish)]
+        >>> metric = MaSCConceptPreservation("tiny", max_num_patches=64, reduction="none")
+        >>> metric.update(
+        ...     [torch.from_numpy(picture.image) for picture in generated],
+        ...     [torch.from_numpy(reference.image)] * 2,
+        ...     [torch.from_numpy(reference.mask)] * 2,
+        ... )
+        >>> metric.compute() > 0.6
+        tensor([ True, False])
 
     Source: MaSC, arXiv 2605.22469.
     """
@@ -124,9 +136,20 @@ class MaSCPromptFollowing(SampleMetric):
         TypeError, ValueError: for settings that are not accepted.
 
     Example:
-        >>> metric = MaSCPromptFollowing(pooling="background")  # doctest: +SKIP
-        >>> metric.update(generated_images, generated_masks, ["a kitten on a beach"], ["kitten"])  # doctest: +SKIP
-        >>> metric.compute()  # doctest: +SKIP
+        The small bundled checkpoint on a rendered picture, a right and a wrong prompt; leave "tiny" out for real ones.
+
+        >>> import torch
+        >>> from masc_metrics.scenes import Subject, render
+        >>> picture = render(Subject("star", "red", "blue", "striped"), "on a beach", seed=0)
+        >>> metric = MaSCPromptFollowing("tiny", max_num_patches=64, reduction="none")
+        >>> metric.update(
+        ...     [torch.from_numpy(picture.image)] * 2,
+        ...     [torch.from_numpy(picture.mask)] * 2,
+        ...     prompts=["a star on a beach", "a star in the snow"],
+        ...     subjects=["star", "star"],
+        ... )
+        >>> metric.compute() > 0.5
+        tensor([ True, False])
 
     Source: MaSC, arXiv 2605.22469.
     """

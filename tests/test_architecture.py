@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import inspect
 import subprocess
 import sys
@@ -173,6 +175,17 @@ def test_every_public_name_is_documented_with_meaning_range_and_source() -> None
     for name in masc_metrics.__all__:
         if SURFACE[name] != "str":
             assert inspect.getdoc(getattr(masc_metrics, name)), f"{name} has no docstring"
+
+
+def test_every_example_in_a_docstring_runs_as_it_stands() -> None:
+    found = 0
+    for file in FILES:
+        if ">>>" in file.read_text():
+            relative = file.relative_to(PACKAGE.parent).with_suffix("")
+            result = doctest.testmod(importlib.import_module(".".join(relative.parts).removesuffix(".__init__")))
+            assert result.failed == 0
+            found += result.attempted
+    assert found > 10
 
 
 def test_values_that_cross_a_border_are_frozen() -> None:
