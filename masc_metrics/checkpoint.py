@@ -68,7 +68,7 @@ class CheckpointSource:
     ) -> CheckpointSource:
         """The source with its paths made absolute, so that two spellings of one folder are equal.
 
-        "tiny" is the bundled checkpoint, even where a folder of that name lies; "./tiny" is the folder.
+        "tiny" is the bundled checkpoint, even where a folder of that name lies; "./tiny" or a Path is the folder.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -88,11 +88,12 @@ class CheckpointSource:
             raise TypeError(f"cache_dir is a {type(cache_dir).__name__}; give a folder")
         if not isinstance(local_files_only, bool):
             raise TypeError(f"local_files_only is a {type(local_files_only).__name__}; give True or False")
-        if model == BUNDLED_MODEL:
+        if model_name_or_path == BUNDLED_MODEL:
             if revision is not None:
                 raise ValueError(f"revision is {revision!r} but {model!r} comes with the package; leave it out")
             return cls(model)  # by name, not folder, so that a pickle fits another installation
-        if Path(model).expanduser().is_dir() or _looks_like_path(model):
+        is_path = isinstance(model_name_or_path, os.PathLike)
+        if is_path or Path(model).expanduser().is_dir() or _looks_like_path(model):
             if revision is not None:
                 raise ValueError(f"revision is {revision!r} but {model!r} is a folder, which has none; leave one out")
             return cls(os.path.realpath(os.path.expanduser(model)))

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint, prints the means and writes every picture with its scores and match map into one PNG.",
     )
     demo.add_argument("--out", type=Path, default=Path("masc-demo.png"), help="PNG to write [%(default)s]")
-    demo.add_argument("--seed", type=int, default=0, help="of the dice that choose the subjects [%(default)s]")
+    demo.add_argument("--seed", type=int, help="of the dice that choose the subjects, 0 or more")
     demo.add_argument(
         "--model", default=BUNDLED_MODEL, help="hub id or folder of another SigLIP2 checkpoint [%(default)s]"
     )
@@ -116,24 +116,25 @@ def _run_prefetch(options: argparse.Namespace) -> int:
 
 
 def _run_demo(options: argparse.Namespace) -> int:
-    if options.seed < 0:
+    if options.seed is not None and options.seed < 0:
         return _fail(UNUSABLE, ValueError(f"--seed is {options.seed}; give 0 or more"))
     if options.out.is_dir():
         return _fail(UNUSABLE, ValueError(f"--out is {options.out}, which is a folder; give a file"))
     if not options.out.parent.is_dir():
         return _fail(UNUSABLE, ValueError(f"--out is {options.out}, but there is no folder {options.out.parent}"))
-    from masc_metrics.demo import demonstrate
+    from masc_metrics.demo import DEFAULT_SEED, demonstrate
 
     try:
-        demonstration = demonstrate(options.model, seed=options.seed)
+        backbone = load_backbone(options.model).load(text_tower=True)
     except (OSError, ValueError) as error:
         return _fail(NO_CHECKPOINT, error)
+    demonstration = demonstrate(backbone, seed=DEFAULT_SEED if options.seed is None else options.seed)
     print(demonstration.table())
     try:
         demonstration.image.save(options.out, format="PNG")
     except OSError as error:
         return _fail(UNUSABLE, error)
-    print(f"\nEach picture with its scores, and where its subject was found: {options.out}")
+    print(f"\nEach picture with its scores, and the patches of the reference that were found again: {options.out}")
     return 0
 
 

@@ -5,7 +5,6 @@ Shape suffixes: S subjects, V variants.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from masc_metrics.checkpoint import BUNDLED_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import match_maps
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import PanelRow, Shot, panel
-from masc_metrics.scenes import ATTRIBUTES, SCENES, Picture, random_subject, render
+from masc_metrics.scenes import ATTRIBUTES, SCENES, Picture, caption, random_subject, render
+from masc_metrics.scenes.pictures import check_seed
 
+DEFAULT_SEED = 2
 SUBJECTS = 3
 SIZE = (256, 256)
 MAX_NUM_PATCHES = 256
@@ -83,12 +84,22 @@ def _bar(score: float) -> str:
     return f"{score:5.2f}  {'#' * round(max(0.0, score) * _BAR)}"
 
 
-def demonstrate(model_name_or_path: str | os.PathLike[str] = BUNDLED_MODEL, *, seed: int = 0) -> Demonstration:
+def demonstrate(backbone: SigLIP2Backbone, *, seed: int = DEFAULT_SEED) -> Demonstration:
     """Render held-out subjects under every variant and score them with both metrics.
 
+    Args:
+        backbone: from :func:`masc_metrics.load_backbone`.
+        seed: of the dice that choose subjects, scenes and poses; at least 0.
+
+    Returns:
+        The means of both scores, and every picture with its own.
+
     Raises:
-        OSError, ValueError: if the checkpoint cannot be had.
+        TypeError, ValueError: for a seed that is no integer, or negative.
+        OSError, ValueError: if the checkpoint's text tower cannot be had.
+        RuntimeError: if its features are not finite.
     """
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     references: list[Picture] = []
     generated: list[Picture] = []
@@ -103,10 +114,10 @@ def demonstrate(model_name_or_path: str | os.PathLike[str] = BUNDLED_MODEL, *, s
             shown = subject.damaged(variant.identity_damage, rng)
             scene = here if variant.prompt_damage else asked
             generated.append(render(shown, scene, seed=int(rng.integers(2**32)), size=SIZE))
-            prompts.append(f"a {subject.name} {asked}")
+            prompts.append(caption(subject, asked))
 
-    cp = MaSCConceptPreservation(model_name_or_path, max_num_patches=MAX_NUM_PATCHES, reduction="none")
-    pf = MaSCPromptFollowing(model_name_or_path, max_num_patches=MAX_NUM_PATCHES, reduction="none")
+    cp = MaSCConceptPreservation(backbone, max_num_patches=MAX_NUM_PATCHES, reduction="none")
+    pf = MaSCPromptFollowing(backbone, max_num_patches=MAX_NUM_PATCHES, reduction="none")
     of = [subject for subject in range(SUBJECTS) for _ in VARIANTS]  # whose picture each generated one is
     generated_images = _stacked([picture.image for picture in generated])
     reference_images = _stacked([picture.image for picture in references])[of]
@@ -126,7 +137,7 @@ def demonstrate(model_name_or_path: str | os.PathLike[str] = BUNDLED_MODEL, *, s
         generated_images,
         reference_images,
         reference_masks,
-        backbone=cp.backbone,
+        backbone=backbone,
         max_num_patches=MAX_NUM_PATCHES,
     )
     shots = [

@@ -58,12 +58,12 @@ def concept_preservation(
     generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
     scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
     defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
-    for part in _parts(generated, encode_batch_size):
-        pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
-        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
-        reference_BND, generated_BND = features.tokens_BND[: len(part)], features.tokens_BND[len(part) :]
-        foreground_BN = _coverage(masks, part, features) > FOREGROUND_THRESHOLD
-        scores_B[part] = masked_max_cosine(reference_BND, foreground_BN, generated_BND, features.valid_BN[len(part) :])
+    for part, reference, candidate, foreground_BN in _encoded_pairs(
+        generated, references, masks, backbone, max_num_patches, encode_batch_size
+    ):
+        scores_B[part] = masked_max_cosine(
+            reference.tokens_BND, foreground_BN, candidate.tokens_BND, candidate.valid_BN
+        )
         defined_B[part] = foreground_BN.any(dim=1)
     _check_finite(scores_B, defined_B, backbone)
     return scores_B
@@ -86,7 +86,7 @@ def match_maps(
         reference_masks: B masks of the subject in the reference images.
         backbone: from :func:`masc_metrics.load_backbone`.
         max_num_patches: patch budget of one image, which decides how fine the maps are.
-        encode_batch_size: images encoded at a time.
+        encode_batch_size: samples encoded and matched at a time.
 
     Returns:
         For each sample the best cosine of every reference patch to any generated patch, see
@@ -94,19 +94,22 @@ def match_maps(
         NaN on patches that are not the subject's. The mean over the others is the sample's concept preservation.
 
     Raises:
-        TypeError, ValueError, OSError: as for :func:`concept_preservation`.
+        TypeError, ValueError, OSError, RuntimeError: as for :func:`concept_preservation`.
     """
     _check_settings(backbone, max_num_patches, encode_batch_size)
     generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
-    maps = []
-    for index in range(len(generated)):
-        pair = ImageBatch((references.images[index], generated.images[index]))
-        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
-        best_BN = best_cosine(features.tokens_BND[:1], features.tokens_BND[1:], features.valid_BN[1:])
-        best_BN = best_BN.masked_fill(_coverage(masks, [index], features) <= FOREGROUND_THRESHOLD, torch.nan)
-        rows, columns = features.grids[0]
-        maps.append(best_BN[0, : rows * columns].reshape(rows, columns))
-    return maps
+    maps: dict[int, Tensor] = {}
+    sums_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    for part, reference, candidate, foreground_BN in _encoded_pairs(
+        generated, references, masks, backbone, max_num_patches, encode_batch_size
+    ):
+        best_BN = best_cosine(reference.tokens_BND, candidate.tokens_BND, candidate.valid_BN)
+        sums_B[part] = torch.where(foreground_BN, best_BN, 0).sum(dim=1)
+        found_BN = best_BN.masked_fill(~foreground_BN, torch.nan)
+        for index, (rows, columns), found_N in zip(part, reference.grids, found_BN, strict=True):
+            maps[index] = found_N[: rows * columns].reshape(rows, columns)
+    _check_finite(sums_B, torch.ones_like(sums_B, dtype=torch.bool), backbone)
+    return [maps[index] for index in range(len(generated))]
 
 
 def prompt_following(
@@ -248,11 +251,31 @@ def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+def _encoded_pairs(
+    generated: ImageBatch,
+    references: ImageBatch,
+    masks: MaskBatch,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int,
+    encode_batch_size: int,
+) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures, Tensor]]:
+    """A part at a time: its positions, the references' and the generated features, the references' foreground."""
+    for part in _parts(generated, encode_batch_size):
+        pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
+        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+        count = len(part)
+        reference, candidate = (
+            PatchFeatures(features.tokens_BND[rows], features.valid_BN[rows], features.grids[rows])
+            for rows in (slice(count), slice(count, None))
+        )
+        yield part, reference, candidate, _coverage(masks, part, reference) > FOREGROUND_THRESHOLD
+
+
 def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
-    """(B, N) coverage for the first images of the features, which are the samples of the part; 0 on padding."""
+    """(B, N) coverage of the images of the features, which are the samples of the part; 0 on padding."""
     coverage_BN = torch.zeros(
         len(part), features.valid_BN.shape[1], dtype=torch.float32, device=features.valid_BN.device
     )
-    for row, (index, grid) in enumerate(zip(part, features.grids, strict=False)):
+    for row, (index, grid) in enumerate(zip(part, features.grids, strict=True)):
         coverage_BN[row, : grid[0] * grid[1]] = grid_coverage(masks.masks[index], grid)
     return coverage_BN

@@ -145,10 +145,10 @@ class MaSCPromptFollowing(SampleMetric):
         >>> metric.update(
         ...     [torch.from_numpy(picture.image)] * 2,
         ...     [torch.from_numpy(picture.mask)] * 2,
-        ...     prompts=["a star on a beach", "a star in the snow"],
-        ...     subjects=["star", "star"],
+        ...     prompts=["a striped star on a beach", "a striped star in a forest"],
+        ...     subjects=["striped star", "striped star"],
         ... )
-        >>> metric.compute() > 0.5
+        >>> metric.compute() > 0.1
         tensor([ True, False])
 
     Source: MaSC, arXiv 2605.22469.

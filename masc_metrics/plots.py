@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from masc_metrics.images import check_images
+from masc_metrics.masks import check_masks
 
 _CELL, _GAP, _MARGIN = 168, 10, 18
 _LINE = 20
@@ -28,7 +33,7 @@ class Shot:
     """A generated picture beside its scores.
 
     Attributes:
-        image: (3, H, W) uint8.
+        image: (3, H, W), uint8 or float in [0, 1].
         cp: concept preservation; NaN is shown as undefined.
         pf: prompt following; NaN is shown as undefined.
         found: (rows, columns), the reference's match map from :func:`masc_metrics.functional.match_maps`.
@@ -46,8 +51,8 @@ class PanelRow:
 
     Attributes:
         title: stands above the row.
-        reference: (3, H, W) uint8.
-        mask: (H, W) bool, True on the subject.
+        reference: (3, H, W), uint8 or float in [0, 1].
+        mask: (H, W), marks the subject, in any form that the metrics take.
         shots: generated pictures, one a column.
     """
 
@@ -71,10 +76,13 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str], *, lowest: float = 0
         An RGB image.
 
     Raises:
-        ValueError: if there is no row, a row has another number of shots, or ``lowest`` is not in [-1, 1).
+        TypeError: if a picture or mask has a form that the metrics would not take.
+        ValueError: for such a picture, mask or map too, if there is no row or column, a row has another number of
+            shots, or ``lowest`` is not in [-1, 1).
     """
-    if not rows:
-        raise ValueError("rows is empty; give at least one concept")
+    for name, values in (("rows", rows), ("columns", columns)):
+        if not values:
+            raise ValueError(f"{name} is empty; give at least one")
     for index, row in enumerate(rows):
         if len(row.shots) != len(columns):
             raise ValueError(f"rows[{index}] has {len(row.shots)} shots for {len(columns)} columns; give one each")
@@ -89,20 +97,44 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str], *, lowest: float = 0
     for left, title in zip(lefts, ["reference", *columns], strict=True):
         lines = title.split("\n")
         for number, line in enumerate(lines):
-            _write(draw, (left, head - _GAP - _LINE * (len(lines) - number)), line, bold=True)
+            _write(draw, (left, head - _GAP - _LINE * (len(lines) - number)), line)
     for number, row in enumerate(rows):
         top = head + number * row_height
         _write(draw, (lefts[0], top), row.title, colour=_QUIET)
         top += _LINE
-        sheet.paste(_fitted(_outlined(row.reference, row.mask)), (lefts[0], top))
-        for left, shot in zip(lefts[1:], row.shots, strict=True):
-            sheet.paste(_fitted(_to_array(shot.image)), (left, top))
-            _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}", bold=True)
-            _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}", bold=True)
-            sheet.paste(_fitted(_heat_map(row.reference, shot.found, lowest)), (left, top + _CELL + _LINE))
+        reference = _pixels(row.reference, f"rows[{number}].reference")
+        sheet.paste(
+            _fitted(_outlined(reference, _inside(row.mask, reference, f"rows[{number}].mask"))), (lefts[0], top)
+        )
         _write(draw, (lefts[0], top + _CELL), "its patches, found again:", colour=_QUIET)
-    _draw_legend(sheet, draw, sheet.height - _MARGIN - _LINE, lefts[1], lowest)
+        for column, (left, shot) in enumerate(zip(lefts[1:], row.shots, strict=True)):
+            name = f"rows[{number}].shots[{column}]"
+            sheet.paste(_fitted(_pixels(shot.image, f"{name}.image")), (left, top))
+            _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}")
+            _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}")
+            if shot.found.ndim != 2:
+                raise ValueError(f"{name}.found has shape {tuple(shot.found.shape)}; give (rows, columns)")
+            sheet.paste(_fitted(_heat_map(reference, shot.found, lowest)), (left, top + _CELL + _LINE))
+    _draw_legend(sheet, draw, sheet.height - _MARGIN - _LINE, lowest)
     return sheet
+
+
+def _pixels(image: Tensor, name: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of an image in a form that the metrics take."""
+    (checked,) = check_images([image.detach()], name).images
+    if checked.is_floating_point():
+        checked = (checked * 255).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = checked.permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def _inside(mask: Tensor, image: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:
+    """(H, W) bool of a mask in a form that the metrics take, at its image's size."""
+    size = image.shape[:2]
+    (checked,) = check_masks([mask], name, [(size[0], size[1])]).masks
+    resized = F.interpolate(checked[None, None], size=size, mode="nearest")[0, 0]
+    inside: NDArray[np.bool_] = (resized > 0.5).cpu().numpy()
+    return inside
 
 
 def _score(value: float) -> str:
@@ -114,15 +146,9 @@ def _write(
     corner: tuple[int, int],
     text: str,
     *,
-    bold: bool = False,
     colour: tuple[int, int, int] = _INK,
 ) -> None:
-    draw.text(corner, text, fill=colour, font=ImageFont.load_default(14), stroke_width=0.35 if bold else 0)
-
-
-def _to_array(image: Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).cpu().numpy()
-    return pixels
+    draw.text(corner, text, fill=colour, font=ImageFont.load_default(14))
 
 
 def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -137,9 +163,9 @@ def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
     return cell
 
 
-def _outlined(image: Tensor, mask: Tensor) -> NDArray[np.uint8]:
+def _outlined(image: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The picture with the mask's outline in it and all that is not the subject dimmed."""
-    pixels, inside = _to_array(image).astype(float), mask.cpu().numpy()
+    pixels = image.astype(float)
     reach = max(1, round(max(inside.shape) / _CELL))  # two pixels of the sheet
     padded = np.pad(inside, reach, mode="edge")
     height, width = inside.shape
@@ -156,14 +182,14 @@ def _colours(unit: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.stack([np.interp(place, np.arange(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)], axis=-1)
 
 
-def _heat_map(reference: Tensor, found: Tensor, lowest: float) -> NDArray[np.uint8]:
+def _heat_map(reference: NDArray[np.uint8], found: Tensor, lowest: float) -> NDArray[np.uint8]:
     """The reference in faint grey around its subject, and over it a block of colour for every patch of the subject."""
-    pixels = _to_array(reference).astype(float)
+    pixels = reference.astype(float)
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2) * 0.3 + 255 * 0.7
     height, width = pixels.shape[:2]
     rows, columns = found.shape
     of_row, of_column = np.arange(height) * rows // height, np.arange(width) * columns // width
-    cosines = found.float().cpu().numpy()[of_row][:, of_column]
+    cosines = found.detach().float().cpu().numpy()[of_row][:, of_column]
     subject = ~np.isnan(cosines)
     grey[subject] = _colours((cosines[subject] - lowest) / (1 - lowest)) * 0.9 + grey[subject] * 0.1
     drawn: NDArray[np.uint8] = grey.round().astype(np.uint8)
@@ -183,10 +209,9 @@ def _around(inside: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
     return window[0], window[1]
 
 
-def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, left: int, lowest: float) -> None:
+def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, lowest: float) -> None:
+    _write(draw, (_MARGIN, top), f"best cosine  {lowest:.2f}", colour=_QUIET)
     bar = _colours(np.linspace(0, 1, _CELL))[None].repeat(_LINE - 6, axis=0).round().astype(np.uint8)
-    before = f"reference patches, best cosine  {lowest:.1f}"
-    _write(draw, (left, top), before, colour=_QUIET)
-    start = left + round(draw.textlength(before, font=ImageFont.load_default(14))) + _GAP
+    start = _MARGIN + _CELL * 3 // 4
     sheet.paste(Image.fromarray(bar), (start, top + 2))
-    _write(draw, (start + _CELL + _GAP, top), "1.0  found again", colour=_QUIET)
+    _write(draw, (start + _CELL + _GAP, top), "1", colour=_QUIET)

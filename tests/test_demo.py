@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from masc_metrics import functional, load_backbone
@@ -20,25 +21,25 @@ def test_the_table_and_the_picture_are_there(tmp_path: Path, capsys: pytest.Capt
     for variant in VARIANTS:
         assert f"{variant.subject}, {variant.scene}" in text
     assert str(out) in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(len(line) for line in text.splitlines() if str(out) not in line) <= 100
     with Image.open(out) as image:
         assert image.format == "PNG"
         assert image.width > 168 * len(VARIANTS)
         assert image.height > 2 * 168 * SUBJECTS
 
 
-def test_both_scores_tell_right_from_wrong_for_any_seed() -> None:
+def test_both_scores_tell_right_from_wrong() -> None:
     for seed in range(3):
-        shown = demonstrate(seed=seed)
+        shown = demonstrate(load_backbone("tiny"), seed=seed)
         cp = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.cp, strict=True)}
         pf = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.pf, strict=True)}
         assert min(cp[0, False], cp[0, True]) > cp[2, False] > max(cp[4, False], cp[4, True])
-        assert min(score for (_, wrong), score in pf.items() if not wrong) > 0.5
-        assert max(score for (_, wrong), score in pf.items() if wrong) < 0.4
+        assert min(score for (_, wrong), score in pf.items() if not wrong) > 0.25
+        assert max(score for (_, wrong), score in pf.items() if wrong) < 0.1
 
 
 def test_the_bars_show_the_scores() -> None:
-    shown = demonstrate()
+    shown = demonstrate(load_backbone("tiny"))
     lines = shown.table().splitlines()[2:]
     for line, cp in zip(lines, shown.cp, strict=True):
         assert f"{cp:.2f}" in line
@@ -46,8 +47,6 @@ def test_the_bars_show_the_scores() -> None:
 
 
 def test_a_match_map_is_what_concept_preservation_is_the_mean_of() -> None:
-    import torch
-
     star = Subject("star", "red", "blue", "striped")
     reference = render(star, "on a beach", seed=0, size=(96, 160))
     generated = [render(star, "in the snow", seed=1), render(star, "in a city", seed=2, size=(160, 112))]
@@ -62,6 +61,17 @@ def test_a_match_map_is_what_concept_preservation_is_the_mean_of() -> None:
     scores = functional.concept_preservation(**arguments, backbone=backbone, max_num_patches=60)
     torch.testing.assert_close(torch.stack([one.nanmean() for one in maps]), scores)
     assert all(one.isnan().any() for one in maps)
+
+
+def test_a_match_map_never_hides_a_broken_network() -> None:
+    """NaN means "not the subject's patch"; features that are not finite are an error, as for the score."""
+    backbone = load_backbone("tiny")
+    star = render(Subject("star", "red", "blue", "striped"), "on a beach", seed=0)
+    image, mask = torch.from_numpy(star.image)[None], torch.from_numpy(star.mask)[None]
+    with torch.no_grad():
+        backbone._vision.network.post_layernorm.weight[0] = torch.nan
+    with pytest.raises(RuntimeError, match=r"generated_images\[0\] has patches to score.*not finite"):
+        functional.match_maps(image, image, mask, backbone=backbone, max_num_patches=16)
 
 
 @pytest.mark.parametrize(

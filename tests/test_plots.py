@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,18 +65,38 @@ def test_it_grows_with_rows_and_columns(rows: int, columns: int) -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (31, 200), (700, 90), (1024, 1024)])
 def test_any_size_and_grid_can_be_drawn(size: tuple[int, int]) -> None:
-    panel([row(torch.rand(2, 9), size=size), row(torch.rand(7, 1), size=size)], ["x"])
+    wide, high = row(torch.rand(2, 9), size=size), row(torch.rand(7, 1), size=size)
+    assert panel([wide, high], ["x"]).size == panel([row(maps(1, 1, 1, 1))] * 2, ["x"]).size
 
 
 def test_undefined_scores_and_empty_masks_can_be_drawn() -> None:
+    """A map without the subject's patches shows no colour but the legend's."""
     nothing = torch.full((4, 4), torch.nan)
-    panel([row(nothing, cp=float("nan"))], ["x"])
+    empty = panel([row(nothing, cp=float("nan"))], ["x"])
+    assert count(empty, DARK) < count(panel([row(maps(0, 0, 0, 0))], ["x"]), DARK) - 1000
+    assert count(empty, BRIGHT) < count(panel([row(maps(1, 1, 1, 1))], ["x"]), BRIGHT) - 1000
+
+
+def test_every_form_of_a_picture_is_drawn_alike() -> None:
+    """uint8 or float, with or without a gradient; masks boolean, float, or of another size."""
+    one = row(maps(1, 1, 1, 1))
+    grey = (torch.full((3, 64, 64), 128 / 255)).requires_grad_()
+    other = replace(one, reference=grey, mask=one.mask[::2, ::2].float(), shots=[replace(one.shots[0], image=grey)])
+    assert np.array_equal(np.asarray(panel([one], ["x"])), np.asarray(panel([other], ["x"])))
+
+
+def test_columns_are_needed() -> None:
+    with pytest.raises(ValueError, match="columns is empty"):
+        panel([row(maps(1, 1, 1, 1), shots=0)], [])
 
 
 @pytest.mark.parametrize(
     ("rows", "settings", "text"),
     [
         ([], {}, "rows is empty"),
+        ([row(torch.rand(16))], {}, r"rows\[0\]\.shots\[0\]\.found has shape \(16,\); give \(rows, columns\)"),
+        ([replace(row(maps(1, 1, 1, 1)), reference=torch.full((3, 8, 8), 7.0))], {}, r"rows\[0\]\.reference.*outside"),
+        ([replace(row(maps(1, 1, 1, 1)), mask=torch.ones(64, 32))], {}, r"rows\[0\]\.mask\[0\] is \(64, 32\) but its"),
         ([row(maps(1, 1, 1, 1), shots=2)], {}, r"rows\[0\] has 2 shots for 1 columns"),
         ([row(maps(1, 1, 1, 1))], {"lowest": 1.0}, "lowest is 1.0"),
     ],

@@ -177,8 +177,12 @@ def test_a_benchmark_follows_its_seed_alone() -> None:
         (lambda: render(STAR, "on a beach", seed=-1), r"seed is -1; give 0 or more"),
         (lambda: STAR.damaged(5, np.random.default_rng(0)), r"count is 5; a subject has 4 attributes"),
         (lambda: concept_benchmark(0, seed=0), r"n is 0; give at least 1"),
+        (lambda: concept_benchmark(1, seed=-1), r"seed is -1; give 0 or more"),
+        (lambda: concept_benchmark(1.5, seed=0), r"n is 1.5, a float; give an integer"),
+        (lambda: render(STAR, "on a beach", seed=None), r"seed is None, a NoneType; give an integer"),
+        (lambda: render(STAR, "on a beach", seed=0, size=(128.5, 128)), r"height is 128.5, a float"),
     ],
 )
 def test_wrong_arguments_are_named(call: object, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((TypeError, ValueError), match=text):
         call()  # type: ignore[operator]

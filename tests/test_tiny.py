@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from itertools import pairwise
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from claims import DILATIONS, DROPOUTS, PAGES, SEEDS, Claims, mean_claims, measured, tables, with_tables
+from claims import PAGES, SEEDS, Claims, mean_claims, measured, tables, with_tables
 
 import masc_metrics
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, functional, load_backbone, scores
 from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.images import patchify
 from masc_metrics.scenes import SCENES, concept_benchmark
 
 FOLDER = Path(masc_metrics.__file__).parent / "assets" / "tiny"
@@ -45,8 +47,6 @@ def test_the_ordinary_transformers_classes_load_it_and_say_the_same() -> None:
         features = backbone.encode_images(images, max_num_patches=64)
         patches = torch.zeros(2, 64, 768)
         for row, (image, grid) in enumerate(zip(images, features.grids, strict=True)):
-            from masc_metrics.images import patchify
-
             patches[row, : grid[0] * grid[1]] = patchify(image, grid, backbone.checkpoint.processing)
         vision = model.vision_model(patches, features.valid_BN.long(), torch.tensor(features.grids))
     for row, valid in enumerate(features.valid_BN):
@@ -69,8 +69,9 @@ def test_the_name_is_the_package_s_and_the_path_the_user_s(tmp_path: Path, monke
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_backbone("tiny").checkpoint.folder == FOLDER
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
-        load_backbone("./tiny")
+    for path in ("./tiny", Path("tiny")):
+        with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+            load_backbone(path)
     with pytest.raises(ValueError, match="'tiny' comes with the package"):
         CheckpointSource.of("tiny", revision="main")
 
@@ -135,28 +136,32 @@ def test_prompt_following_tells_right_from_swapped_scenes(claims: Claims) -> Non
 
 def test_background_pooling_and_stripping_both_help_prompt_following(claims: Claims) -> None:
     best = claims.prompt["background", "stripped"]
-    assert best > claims.prompt["full", "stripped"]
-    assert best > claims.prompt["background", "whole"]
-    assert best > claims.prompt["foreground", "stripped"] + 0.1
+    assert best > claims.prompt["full", "stripped"] + 0.01
+    assert best > claims.prompt["background", "whole"] + 0.005
+    assert min(claims.prompt["full", "stripped"], claims.prompt["background", "whole"]) > (
+        claims.prompt["full", "whole"] + 0.05
+    ), "either one helps"
+    assert claims.prompt["foreground", "stripped"] < 0.8
 
 
 def test_mask_noise_lowers_the_figures_gradually(claims: Claims) -> None:
-    for noise, levels in ((claims.dilated, DILATIONS), (claims.dropped, DROPOUTS)):
-        spearman = [noise[level][0].spearman for level in levels]
-        following = [noise[level][1] for level in levels]
-        for figures in (spearman, following):
-            steps = [before - after for before, after in pairwise(figures)]
-            assert max(steps) < 0.25, "one step of noise loses almost all"
-            assert figures[1] > figures[0] - 0.03, "a little noise already hurts"
-    # Growing the mask brings background into the subject's mean; it must not go unnoticed.
-    assert claims.dilated[32][0].spearman < claims.dilated[0][0].spearman - 0.05
+    """Nothing falls off a cliff, and little noise costs little; what each noise does hurt, docs/claims.md says."""
+    for noise in (claims.dilated, claims.dropped):
+        assert max(row.undefined for row in noise.values()) < 0.05
+        rows = list(noise.values())
+        for figures in ([row.identity.spearman for row in rows], [row.prompt for row in rows]):
+            assert max(before - after for before, after in pairwise(figures)) < 0.25
+            assert figures[1] > figures[0] - 0.03
+    # A grown mask brings the background into the subject's mean, a torn one the subject into the background's pool.
+    assert claims.dilated[16].identity.spearman < claims.dilated[0].identity.spearman - 0.1
+    assert claims.dropped[0.75].prompt < claims.dropped[0].prompt - 0.01
 
 
 def test_the_documents_show_these_figures(claims: Claims) -> None:
     """To within what another version of torch or transformers may round differently."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert text == with_tables(text, tables(claims)) or _close(text, with_tables(text, tables(claims)))
+        assert _close(text, with_tables(text, tables(claims)))
 
 
 def _close(one: str, other: str) -> bool:
@@ -197,8 +202,11 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path: Path, monkeypatch: py
     image = backbone.encode_images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), max_num_patches=16)
     text = backbone.encode_texts(["on a beach"])
     assert torch.isfinite(scores.embedding_cosine(backbone.pool(image, image.valid_BN), text)).all()
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"{name} is not what the script writes"
+    written, bundled = (json.loads((folder / "tokenizer.json").read_text())["model"] for folder in (tmp_path, FOLDER))
+    assert written["vocab"] == bundled["vocab"]
+    assert written["merges"] == bundled["merges"]
 
 
 def test_captions_say_what_is_true() -> None:
@@ -213,7 +221,6 @@ def test_captions_say_what_is_true() -> None:
     for _ in range(200):
         text, said = caption(truth, dice)
         assert said != [ANY] * 5
-        for value, true, word in zip(said, truth, words, strict=True):
+        for value, true, name in zip(said, truth, words, strict=True):
             assert value in (true, ANY)
-            if value == true and not re.search(r"\b[a-z]{2,9}\b", text.replace(word, "")):
-                assert word in text
+            assert (value == true) == all(word in text.split() for word in name.split())

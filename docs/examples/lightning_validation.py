@@ -1,5 +1,6 @@
 """Watch concept preservation and prompt following rise while a toy model is personalised.
 
+    pip install tensorboard
     python docs/examples/lightning_validation.py --devices 2
     tensorboard --logdir lightning_logs
 
@@ -53,7 +54,15 @@ def validation_rows() -> list[dict[str, object]]:
     for number, (subject, scene) in enumerate(zip(SUBJECTS, SCENES, strict=True)):
         reference, mask = picture(subject, "on a tiled floor", seed=100 + number)
         prompt = f"a photo of a {subject.name} {scene}"
-        rows.append({"prompt": prompt, "subject": subject.name, "reference": reference, "reference_mask": mask})
+        rows.append(
+            {
+                "id": number,  # with which a distributed sampler's repeats count once
+                "prompt": prompt,
+                "subject": subject.name,
+                "reference": reference,
+                "reference_mask": mask,
+            }
+        )
     return rows
 
 
@@ -108,6 +117,7 @@ class Personalization(L.LightningModule):
             reference_masks=batch["reference_mask"],
             prompts=batch["prompt"],
             subjects=batch["subject"],
+            sample_ids=batch["id"],
         )
         self.log_dict(self.masc)
         if batch_idx == 0:

@@ -13,7 +13,7 @@ Example:
 """
 
 from masc_metrics.scenes.backgrounds import SCENES
-from masc_metrics.scenes.pictures import ConceptBenchmark, Picture, concept_benchmark, render
+from masc_metrics.scenes.pictures import ConceptBenchmark, Picture, caption, concept_benchmark, render
 from masc_metrics.scenes.subjects import ATTRIBUTES, COLOURS, PATTERNS, SHAPES, Subject, random_subject
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ConceptBenchmark",
     "Picture",
     "Subject",
+    "caption",
     "concept_benchmark",
     "random_subject",
     "render",

@@ -6,12 +6,14 @@ Shapes: H, W picture sides in pixels; images are (3, H, W) uint8 and masks (H, W
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
+from masc_metrics.grid import check_positive
 from masc_metrics.scenes.backgrounds import SCENES, Plane, mix, paint
-from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject
+from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject, with_article
 
 DEFAULT_SIZE = (128, 128)
 
@@ -46,13 +48,15 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
         size: (height, width) in pixels, each at least 16.
 
     Raises:
+        TypeError: if the seed or a side is no integer.
         ValueError: if there is no such scene, the seed is negative or the picture would be too small.
     """
     height, width = size
+    check_positive("height", height)
+    check_positive("width", width)
     if min(size) < 16:
         raise ValueError(f"size is {size}; give at least 16 x 16 pixels")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; give 0 or more")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     radius = rng.uniform(0.26, 0.46) * min(size)
     centre_y, centre_x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
@@ -70,8 +74,20 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
     picture = mix(background, paintwork, alpha)
     tint = np.asarray([1 + 0.06 * warmth, 1, 1 - 0.06 * warmth], np.float32) * np.float32(255 * (1 + 0.15 * gain))
     pixels = np.clip(picture * tint[:, None, None] + 0.5, 0, 255).astype(np.uint8)
-    article = "an" if subject.name[0] in "aeiou" else "a"
-    return Picture(pixels, alpha >= 0.5, f"{article} {subject.name} {scene}")
+    return Picture(pixels, alpha >= 0.5, caption(subject, scene))
+
+
+def caption(subject: Subject, scene: str) -> str:
+    """What a picture shows, such as "a red and blue striped star on a beach"."""
+    return f"{with_article(subject.name)} {scene}"
+
+
+def check_seed(seed: int) -> None:
+    """Raise TypeError unless the seed is an integer, ValueError if it is negative."""
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed is {seed!r}, a {type(seed).__name__}; give an integer")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give 0 or more")
 
 
 def _cover(distance: Plane, radius: float) -> Plane:
@@ -110,25 +126,26 @@ def concept_benchmark(n: int, seed: int, *, size: tuple[int, int] = DEFAULT_SIZE
 
     Args:
         n: pairs, at least 1; a multiple of 10 is balanced.
-        seed: of the dice.
+        seed: of the dice, at least 0.
         size: (height, width) of every picture.
 
     Raises:
-        ValueError: if ``n`` is below 1 or the size too small.
+        TypeError: if an argument is no integer.
+        ValueError: if ``n`` is below 1, the seed negative or the size too small.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; give at least 1")
+    check_positive("n", n)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     references, generated, prompts, subjects = [], [], [], []
     damages = [(index % (ATTRIBUTES + 1), bool(index // (ATTRIBUTES + 1) % 2)) for index in range(n)]
     for identity_damage, prompt_damage in damages:
         subject = random_subject(rng, held_out=True)
         here, asked = rng.choice(SCENES, size=2, replace=False).tolist()
-        first, second, third = rng.integers(2**32, size=3).tolist()
+        first, second = rng.integers(2**32, size=2).tolist()
         references.append(render(subject, here, seed=first, size=size))
         painted = here if prompt_damage else asked
         generated.append(render(subject.damaged(identity_damage, rng), painted, seed=second, size=size))
-        prompts.append(render(subject, asked, seed=third, size=(16, 16)).caption)
+        prompts.append(caption(subject, asked))
         subjects.append(subject.name)
     return ConceptBenchmark(
         reference_images=np.stack([picture.image for picture in references]),

@@ -1,6 +1,6 @@
 """Subjects of rendered scenes: shape, two colours and pattern; what of them is held out, and how they are damaged.
 
-Shapes: planes are (H, W) float32, in pixels of the picture.
+Shapes: H, W picture sides in pixels; planes are (H, W), in units of the subject's radius.
 """
 
 from __future__ import annotations
@@ -108,7 +108,13 @@ _COLOURS: dict[str, Colour] = {
     "black": (0.08, 0.08, 0.09),
 }
 
+# The values that a subject's attributes take.
 SHAPES, PATTERNS, COLOURS = tuple(_SHAPES), tuple(_PATTERNS), tuple(_COLOURS)
+
+
+def with_article(name: str) -> str:
+    """Such as "a star" and "an arrow"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """How the bundled checkpoint was made: ``python -m masc_metrics.assets.tiny.train FOLDER``.
 
-A small SigLIP2 is trained on rendered scenes by the sigmoid loss between pictures and captions and, as its big model
-is too, by dense objectives beside it: linear heads read the subject's attributes and the scene off single patches.
-Without them patches do not become local, and concept preservation hardly ranks damage. As in the big model, neither
-masked pooling nor prompts without their subject are trained.
+A small SigLIP2 is trained on rendered scenes by the sigmoid loss between pictures and captions and, as its big model is
+too, though there without labels, by a dense objective beside it: linear heads read the subject's attributes and the
+scene off single patches. Without them patches do not become local, and concept preservation hardly ranks damage. As in
+the big model, neither masked pooling nor prompts without their subject are trained.
 
 Shape suffixes: B pictures, C captions or chosen patches, N patches, P values of a patch, D feature width.
 """
@@ -29,6 +29,7 @@ from masc_metrics.grid import naflex_grid
 from masc_metrics.images import ImageProcessing, patchify
 from masc_metrics.masks import FOREGROUND_THRESHOLD, grid_coverage
 from masc_metrics.scenes import COLOURS, PATTERNS, SCENES, SHAPES, random_subject, render
+from masc_metrics.scenes.subjects import with_article
 
 PROCESSING = ImageProcessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", None)
 
@@ -93,7 +94,7 @@ def caption(truth: list[int], dice: random.Random) -> tuple[str, list[int]]:
         name, said[1:4] = noun, [ANY] * 3
     if kind in ("subject", "noun"):
         phrase, said[4] = "", ANY
-    text = f"{dice.choice(CAPTION_PREFIXES)} {'an' if name[0] in 'aeiou' else 'a'} {name} {phrase}"
+    text = f"{dice.choice(CAPTION_PREFIXES)} {with_article(name)} {phrase}"
     words = text.split()
     if dice.random() < 0.25:  # words without meaning here, so that unknown ones are passed over
         word = "".join(dice.choices(string.ascii_lowercase, k=dice.randint(2, 9)))
@@ -184,8 +185,7 @@ def train(folder: Path, *, steps: int, seed: int) -> None:
             losses = ", ".join(f"{name} {loss:.3f}" for name, loss in zip(LOSSES, shown.tolist(), strict=True))
             print(f"step {step + 1}: {losses}; {time.monotonic() - start:.0f} s", flush=True)
             shown.zero_()
-        if step % 250 == 249 or step == steps - 1:
-            save(model, folder)
+    save(model, folder)
 
 
 def save(model: nn.Module, folder: Path) -> None:
