@@ -28,7 +28,7 @@ MAX_NUM_PATCHES = 64
 CELL = 16
 """Side of a patch of a 128-pixel picture in 64 patches: mask noise falls on whole patches."""
 
-DILATIONS = (0, 4, 8, 16)
+DILATIONS = (0, 2, 4, 8, 16)
 DROPOUTS = (0.0, 0.1, 0.25, 0.5, 0.75)
 
 ROOT = Path(__file__).parents[1]

@@ -8,15 +8,17 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from claims import PAGES, SEEDS, Claims, mean_claims, measured, tables, with_tables
+from torchmetrics.functional.regression import spearman_corrcoef
 
 import masc_metrics
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, functional, load_backbone, scores
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import patchify
-from masc_metrics.scenes import SCENES, concept_benchmark
+from masc_metrics.scenes import SCENES, concept_benchmark, random_subject, render
 
 FOLDER = Path(masc_metrics.__file__).parent / "assets" / "tiny"
 
@@ -101,12 +103,14 @@ def test_any_text_can_be_encoded() -> None:
     ["a photo of an astronaut {}", "{}, highly detailed, 4k", "kitten {}", "a zorgle {} please", "{} with ünïcode 猫"],
 )
 def test_unknown_words_do_not_drown_the_known_ones(template: str) -> None:
-    """Of all scenes, the one that is named is nearest."""
-    backbone = load_backbone("tiny")
-    named = backbone.encode_texts([template.format(scene) for scene in SCENES])
-    known = backbone.encode_texts(list(SCENES))
-    nearest = (torch.nn.functional.normalize(named) @ torch.nn.functional.normalize(known).T).argmax(dim=1)
-    assert (nearest == torch.arange(len(SCENES))).float().mean() >= 0.9
+    """Of the prompts, all with the same unknown words, a picture is nearest to the one with its scene."""
+    backbone, rng = load_backbone("tiny"), np.random.default_rng(0)
+    pictures = [render(random_subject(rng, held_out=True), scene, seed=seed) for seed in range(6) for scene in SCENES]
+    features = backbone.encode_images([torch.from_numpy(picture.image) for picture in pictures], max_num_patches=64)
+    images = torch.nn.functional.normalize(backbone.pool(features, features.valid_BN))
+    texts = torch.nn.functional.normalize(backbone.encode_texts([template.format(scene) for scene in SCENES]))
+    nearest = (images @ texts.T).argmax(dim=1)
+    assert (nearest == torch.arange(len(SCENES)).repeat(6)).float().mean() >= 0.85
 
 
 # --- the paper's claims, on subjects that it was never trained on; margins are to the figures of docs/claims.md
@@ -176,15 +180,14 @@ def _close(one: str, other: str) -> bool:
     ("size", "budget"), [((128, 128), 64), ((96, 160), 60), ((160, 112), 100), ((256, 256), 256), ((128, 128), 1024)]
 )
 def test_it_ranks_damage_at_every_grid(size: tuple[int, int], budget: int) -> None:
-    made = concept_benchmark(40 if budget > 500 else 100, seed=11, size=size)
+    made = concept_benchmark(100, seed=11, size=size)
     arrays = (made.generated_images, made.reference_images, made.reference_masks)
     values = functional.concept_preservation(
         *map(torch.from_numpy, arrays), backbone=load_backbone("tiny"), max_num_patches=budget
     )
     damage = torch.from_numpy(made.identity_damage)
-    means = [float(values[damage == level].mean()) for level in range(5)]
-    assert means == sorted(means, reverse=True), means
-    assert means[0] - means[4] > 0.4
+    assert spearman_corrcoef(values.double(), -damage.double()) >= 0.7
+    assert values[damage == 0].mean() > values[damage == 4].mean() + 0.4
 
 
 # --- how it was made
