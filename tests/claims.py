@@ -104,9 +104,10 @@ def measured(seed: int) -> Claims:
         cp, pf = preservation(noise(reference_masks)), following(noise(generated_masks))
         return Noisy(_ranking(cp, damage), _auc(pf, followed), float((cp.isnan() | pf.isnan()).float().mean()))
 
+    exact = noisy(lambda masks: masks)
     return Claims(
         identity={
-            "subject": _ranking(preservation(reference_masks), damage),
+            "subject": exact.identity,
             "whole image": _ranking(preservation(torch.ones_like(reference_masks)), damage),
             "global pool": _ranking(_global_pool(backbone, reference_images, generated_images), damage),
         },
@@ -115,8 +116,8 @@ def measured(seed: int) -> Claims:
             for pooling in ("background", "full", "foreground")
             for prompt in ("stripped", "whole")
         },
-        dilated={reach: noisy(partial(dilated, reach=reach)) for reach in DILATIONS},
-        dropped={share: noisy(partial(dropped, share=share)) for share in DROPOUTS},
+        dilated={0: exact} | {reach: noisy(partial(dilated, reach=reach)) for reach in DILATIONS[1:]},
+        dropped={0: exact} | {share: noisy(partial(dropped, share=share)) for share in DROPOUTS[1:]},
     )
 
 

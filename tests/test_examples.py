@@ -36,7 +36,7 @@ def test_validation_under_ddp_logs_both_metrics_and_both_rise(tmp_path: Path) ->
     folders = list(tmp_path.glob("personalization/version_*"))
     assert len(folders) == 1
     logged = json.loads(run("-c", READ_EVENTS, str(folders[0])).splitlines()[-1])
-    for name, gain in (("val/cp", 0.3), ("val/pf", 0.5)):
+    for name, gain in (("val/cp", 0.3), ("val/pf", 0.3)):  # it is about 0.6 for each
         steps, values = zip(*logged["scalars"][name], strict=True)
         assert steps[0] == 0
         assert len(set(steps)) >= 4
