@@ -176,6 +176,8 @@ def test_a_benchmark_follows_its_seed_alone() -> None:
         (lambda: render(STAR, "on a beach", seed=0, size=(128, 8)), r"size is \(128, 8\); give at least 16 x 16"),
         (lambda: render(STAR, "on a beach", seed=-1), r"seed is -1; give 0 or more"),
         (lambda: STAR.damaged(5, np.random.default_rng(0)), r"count is 5; a subject has 4 attributes"),
+        (lambda: render("star", "on a beach", seed=0), r"subject is 'star', a str; give a Subject"),
+        (lambda: render(STAR, "on a beach", seed=0, size=64), r"size is 64; give \(height, width\)"),
         (lambda: concept_benchmark(0, seed=0), r"n is 0; give at least 1"),
         (lambda: concept_benchmark(1, seed=-1), r"seed is -1; give 0 or more"),
         (lambda: concept_benchmark(1.5, seed=0), r"n is 1.5, a float; give an integer"),

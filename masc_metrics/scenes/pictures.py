@@ -48,9 +48,13 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
         size: (height, width) in pixels, each at least 16.
 
     Raises:
-        TypeError: if the seed or a side is no integer.
+        TypeError: for no Subject, or if the seed or a side is no integer.
         ValueError: if there is no such scene, the seed is negative or the picture would be too small.
     """
+    if not isinstance(subject, Subject):
+        raise TypeError(f"subject is {subject!r}, a {type(subject).__name__}; give a Subject")
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"size is {size!r}; give (height, width)")
     height, width = size
     check_positive("height", height)
     check_positive("width", width)
