@@ -138,7 +138,7 @@ def _inside(mask: Tensor, image: NDArray[np.uint8], name: str) -> NDArray[np.boo
 
 
 def _score(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
+    return "undefined" if math.isnan(value) else f"{round(float(value), 2) + 0.0:.2f}"  # no "-0.00"
 
 
 def _write(
