@@ -28,7 +28,7 @@ from masc_metrics.assets.tiny.files import CAPTION_PREFIXES, TEXT_LENGTH, write_
 from masc_metrics.grid import naflex_grid
 from masc_metrics.images import ImageProcessing, patchify
 from masc_metrics.masks import FOREGROUND_THRESHOLD, grid_coverage
-from masc_metrics.scenes import COLOURS, PATTERNS, SCENES, SHAPES, random_subject, render
+from masc_metrics.scenes import COLOURS, PATTERNS, SCENES, SHAPES, Subject, random_subject, render
 from masc_metrics.scenes.subjects import with_article
 
 PROCESSING = ImageProcessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", None)
@@ -87,7 +87,7 @@ def caption(truth: list[int], dice: random.Random) -> tuple[str, list[int]]:
     """A text that is true of a picture, and what it speaks of: truth with ANY in place of what it leaves open."""
     shape, primary, secondary, pattern, scene = truth
     noun, phrase = SHAPES[shape], SCENES[scene]
-    name = f"{COLOURS[primary]} and {COLOURS[secondary]} {PATTERNS[pattern]} {noun}"
+    name = Subject(noun, COLOURS[primary], COLOURS[secondary], PATTERNS[pattern]).name
     kind = dice.choices(("all", "noun and scene", "subject", "noun"), (60, 25, 10, 5))[0]
     said = [shape, primary, secondary, pattern, scene]
     if kind in ("noun and scene", "noun"):
