@@ -6,6 +6,7 @@ Drawn with Pillow alone, so that they are there wherever the metrics are.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from masc_metrics.masks import check_masks
 
 _CELL, _GAP, _MARGIN = 168, 10, 18
 _LINE = 20
+_CAPTION_WIDTH, _CAPTION_LINES = 23, 3
 _INK, _QUIET, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 _OUTLINE = (255, 0, 200)
 
@@ -37,12 +39,17 @@ class Shot:
         cp: concept preservation; NaN is shown as undefined.
         pf: prompt following; NaN is shown as undefined.
         found: (rows, columns), the reference's match map from :func:`masc_metrics.functional.match_maps`.
+        mask: (H, W), marks the subject in the generated picture, in any form that the metrics take; its outline is
+            drawn. None draws none.
+        caption: stands above the picture, such as its prompt; of a long one, the beginning.
     """
 
     image: Tensor
     cp: float
     pf: float
     found: Tensor
+    mask: Tensor | None = None
+    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +69,15 @@ class PanelRow:
     shots: Sequence[Shot]
 
 
-def panel(rows: Sequence[PanelRow], columns: Sequence[str], *, lowest: float = 0.0) -> Image.Image:
+def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, lowest: float = 0.0) -> Image.Image:
     """Draw concepts as rows: the reference with its mask's outline, then each generated picture over its match map.
 
     A match map shows the reference around its subject, each patch coloured by how well it was found.
 
     Args:
         rows: concepts, each with as many shots as there are columns.
-        columns: a title for each column of shots; line breaks are kept.
+        columns: a title for each column of shots; line breaks are kept. None draws none, and rows may differ in their
+            number of shots.
         lowest: cosine at the dark end of the match maps' colours; 1 is at the bright end.
 
     Returns:
@@ -81,38 +89,46 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str], *, lowest: float = 0
             shots, or ``lowest`` is not in [-1, 1).
     """
     for name, values in (("rows", rows), ("columns", columns)):
-        if not values:
+        if values is not None and not values:
             raise ValueError(f"{name} is empty; give at least one")
     for index, row in enumerate(rows):
-        if len(row.shots) != len(columns):
+        if not row.shots:
+            raise ValueError(f"rows[{index}] has no shots; give at least one")
+        if columns is not None and len(row.shots) != len(columns):
             raise ValueError(f"rows[{index}] has {len(row.shots)} shots for {len(columns)} columns; give one each")
     if not -1 <= lowest < 1:
         raise ValueError(f"lowest is {lowest}; give a cosine in [-1, 1)")
-    head = _MARGIN + _LINE * max(title.count("\n") + 1 for title in columns) + _GAP
-    row_height = 2 * _LINE + 2 * _CELL + 2 * _GAP
-    width = 2 * _MARGIN + (len(columns) + 1) * (_CELL + _GAP) - _GAP
+    titles = ["reference", *columns] if columns else ["reference"]
+    captions = [[textwrap.wrap(shot.caption, _CAPTION_WIDTH) for shot in row.shots] for row in rows]
+    caption_lines = min(_CAPTION_LINES, max(len(lines) for row_captions in captions for lines in row_captions))
+    head = _MARGIN + _LINE * max(title.count("\n") + 1 for title in titles) + _GAP
+    row_height = (2 + caption_lines) * _LINE + 2 * _CELL + 2 * _GAP
+    width = 2 * _MARGIN + (max(len(row.shots) for row in rows) + 1) * (_CELL + _GAP) - _GAP
     sheet = Image.new("RGB", (width, head + len(rows) * row_height + _LINE + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    lefts = [_MARGIN + column * (_CELL + _GAP) for column in range(len(columns) + 1)]
-    for left, title in zip(lefts, ["reference", *columns], strict=True):
+    for column, title in enumerate(titles):
         lines = title.split("\n")
-        for number, line in enumerate(lines):
-            _write(draw, (left, head - _GAP - _LINE * (len(lines) - number)), line)
+        _write_lines(draw, (_left(column), head - _GAP - _LINE * len(lines)), lines)
     for number, row in enumerate(rows):
         top = head + number * row_height
-        _write(draw, (lefts[0], top), row.title, colour=_QUIET)
-        top += _LINE
+        _write(draw, (_MARGIN, top), row.title, colour=_QUIET)
+        top += _LINE * (1 + caption_lines)
         reference = _pixels(row.reference, f"rows[{number}].reference")
-        sheet.paste(
-            _fitted(_outlined(reference, _inside(row.mask, reference, f"rows[{number}].mask"))), (lefts[0], top)
-        )
-        _write(draw, (lefts[0], top + _CELL), "its patches, found again:", colour=_QUIET)
-        for column, (left, shot) in enumerate(zip(lefts[1:], row.shots, strict=True)):
-            name = f"rows[{number}].shots[{column}]"
-            sheet.paste(_fitted(_pixels(shot.image, f"{name}.image")), (left, top))
+        inside = _inside(row.mask, reference, f"rows[{number}].mask")
+        sheet.paste(_fitted(_outlined(_dimmed(reference, ~inside), inside)), (_MARGIN, top))
+        _write(draw, (_MARGIN, top + _CELL), "its patches, found again:", colour=_QUIET)
+        for column, shot in enumerate(row.shots, start=1):
+            name = f"rows[{number}].shots[{column - 1}]"
+            left = _left(column)
+            lines = textwrap.wrap(shot.caption, _CAPTION_WIDTH, max_lines=_CAPTION_LINES, placeholder=" ...")
+            _write_lines(draw, (left, top - _LINE * len(lines)), lines)
+            picture = _pixels(shot.image, f"{name}.image")
+            if shot.mask is not None:
+                picture = _outlined(picture, _inside(shot.mask, picture, f"{name}.mask"))
+            sheet.paste(_fitted(picture), (left, top))
             _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}")
             _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}")
-            if shot.found.ndim != 2:
+            if shot.found.ndim != 2 or not shot.found.numel():
                 raise ValueError(f"{name}.found has shape {tuple(shot.found.shape)}; give (rows, columns)")
             sheet.paste(_fitted(_heat_map(reference, shot.found, lowest)), (left, top + _CELL + _LINE))
     _draw_legend(sheet, draw, sheet.height - _MARGIN - _LINE, lowest)
@@ -151,6 +167,15 @@ def _write(
     draw.text(corner, text, fill=colour, font=ImageFont.load_default(14))
 
 
+def _write_lines(draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str]) -> None:
+    for number, line in enumerate(lines):
+        _write(draw, (corner[0], corner[1] + number * _LINE), line)
+
+
+def _left(column: int) -> int:
+    return _MARGIN + column * (_CELL + _GAP)
+
+
 def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
     """The picture, scaled into a cell and centred on its ground."""
     image = Image.fromarray(pixels)
@@ -163,18 +188,21 @@ def _fitted(pixels: NDArray[np.uint8]) -> Image.Image:
     return cell
 
 
+def _dimmed(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = image.copy()
+    pixels[where] = (image[where] * 0.45 + 255 * 0.55).round().astype(np.uint8)
+    return pixels
+
+
 def _outlined(image: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The picture with the mask's outline in it and all that is not the subject dimmed."""
-    pixels = image.astype(float)
+    """The picture with the mask's outline in it."""
     reach = max(1, round(max(inside.shape) / _CELL))  # two pixels of the sheet
     padded = np.pad(inside, reach, mode="edge")
     height, width = inside.shape
     shifted = [padded[y : y + height, x : x + width] for y in (0, 2 * reach) for x in (0, 2 * reach)]
-    edge = np.any(shifted, axis=0) & ~np.all(shifted, axis=0)
-    pixels[~inside] = pixels[~inside] * 0.45 + 255 * 0.55
-    pixels[edge] = _OUTLINE
-    drawn: NDArray[np.uint8] = pixels.round().astype(np.uint8)
-    return drawn
+    pixels: NDArray[np.uint8] = image.copy()
+    pixels[np.any(shifted, axis=0) & ~np.all(shifted, axis=0)] = _OUTLINE
+    return pixels
 
 
 def _colours(unit: NDArray[np.floating]) -> NDArray[np.floating]:

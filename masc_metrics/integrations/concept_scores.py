@@ -1,0 +1,222 @@
+"""Batches of orders through a generator, a segmenter and both metrics; what fails leaves undefined samples.
+
+Shape suffixes: P pairs of a generated and a reference picture, S generated pictures.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masc_metrics.functional import match_maps
+from masc_metrics.images import ImageBatch, Images, check_images
+from masc_metrics.integrations.concepts import Concept, Order
+from masc_metrics.masks import Masks, check_masks
+from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
+from masc_metrics.plots import Shot
+
+Segment = Callable[[Any, list[str]], Masks]
+
+_TOLD = 3  # different failures that a message tells of
+
+_THUMBNAIL = 336  # pixels, twice the side at which a panel shows it
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong with one batch.
+
+    Attributes:
+        stage: "generate", "segment" or "scoring".
+        reason: the exception, in words.
+        pictures: how many have no score for it.
+        example: the first of them, in words.
+    """
+
+    stage: str
+    reason: str
+    pictures: int
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.stage} raised {self.reason} (first for {self.example})"
+
+
+@dataclass(slots=True)
+class Report:
+    """What one rank tells the others after its batches: what failed, and pictures for the panel by their order."""
+
+    failures: list[Failure] = field(default_factory=list)
+    shots: dict[int, Shot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptScores:
+    """Both scores of every picture, the same on every rank.
+
+    Attributes:
+        cp_S: mean over the concept's references; NaN where undefined.
+        shown_cp_S: against the concept's first reference alone, which is the one that a panel shows.
+        pf_S: NaN where undefined.
+    """
+
+    cp_S: Tensor
+    shown_cp_S: Tensor
+    pf_S: Tensor
+
+    def means(self, chosen: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean CP and PF of all pictures, or of those chosen; NaN where none is defined."""
+        rows = slice(None) if chosen is None else list(chosen)
+        return self.cp_S[rows].nanmean(), self.pf_S[rows].nanmean()
+
+
+class ConceptScorer:
+    """Scores the orders of some concepts with both metrics, over any number of ranks."""
+
+    def __init__(self, concepts: Sequence[Concept], segment: Segment, settings: dict[str, Any]) -> None:
+        self.concepts = concepts
+        self.segment = segment
+        # One score a sample, by id: ranks may deal as they like, and every rank reads all scores in one order.
+        self.cp = MaSCConceptPreservation(reduction="none", **settings)
+        self.pf = MaSCPromptFollowing(reduction="none", **settings)
+
+    def start(self, device: torch.device) -> None:
+        """Forget all scores, follow the model to its device, and have the network there.
+
+        Raises:
+            OSError, ValueError: if the checkpoint cannot be had.
+        """
+        for metric in (self.cp, self.pf):
+            metric.reset()
+            metric.to(device)
+        self.cp.backbone.load()
+        self.pf.backbone.load(text_tower=True)
+
+    def add(
+        self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[int], report: Report
+    ) -> Exception | None:
+        """Generate and score a batch. What raises is reported and returned, and its samples become undefined.
+
+        Args:
+            batch: what is generated.
+            generate: returns one picture for each.
+            shown: orders of which the report gets a shot.
+            report: is added to.
+        """
+        pairs, ids = [pair for order in batch for pair in order.pairs], [order.index for order in batch]
+        stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
+        try:
+            images = generate()
+            checked = check_images(images, "what generate returned")
+            _check_count("generate", len(checked), "prompts", len(batch))
+            stage = "scoring"
+            self._add_pairs(batch, checked, pairs)
+            unscored.pop(0)
+            self._show(batch, checked, shown, report)
+            stage = "segment"
+            masks = self.segment(images, [self.concepts[order.concept].noun for order in batch])
+            _check_count("segment", len(masks), "images", len(batch))
+            checked_masks = check_masks(masks, "what segment returned", checked.sizes).masks
+            for order, mask in zip(batch, checked_masks, strict=True):
+                if order.index in report.shots:
+                    report.shots[order.index] = _with_mask(report.shots[order.index], mask)
+            stage = "scoring"
+            self.pf.update(
+                checked,
+                checked_masks,
+                [order.prompt for order in batch],
+                [self.concepts[order.concept].subject for order in batch],
+                sample_ids=ids,
+            )
+            unscored.pop(0)
+        except Exception as error:
+            for metric, missing in unscored:
+                nothing = torch.full((len(missing),), torch.nan, dtype=torch.float64, device=metric.device)
+                metric.accumulate(nothing, torch.tensor(missing, dtype=torch.int64))
+            example = f"{self.concepts[batch[0].concept].name!r}, {batch[0].prompt!r}"
+            report.failures.append(Failure(stage, f"{type(error).__name__}: {error}", len(batch), example))
+            return error
+        return None
+
+    def _add_pairs(self, batch: Sequence[Order], images: ImageBatch, pairs: list[int]) -> None:
+        generated = ImageBatch(tuple(images.images[row] for row, order in enumerate(batch) for _ in order.pairs))
+        concepts = [self.concepts[order.concept] for order in batch]
+        references = ImageBatch(tuple(image for concept in concepts for image in concept.references.images))
+        masks = [mask for concept in concepts for mask in concept.masks.masks]
+        self.cp.update(generated, references, masks, sample_ids=pairs)
+
+    def _show(self, batch: Sequence[Order], images: ImageBatch, shown: Sequence[int], report: Report) -> None:
+        rows = [row for row, order in enumerate(batch) if order.index in shown]
+        if not rows:
+            return
+        concepts = [self.concepts[batch[row].concept] for row in rows]
+        found = match_maps(
+            ImageBatch(tuple(images.images[row] for row in rows)),
+            ImageBatch(tuple(concept.references.images[0] for concept in concepts)),
+            [concept.masks.masks[0] for concept in concepts],
+            backbone=self.cp.backbone,
+            max_num_patches=self.cp.max_num_patches,
+            encode_batch_size=self.cp.encode_batch_size,
+        )
+        for row, found_map in zip(rows, found, strict=True):
+            # The scores are filled in when all ranks' are together.
+            report.shots[batch[row].index] = Shot(
+                _thumbnail(images.images[row]), torch.nan, torch.nan, found_map.cpu(), caption=batch[row].prompt
+            )
+
+    def scores(self, orders: Sequence[Order]) -> ConceptScores:
+        """The scores of all ranks; a collective call."""
+        with warnings.catch_warnings():
+            # Undefined samples, and ranks that had nothing to do, are for the caller to tell of.
+            warnings.simplefilter("ignore", UserWarning)
+            cp_P, pf_S = self.cp.compute(), self.pf.compute()
+        return ConceptScores(
+            torch.stack([cp_P[order.pairs.start : order.pairs.stop].nanmean() for order in orders]),
+            torch.stack([cp_P[order.pairs.start] for order in orders]),
+            pf_S,
+        )
+
+
+def undefined_message(scores: ConceptScores, failures: Sequence[Failure]) -> str:
+    """How many pictures have no score and why, in one text; empty if all have both."""
+    undefined = [int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S)]
+    if not any(undefined):
+        return ""
+    alike: dict[tuple[str, str], Failure] = {}
+    for failure in failures:
+        alike.setdefault((failure.stage, failure.reason), failure)
+    reasons = [str(failure) for failure in alike.values()]
+    if len(reasons) > _TOLD:
+        reasons[_TOLD:] = [f"{len(reasons) - _TOLD} more reasons"]
+    if max(undefined) > sum(failure.pictures for failure in failures):
+        reasons.append("elsewhere the masks leave no patch to score")
+    return (
+        f"CP is undefined for {undefined[0]} and PF for {undefined[1]} of {len(scores.pf_S)} pictures, which are left "
+        f"out of the means: {'; '.join(reasons)}"
+    )
+
+
+def _check_count(function: str, count: int, given: str, expected: int) -> None:
+    if count != expected:
+        raise ValueError(f"what {function} returned holds {count} items for {expected} {given}; return one for each")
+
+
+def _thumbnail(image: Tensor) -> Tensor:
+    """(3, h, w) uint8 on the CPU, small enough to send from rank to rank."""
+    pixels = image.float() * (255 if image.is_floating_point() else 1)
+    scale = _THUMBNAIL / max(image.shape[1:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    return pixels.round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _with_mask(shot: Shot, mask: Tensor) -> Shot:
+    coverage = F.interpolate(mask[None, None], size=shot.image.shape[1:], mode="bilinear")[0, 0]
+    return replace(shot, mask=(coverage > 0.5).cpu())

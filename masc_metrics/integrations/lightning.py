@@ -1,0 +1,290 @@
+"""A Lightning callback that validates concepts: it generates, segments, scores, logs, and shows what it saw."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+
+from masc_metrics.grid import check_positive
+from masc_metrics.images import Images
+from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Report, Segment, undefined_message
+from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
+from masc_metrics.integrations.picture_log import draw_panel, log_picture
+from masc_metrics.integrations.sharding import call_unsharded, is_sharded
+
+__all__ = ["Concept", "MaSCValidation"]
+
+Generate = Callable[[Any, list[str], int], Images]
+OnError = Literal["warn", "raise"]
+
+DEFAULT_BATCH_SIZE = 4
+DEFAULT_PANEL_SIZE = (4, 6)
+
+
+class MaSCValidation(L.Callback):
+    """Generates pictures of concepts while a model trains, scores them with MaSC, logs the scores and a picture panel.
+
+    On a schedule, and in ``Trainer.validate``, it generates one picture for every prompt, dealt over the ranks without
+    repeats, and logs ``val/masc_cp`` and ``val/masc_pf``, the means over all pictures, and
+    ``val/masc_cp/<concept>`` and ``val/masc_pf/<concept>``. A picture's concept preservation is its mean over the
+    concept's references. A panel of reference, generated pictures, masks' outlines, scores and match maps goes to
+    TensorBoard and W&B, and into a folder of PNG files for any other logger.
+
+    Training is not disturbed: random states and every module's train or eval mode are as before afterwards, and a run
+    with the callback trains bit for bit as one without. Nothing is added to checkpoints.
+
+    Args:
+        concepts: what to generate; see :class:`Concept`.
+        generate: ``generate(pl_module, prompts, seed)`` returns one picture for each prompt, in any form that the
+            metrics take. It runs without gradients, with the module in eval mode and in the trainer's precision. Torch,
+            numpy and Python are seeded with ``seed`` before; it is the same for the same prompts at every validation
+            and on any number of ranks.
+        segment: ``segment(images, nouns)`` returns the mask of each subject in the pictures that ``generate`` returned.
+        every_n_epochs: validate at the end of every n-th epoch, inside its last validation loop if it has one, so that
+            ModelCheckpoint and EarlyStopping can monitor the scores.
+        every_n_steps: instead, after every n optimiser steps. With neither, at the end of every epoch.
+        batch_size: prompts in one call of ``generate``.
+        seed: of the first batch; the next ones count up.
+        on_error: "warn" turns a batch whose generator or segmenter raises into undefined samples, and says so once a
+            validation; "raise" stops the training, on every rank.
+        panel_size: concepts and prompts on the panel, the first of each; None draws none.
+        panel_dir: folder for the panels as PNG files, whatever the loggers are; None writes them only for loggers that
+            take no pictures, into ``masc_panels`` in their folder.
+        prefix: of every logged name.
+        metric_settings: of both metrics, such as ``model_name_or_path``, ``max_num_patches`` or ``dtype``; see
+            :class:`masc_metrics.MaSCConceptPreservation`.
+
+    Raises:
+        TypeError, ValueError: for settings that are not accepted.
+
+    Scores are NaN where no sample is defined. Source: MaSC, arXiv 2605.22469.
+    """
+
+    def __init__(
+        self,
+        concepts: Sequence[Concept],
+        generate: Generate,
+        segment: Segment,
+        *,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        seed: int = 0,
+        on_error: OnError = "warn",
+        panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE,
+        panel_dir: str | os.PathLike[str] | None = None,
+        prefix: str = "val/",
+        **metric_settings: Any,
+    ) -> None:
+        super().__init__()
+        if every_n_epochs is None and every_n_steps is None:
+            every_n_epochs = 1
+        if every_n_epochs is not None and every_n_steps is not None:
+            raise ValueError(f"every_n_epochs is {every_n_epochs} and every_n_steps is {every_n_steps}; give one")
+        for name, value in (
+            ("every_n_epochs", every_n_epochs),
+            ("every_n_steps", every_n_steps),
+            ("batch_size", batch_size),
+            *(("panel_size", value) for value in panel_size or ()),
+        ):
+            if value is not None:
+                check_positive(name, value)
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
+        for name, function in (("generate", generate), ("segment", segment)):
+            if not callable(function):
+                raise TypeError(f"{name} is a {type(function).__name__}; give a function")
+        self.concepts = check_concepts(concepts)
+        self.generate = generate
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.on_error = on_error
+        self.panel_size = panel_size
+        self.panel_dir = None if panel_dir is None else Path(panel_dir)
+        self.prefix = prefix
+        self._scorer = ConceptScorer(self.concepts, segment, metric_settings)
+        self._last_step = 0
+        self._last_epoch = -1
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have the checkpoint there before hours of training are spent."""
+        self._scorer.start(pl_module.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count on from here, which is the middle of a run that is resumed."""
+        self._last_step, self._last_epoch = trainer.global_step, -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Validate after every n-th optimiser step."""
+        step = (
+            trainer.global_step
+        )  # grows by more than one where there are several optimisers, and not with every batch
+        if self.every_n_steps is not None and step // self.every_n_steps > self._last_step // self.every_n_steps:
+            self._validate(trainer, pl_module, in_epoch=True)
+        self._last_step = step
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate in ``Trainer.validate``, and in the last validation loop of every n-th epoch."""
+        in_fit = trainer.state.fn == "fit"
+        if not trainer.sanity_checking and (not in_fit or (trainer.is_last_batch and self._epoch_is_due(trainer))):
+            self._last_epoch = trainer.current_epoch if in_fit else self._last_epoch
+            self._validate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate after every n-th epoch, if no validation loop has seen its end."""
+        if self._epoch_is_due(trainer):
+            self._validate(trainer, pl_module)
+
+    def _epoch_is_due(self, trainer: L.Trainer) -> bool:
+        if trainer.current_epoch == self._last_epoch:
+            return False
+        if _is_dev_run(trainer):  # which is to touch everything once
+            return True
+        return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _validate(self, trainer: L.Trainer, pl_module: L.LightningModule, *, in_epoch: bool = False) -> None:
+        orders = orders_of(self.concepts)
+        if _is_dev_run(trainer):
+            orders = orders[: self.batch_size]
+        shown = self._shown(orders)
+        self._scorer.start(pl_module.device)
+        report, error = Report(), None
+        with _undisturbed(pl_module):
+            for number, batch in self._share(trainer, pl_module, orders):
+                generate = functools.partial(self._generate, trainer, pl_module, number)
+                if not batch:  # the other ranks need this one in their forwards
+                    with contextlib.suppress(Exception):
+                        generate(orders[: self.batch_size])
+                    continue
+                raised = self._scorer.add(batch, functools.partial(generate, batch), sum(shown, ()), report)
+                error = error or raised
+                if error is not None and self.on_error == "raise":
+                    break
+        reports = _gathered(report)
+        failures = [(rank, failure) for rank, each in enumerate(reports) for failure in each.failures]
+        if failures and self.on_error == "raise":
+            rank, failure = failures[0]
+            raise RuntimeError(f"MaSCValidation, rank {rank}: {failure}") from error
+        scores = self._scorer.scores(orders)
+        self._log(trainer, pl_module, orders, scores, in_epoch)
+        if trainer.is_global_zero:
+            if message := undefined_message(scores, [failure for _, failure in failures]):
+                warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
+            if self.panel_size is not None:
+                shots = {index: shot for each in reports for index, shot in each.shots.items()}
+                self._send_panel(trainer, draw_panel(self.concepts, shown, scores, shots))
+
+    def _shown(self, orders: Sequence[Order]) -> list[tuple[int, ...]]:
+        """The orders that the panel shows, a row for each concept."""
+        rows, columns = self.panel_size or (0, 0)
+        of_concept = [[order.index for order in orders if order.concept == place] for place in range(rows)]
+        return [tuple(indices[:columns]) for indices in of_concept if indices]
+
+    def _share(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, orders: Sequence[Order]
+    ) -> list[tuple[int, tuple[Order, ...]]]:
+        # Lightning's own answer, since the ranks of a tensor-parallel group hold one model between them.
+        place = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        in_step = is_sharded(trainer.strategy.model or pl_module)
+        return dealt(orders, self.batch_size, place["num_replicas"], place["rank"], in_step=in_step)
+
+    def _generate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, batch: Sequence[Order]
+    ) -> Images:
+        seed = self.seed + number
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        call = functools.partial(self.generate, pl_module, [order.prompt for order in batch], seed)
+        model = trainer.strategy.model
+        with trainer.precision_plugin.val_step_context():
+            if model is not None and is_sharded(model):
+                return call_unsharded(model, pl_module, call)
+            return call()
+
+    def _log(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        orders: Sequence[Order],
+        scores: ConceptScores,
+        in_epoch: bool,
+    ) -> None:
+        groups: dict[str, list[int] | None] = {"": None}
+        for order in orders:
+            groups.setdefault(f"/{self.concepts[order.concept].name}", []).append(order.index)  # type: ignore[union-attr]
+        values = {
+            f"{self.prefix}masc_{score}{group}": value
+            for group, indices in groups.items()
+            for score, value in zip(("cp", "pf"), scores.means(indices), strict=True)
+        }
+        if not in_epoch:
+            pl_module.log_dict(values, sync_dist=True, batch_size=1)  # equal on all ranks, so the mean is the value
+            return
+        pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        scalars = {name: value.item() for name, value in values.items()}
+        for logger in trainer.loggers:  # now: Lightning itself would wait for a multiple of log_every_n_steps
+            logger.log_metrics(scalars, step=_logged_step(trainer))
+
+    def _send_panel(self, trainer: L.Trainer, picture: Image.Image) -> None:
+        log_picture(
+            picture,
+            trainer.loggers,
+            tag=f"{self.prefix}masc_panel",
+            step=_logged_step(trainer),
+            file_name=f"epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}.png",
+            folder=self.panel_dir,
+            fallback=Path(trainer.default_root_dir),
+        )
+
+
+def _is_dev_run(trainer: L.Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))  # set by a function that types do not follow
+
+
+def _logged_step(trainer: L.Trainer) -> int:
+    """Where Lightning itself puts what is logged now: the first training step is 0."""
+    return max(0, trainer.global_step - 1) if trainer.state.fn == "fit" else trainer.global_step
+
+
+@contextmanager
+def _undisturbed(pl_module: L.LightningModule) -> Iterator[None]:
+    """Eval mode and no gradients inside; all modes and random states as before afterwards."""
+    modes = [(module, module.training) for module in pl_module.modules()]
+    kind = pl_module.device.type
+    device = None if kind in ("cpu", "cuda") else getattr(torch, kind)  # those two isolate_rng knows
+    device_state = device and device.get_rng_state()
+    try:
+        # Inference tensors that a model keeps for itself, such as position tables, would break its training.
+        with isolate_rng(), torch.inference_mode(False), torch.no_grad():
+            pl_module.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        if device is not None:
+            device.set_rng_state(device_state)
+
+
+def _gathered(report: Report) -> list[Report]:
+    """Every rank's report, in the order of ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [report]
+    reports: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(reports, report)
+    return reports

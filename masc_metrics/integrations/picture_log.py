@@ -1,0 +1,100 @@
+"""Pictures into whichever experiment loggers take them, and as PNG files beside those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from masc_metrics.integrations.concept_scores import ConceptScores
+from masc_metrics.integrations.concepts import Concept
+from masc_metrics.plots import PanelRow, Shot, panel
+
+_FOLDER = "masc_panels"
+
+
+def draw_panel(
+    concepts: Sequence[Concept], shown: Sequence[Sequence[int]], scores: ConceptScores, shots: Mapping[int, Shot]
+) -> Image.Image:
+    """A row for each concept: its first reference, and what was generated of it.
+
+    Args:
+        concepts: of which the first are shown.
+        shown: for each row its pictures' places in the scores.
+        scores: of all pictures.
+        shots: of those shown; one that is missing, because it could not be made, is a grey square.
+    """
+    rows = []
+    for concept, indices in zip(concepts, shown, strict=False):
+        several = f" (against the first of {len(concept.references)} references)"
+        row_shots = [
+            replace(
+                shots.get(index, _missing()),
+                cp=float(scores.shown_cp_S[index]),
+                pf=float(scores.pf_S[index]),
+            )
+            for index in indices
+        ]
+        rows.append(
+            PanelRow(
+                concept.name + (several if len(concept.references) > 1 else ""),
+                concept.references.images[0],
+                concept.masks.masks[0],
+                row_shots,
+            )
+        )
+    return panel(rows)
+
+
+def _missing() -> Shot:
+    grey = torch.full((3, 64, 64), 200, dtype=torch.uint8)
+    return Shot(grey, torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption="(no picture)")
+
+
+def log_picture(
+    picture: Image.Image,
+    loggers: Sequence[Any],
+    *,
+    tag: str,
+    step: int,
+    file_name: str,
+    folder: Path | None,
+    fallback: Path,
+) -> None:
+    """Send a picture to every logger; call it in one process alone.
+
+    Args:
+        picture: an RGB image.
+        loggers: Lightning's, of either package name. TensorBoard's and W&B's take the picture; for any other a PNG
+            is written.
+        tag: its name in the logger.
+        step: its place on the loggers' axis.
+        file_name: of the PNG.
+        folder: for PNGs; if given, one is written whatever the loggers are. None is ``masc_panels`` in the logger's
+            own folder, or in ``fallback`` if it has none.
+        fallback: where PNGs go without a logger's folder.
+
+    Raises:
+        OSError: if a PNG cannot be written.
+    """
+    folders = {folder} if folder is not None else set()
+    for logger in loggers:
+        # By name, because lightning and pytorch_lightning each have a class of their own, and neither need be here.
+        kinds = {kind.__name__ for kind in type(logger).__mro__}
+        if "TensorBoardLogger" in kinds:
+            logger.experiment.add_image(tag, np.asarray(picture), step, dataformats="HWC")
+        elif "WandbLogger" in kinds:
+            logger.log_image(key=tag, images=[picture], step=step)
+        elif "DummyLogger" not in kinds and folder is None:  # the dummy of fast_dev_run keeps nothing
+            own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
+            folders.add(Path(own) / _FOLDER)
+    if not loggers and folder is None:
+        folders.add(fallback / _FOLDER)
+    for place in folders:
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / file_name)
