@@ -247,6 +247,8 @@ class SampleMetric(Metric):
         for role, name in self._names.items():
             if prefix + name in states:
                 states[prefix + role] = states.pop(prefix + name)
+        if not any(self._persistent.values()):
+            _drop_marks(states, prefix)
         return states
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -282,3 +284,15 @@ class SampleMetric(Metric):
             Figure and axes.
         """
         return self._plot(val, ax)
+
+
+def _drop_marks(states: Any, prefix: str) -> None:
+    """Take back torch's version marks of a metric, and of a collection around it, that saves nothing.
+
+    They would make a checkpoint with metrics a few bytes longer than one without.
+    """
+    marks = getattr(states, "_metadata", {})
+    own = prefix.removesuffix(".")
+    for path in (own, own.rpartition(".")[0]):
+        if path and marks.get(path) == {"version": 1} and not any(key.startswith(f"{path}.") for key in states):
+            del marks[path]

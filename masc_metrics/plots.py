@@ -36,8 +36,8 @@ class Shot:
 
     Attributes:
         image: (3, H, W), uint8 or float in [0, 1].
-        cp: concept preservation; NaN is shown as undefined.
-        pf: prompt following; NaN is shown as undefined.
+        cp: concept preservation; NaN is shown as n/a.
+        pf: prompt following; NaN is shown as n/a.
         found: (rows, columns), the reference's match map from :func:`masc_metrics.functional.match_maps`.
         mask: (H, W), marks the subject in the generated picture, in any form that the metrics take; its outline is
             drawn. None draws none.
@@ -154,7 +154,7 @@ def _inside(mask: Tensor, image: NDArray[np.uint8], name: str) -> NDArray[np.boo
 
 
 def _score(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{round(float(value), 2) + 0.0:.2f}"  # no "-0.00"
+    return "n/a" if math.isnan(value) else f"{round(float(value), 2) + 0.0:.2f}"  # no "-0.00"
 
 
 def _write(

@@ -99,14 +99,14 @@ class ConceptScorer:
         self.pf.backbone.load(text_tower=True)
 
     def add(
-        self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[int], report: Report
+        self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[Order], report: Report
     ) -> Exception | None:
         """Generate and score a batch. What raises is reported and returned, and its samples become undefined.
 
         Args:
             batch: what is generated.
             generate: returns one picture for each.
-            shown: orders of which the report gets a shot.
+            shown: those of which the report gets a shot, of this batch or another.
             report: is added to.
         """
         pairs, ids = [pair for order in batch for pair in order.pairs], [order.index for order in batch]
@@ -151,8 +151,8 @@ class ConceptScorer:
         masks = [mask for concept in concepts for mask in concept.masks.masks]
         self.cp.update(generated, references, masks, sample_ids=pairs)
 
-    def _show(self, batch: Sequence[Order], images: ImageBatch, shown: Sequence[int], report: Report) -> None:
-        rows = [row for row, order in enumerate(batch) if order.index in shown]
+    def _show(self, batch: Sequence[Order], images: ImageBatch, shown: Sequence[Order], report: Report) -> None:
+        rows = [row for row, order in enumerate(batch) if order in shown]
         if not rows:
             return
         concepts = [self.concepts[batch[row].concept] for row in rows]
@@ -165,10 +165,8 @@ class ConceptScorer:
             encode_batch_size=self.cp.encode_batch_size,
         )
         for row, found_map in zip(rows, found, strict=True):
-            # The scores are filled in when all ranks' are together.
-            report.shots[batch[row].index] = Shot(
-                _thumbnail(images.images[row]), torch.nan, torch.nan, found_map.cpu(), caption=batch[row].prompt
-            )
+            # Its scores are filled in when all ranks' are together.
+            report.shots[batch[row].index] = Shot(_thumbnail(images.images[row]), torch.nan, torch.nan, found_map.cpu())
 
     def scores(self, orders: Sequence[Order]) -> ConceptScores:
         """The scores of all ranks; a collective call."""

@@ -189,11 +189,11 @@ class MaSCValidation(L.Callback):
                 shots = {index: shot for each in reports for index, shot in each.shots.items()}
                 self._send_panel(trainer, draw_panel(self.concepts, shown, scores, shots))
 
-    def _shown(self, orders: Sequence[Order]) -> list[tuple[int, ...]]:
+    def _shown(self, orders: Sequence[Order]) -> list[tuple[Order, ...]]:
         """The orders that the panel shows, a row for each concept."""
         rows, columns = self.panel_size or (0, 0)
-        of_concept = [[order.index for order in orders if order.concept == place] for place in range(rows)]
-        return [tuple(indices[:columns]) for indices in of_concept if indices]
+        of_concept = [tuple(order for order in orders if order.concept == place) for place in range(rows)]
+        return [found[:columns] for found in of_concept if found]
 
     def _share(
         self, trainer: L.Trainer, pl_module: L.LightningModule, orders: Sequence[Order]

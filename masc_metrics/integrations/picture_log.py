@@ -12,48 +12,41 @@ import torch
 from PIL import Image
 
 from masc_metrics.integrations.concept_scores import ConceptScores
-from masc_metrics.integrations.concepts import Concept
+from masc_metrics.integrations.concepts import Concept, Order
 from masc_metrics.plots import PanelRow, Shot, panel
 
 _FOLDER = "masc_panels"
+_NOTHING = Shot(
+    torch.full((3, 64, 64), 200, dtype=torch.uint8), torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption=""
+)
 
 
 def draw_panel(
-    concepts: Sequence[Concept], shown: Sequence[Sequence[int]], scores: ConceptScores, shots: Mapping[int, Shot]
+    concepts: Sequence[Concept], shown: Sequence[Sequence[Order]], scores: ConceptScores, shots: Mapping[int, Shot]
 ) -> Image.Image:
     """A row for each concept: its first reference, and what was generated of it.
 
     Args:
-        concepts: of which the first are shown.
-        shown: for each row its pictures' places in the scores.
+        concepts: all of them.
+        shown: for each row its pictures.
         scores: of all pictures.
-        shots: of those shown; one that is missing, because it could not be made, is a grey square.
+        shots: of those shown, by their index; one that is missing, because it could not be made, is a grey square.
     """
     rows = []
-    for concept, indices in zip(concepts, shown, strict=False):
-        several = f" (against the first of {len(concept.references)} references)"
+    for orders in shown:
+        concept = concepts[orders[0].concept]
+        several = f" (against the first of {len(concept.references)} references)" if len(concept.references) > 1 else ""
         row_shots = [
             replace(
-                shots.get(index, _missing()),
-                cp=float(scores.shown_cp_S[index]),
-                pf=float(scores.pf_S[index]),
+                shots.get(order.index, _NOTHING),
+                cp=float(scores.shown_cp_S[order.index]),
+                pf=float(scores.pf_S[order.index]),
+                caption=order.prompt,
             )
-            for index in indices
+            for order in orders
         ]
-        rows.append(
-            PanelRow(
-                concept.name + (several if len(concept.references) > 1 else ""),
-                concept.references.images[0],
-                concept.masks.masks[0],
-                row_shots,
-            )
-        )
+        rows.append(PanelRow(concept.name + several, concept.references.images[0], concept.masks.masks[0], row_shots))
     return panel(rows)
-
-
-def _missing() -> Shot:
-    grey = torch.full((3, 64, 64), 200, dtype=torch.uint8)
-    return Shot(grey, torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption="(no picture)")
 
 
 def log_picture(
