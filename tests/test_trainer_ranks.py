@@ -199,7 +199,9 @@ def test_the_callback_shares_the_prompts_and_scores_as_one_process_does(
         assert scores == pytest.approx(one_process, abs=TOLERANCE)
         assert scores.keys() >= {"val/masc_cp", "val/masc_pf", "val/masc_cp/kitten", "val/masc_pf/rocket"}
         asked += prompts
-        assert len(rank[f"callback {strategy} in fit"]) == 6
+        fitted = rank[f"callback {strategy} in fit"]
+        assert fitted == ranks[0][f"callback {strategy} in fit"], "no rank sees other scores, and none is undefined"
+        assert len(fitted) == 6
     if strategy == "ddp":
         assert sorted(asked) == sorted(prompt for prompts in PROMPTS.values() for prompt in prompts)
     else:  # three batches on two ranks: a sharded model needs both in the last one, whose picture counts once
