@@ -98,10 +98,16 @@ class MaSCValidation(L.Callback):
             ("every_n_epochs", every_n_epochs),
             ("every_n_steps", every_n_steps),
             ("batch_size", batch_size),
-            *(("panel_size", value) for value in panel_size or ()),
         ):
             if value is not None:
                 check_positive(name, value)
+        if panel_size is not None:
+            if not isinstance(panel_size, Sequence) or len(panel_size) != 2:
+                raise TypeError(f"panel_size is {panel_size!r}; give concepts and prompts, such as (4, 6), or None")
+            for value in panel_size:
+                check_positive("panel_size", value)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed is a {type(seed).__name__}; give an integer")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
         for name, function in (("generate", generate), ("segment", segment)):
@@ -187,7 +193,9 @@ class MaSCValidation(L.Callback):
                 warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
             if self.panel_size is not None:
                 shots = {index: shot for each in reports for index, shot in each.shots.items()}
-                self._send_panel(trainer, draw_panel(self.concepts, shown, scores, shots))
+                picture = draw_panel(self.concepts, shown, scores, shots)
+                if not _is_dev_run(trainer):
+                    self._send_panel(trainer, picture)
 
     def _shown(self, orders: Sequence[Order]) -> list[tuple[Order, ...]]:
         """The orders that the panel shows, a row for each concept."""

@@ -83,7 +83,7 @@ def log_picture(
             logger.experiment.add_image(tag, np.asarray(picture), step, dataformats="HWC")
         elif "WandbLogger" in kinds:
             logger.log_image(key=tag, images=[picture], step=step)
-        elif "DummyLogger" not in kinds and folder is None:  # the dummy of fast_dev_run keeps nothing
+        elif folder is None:
             own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
             folders.add(Path(own) / _FOLDER)
     if not loggers and folder is None:
