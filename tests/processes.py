@@ -1,13 +1,16 @@
-"""Functions run in several gloo processes, with a time limit and no process left behind."""
+"""Functions in several gloo processes, and commands, with a time limit and no process left behind."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +54,26 @@ def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any,
         errors = "\n".join(file.read_text() for file in sorted(folder.glob("*.txt")))
         assert not hung, f"processes {hung} did not end within {limit_s} s\n{errors}"
         assert not errors, errors
+        died = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+        assert not died, f"processes ended by themselves, with {died}"
     finally:
         for worker in workers:
             if worker.is_alive():
                 worker.kill()
                 worker.join(10)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
+    """What the command prints; its children end with it."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        printed, _ = process.communicate(timeout=limit_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, printed
+    return printed

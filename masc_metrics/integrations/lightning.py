@@ -275,8 +275,8 @@ def _undisturbed(pl_module: L.LightningModule) -> Iterator[None]:
     """Eval mode and no gradients inside; all modes and random states as before afterwards."""
     modes = [(module, module.training) for module in pl_module.modules()]
     kind = pl_module.device.type
-    device = None if kind in ("cpu", "cuda") else getattr(torch, kind)  # those two isolate_rng knows
-    device_state = device and device.get_rng_state()
+    device = None if kind in ("cpu", "cuda") else getattr(torch, kind, None)  # those two isolate_rng knows
+    device_state = device.get_rng_state() if device is not None else None
     try:
         # Inference tensors that a model keeps for itself, such as position tables, would break its training.
         with isolate_rng(), torch.inference_mode(False), torch.no_grad():

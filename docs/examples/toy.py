@@ -1,0 +1,80 @@
+"""What the examples train: a pretended generator that needs no download, and rendered pictures to learn from.
+
+It knows a few subjects and scenes as layers of pixels. In its place stands, in your code, a diffusion model.
+"""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from masc_metrics.scenes import Subject, render
+
+SIZE = (128, 128)
+SUBJECTS = [
+    Subject("star", "yellow", "blue", "dotted"),
+    Subject("fish", "orange", "white", "striped"),
+    Subject("heart", "red", "yellow", "halved"),
+    Subject("gear", "purple", "green", "checked"),
+    Subject("house", "white", "red", "striped"),
+    Subject("ring", "green", "black", "dotted"),
+]
+SCENES = ["on a beach", "in a forest", "at a brick wall", "in the snow", "in a night sky", "on a wooden table"]
+SMALL = {"model_name_or_path": "tiny", "max_num_patches": 64}
+"""Settings of both metrics for the bundled checkpoint. For real pictures leave them out."""
+
+
+def picture(subject: Subject, scene: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A rendered picture and its subject's mask, as tensors."""
+    rendered = render(subject, scene, seed=seed, size=SIZE)
+    return torch.from_numpy(rendered.image), torch.from_numpy(rendered.mask)
+
+
+def unseen_prompt(number: int) -> str:
+    """Each subject before the one scene that it is never trained with."""
+    return f"a photo of a {SUBJECTS[number].name} {SCENES[number]}"
+
+
+def training_rows() -> list[dict[str, object]]:
+    """One picture of every other pair of subject and scene, all in one pose."""
+    return [
+        {"subject": subject, "scene": scene, "picture": picture(SUBJECTS[subject], SCENES[scene], seed=1)[0]}
+        for subject in range(len(SUBJECTS))
+        for scene in range(len(SCENES))
+        if subject != scene
+    ]
+
+
+class ToyGenerator(L.LightningModule):
+    """Layers of pixels: one for each scene, and over it one with transparency for each subject."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scenes = torch.nn.Parameter(torch.randn(len(SCENES), 3, *SIZE))
+        self.subjects = torch.nn.Parameter(torch.randn(len(SUBJECTS), 3, *SIZE))
+        self.opacity = torch.nn.Parameter(torch.full((len(SUBJECTS), 1, *SIZE), -1.0))
+
+    def forward(self, subject: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [0, 1]."""
+        opacity = self.opacity[subject].sigmoid()
+        return opacity * self.subjects[subject].sigmoid() + (1 - opacity) * self.scenes[scene].sigmoid()
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = torch.nn.functional.mse_loss(self(batch["subject"], batch["scene"]), batch["picture"] / 255)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    def generate(self, prompts: list[str]) -> torch.Tensor:
+        """(B, 3, H, W) pictures in [0, 1]."""
+        subject = [next(i for i, subject in enumerate(SUBJECTS) if subject.name in prompt) for prompt in prompts]
+        scene = [next(i for i, scene in enumerate(SCENES) if scene in prompt) for prompt in prompts]
+        return self(torch.tensor(subject, device=self.device), torch.tensor(scene, device=self.device))
+
+    def segment(self, images: torch.Tensor, subjects: list[str]) -> torch.Tensor:
+        """(B, H, W) masks. This model knows where it painted; for any other, ask a segmenter."""
+        names = [subject.name for subject in SUBJECTS]
+        opacity = self.opacity[[names.index(subject) for subject in subjects]].sigmoid()
+        return torch.nn.functional.avg_pool2d(opacity, 9, stride=1, padding=4)[:, 0] > 0.5  # without speckles

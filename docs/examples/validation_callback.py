@@ -1,0 +1,74 @@
+"""The same without a validation loop: a callback generates, scores, logs, and shows a panel of pictures.
+
+    pip install tensorboard
+    python docs/examples/validation_callback.py
+    tensorboard --logdir lightning_logs
+
+With ``--logger wandb`` the panel and the scores go to Weights & Biases instead (``pip install wandb``), kept offline in
+the log folder until ``wandb sync``.
+"""
+
+import argparse
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch.utils.data import DataLoader
+from toy import SCENES, SMALL, SUBJECTS, ToyGenerator, picture, training_rows, unseen_prompt
+
+from masc_metrics.integrations.lightning import Concept, MaSCValidation
+
+
+def concepts() -> list[Concept]:
+    """Two reference pictures of each subject; a scene that it was never shown in, and one that it was."""
+    found = []
+    for number, subject in enumerate(SUBJECTS):
+        references = [picture(subject, "on a tiled floor", seed=100 + number + shift) for shift in (0, 50)]
+        found.append(
+            Concept(
+                subject.name,
+                prompts=[unseen_prompt(number), f"a photo of a {subject.name} {SCENES[number - 1]}"],
+                reference_images=[image for image, _ in references],
+                reference_masks=[mask for _, mask in references],
+                name=subject.shape,
+            )
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logger", choices=["tensorboard", "wandb"], default="tensorboard")
+    parser.add_argument("--logdir", default="lightning_logs")
+    parser.add_argument("--epochs", type=int, default=12)
+    options = parser.parse_args()
+    Path(options.logdir).mkdir(parents=True, exist_ok=True)
+
+    L.seed_everything(0)
+    model = ToyGenerator()
+    masc = MaSCValidation(
+        concepts(),
+        generate=lambda module, prompts, seed: module.generate(prompts),
+        segment=model.segment,
+        every_n_epochs=3,
+        **SMALL,
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=options.epochs,
+        log_every_n_steps=1,
+        callbacks=[masc],
+        logger=TensorBoardLogger(options.logdir, name="callback")
+        if options.logger == "tensorboard"
+        else WandbLogger(save_dir=options.logdir, project="masc", offline=True),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, DataLoader(training_rows(), batch_size=6, shuffle=True))
+    trainer.print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})
+
+
+if __name__ == "__main__":
+    main()
