@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from masc_metrics import SigLIP2Backbone, load_backbone, release_backbones
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # cores are shared among workers
 settings.register_profile("tests", deadline=None, derandomize=True)  # a noisy machine is no failure
 settings.load_profile("tests")
 

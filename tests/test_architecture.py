@@ -36,7 +36,7 @@ CORE = [
     "accumulation",
     "metrics",
 ]
-OPTIONAL = ["scenes", "assets", "integrations", "plots", "demo", "bench", "cli", "__main__"]
+OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", "bench", "cli", "__main__"]
 ROOMS = [*CORE, *OPTIONAL]
 LINES_WORTH_A_SECOND_LOOK = 300
 
@@ -191,12 +191,15 @@ def test_every_example_in_a_docstring_runs_as_it_stands() -> None:
 def test_values_that_cross_a_border_are_frozen() -> None:
     from masc_metrics.checkpoint import Checkpoint, CheckpointSource
     from masc_metrics.images import ImageBatch, ImageProcessing
+    from masc_metrics.integrations.concept_scores import ConceptScores, Failure
+    from masc_metrics.integrations.concepts import Concept, Order
     from masc_metrics.masks import MaskBatch
     from masc_metrics.plots import PanelRow, Shot
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
-    for value in (*core, ConceptBenchmark, PanelRow, Picture, Shot, Subject):
+    optional = (Concept, ConceptBenchmark, ConceptScores, Failure, Order, PanelRow, Picture, Shot, Subject)
+    for value in (*core, *optional):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert "__slots__" in vars(value)
