@@ -25,7 +25,15 @@ def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype:
     family = {"siglip2": "Siglip2", "siglip": "Siglip"}[checkpoint.model_type]
     tower_class = getattr(transformers, f"{family}{tower}Model")
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    with quiet_transformers(), readable(checkpoint.folder), torch.inference_mode(False), torch.device("cpu"):
+    # transformers 4 draws random weights before it reads the real ones; a training around it must not notice.
+    untouched_dice = torch.random.fork_rng(devices=[])
+    with (
+        quiet_transformers(),
+        readable(checkpoint.folder),
+        torch.inference_mode(False),
+        torch.device("cpu"),
+        untouched_dice,
+    ):
         network, report = tower_class.from_pretrained(
             checkpoint.folder,
             use_safetensors=True,

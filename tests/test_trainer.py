@@ -67,6 +67,17 @@ def test_checkpoints_are_the_users_alone_and_load_strictly_both_ways(
     toy(either).load_state_dict(kept["state_dict"], strict=True)
 
 
+def test_training_beside_the_metrics_is_bit_identical(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """Reading the network in the middle of it included."""
+    bare = toy(lightning)
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(bare, noise(), loader())
+    after = torch.get_rng_state()
+    beside = toy(lightning, collection(checkpoint))
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(beside, noise(), loader())
+    assert all(torch.equal(value, beside.state_dict()[name]) for name, value in bare.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_a_run_with_metrics_resumes_one_without(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     """And the other way round, optimiser and loops included."""
     for start, metrics in ((None, collection(checkpoint)), (collection(checkpoint), None)):
@@ -80,7 +91,7 @@ def test_a_run_with_metrics_resumes_one_without(lightning: ModuleType, checkpoin
 def test_summary_optimiser_clipping_and_averaging_see_nothing_of_the_backbone(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from lightning.pytorch.callbacks import WeightAveraging
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="needs lightning 2.6")
     from lightning.pytorch.utilities.model_summary import summarize
 
     clipped: list[int] = []
@@ -91,7 +102,7 @@ def test_summary_optimiser_clipping_and_averaging_see_nothing_of_the_backbone(
     module = toy(lightning, collection(checkpoint))
     type(module).configure_gradient_clipping = count
     plain = toy(lightning)
-    averaging = WeightAveraging()
+    averaging = callbacks.WeightAveraging()
     run = trainer(lightning, tmp_path, callbacks=[averaging], gradient_clip_val=1.0)
     with counted_encodings() as counts:
         run.fit(module, noise(), loader())

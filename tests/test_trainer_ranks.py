@@ -47,18 +47,26 @@ def fsdp2() -> dict[str, Any]:
     return {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
 
 
+def _fully_shard() -> Any:
+    """Before torch 2.6 it is private."""
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        from torch.distributed._composable.fsdp import fully_shard
+    return fully_shard
+
+
 STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {"ddp": ddp, "fsdp": fsdp, "fsdp2": fsdp2}
 
 
 def module_for(strategy: str, metrics: Any = None, **settings: Any) -> Any:
     module = toy(package("lightning"), metrics, **settings)
     if strategy == "fsdp2":
-        from torch.distributed.fsdp import fully_shard
 
         def shard(self: Any) -> None:
             for layer in self.net:
                 if any(True for _ in layer.parameters()):
-                    fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+                    _fully_shard()(layer, mesh=self.device_mesh["data_parallel"])
 
         type(module).configure_model = shard
     return module
