@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MetricCollection
-from toy import SCENES, SMALL, SUBJECTS, picture
+from toy import SCENES, SMALL, SUBJECTS, picture, prompt
 
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
 
@@ -29,7 +29,7 @@ def sample(number: int) -> dict[str, object]:
         "generated_masks": mask,
         "reference_images": reference,
         "reference_masks": reference_mask,
-        "prompts": f"a photo of a {subject.name} {scene}",
+        "prompts": prompt(subject, scene),
         "subjects": subject.name,
     }
 

@@ -4,7 +4,7 @@ python docs/examples/plain_metrics.py
 """
 
 import torch
-from toy import SCENES, SMALL, SUBJECTS, picture
+from toy import SCENES, SMALL, SUBJECTS, picture, prompt
 
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
 
@@ -16,7 +16,6 @@ def main() -> None:
     for number, subject in enumerate(SUBJECTS):
         reference, reference_mask = picture(subject, "on a tiled floor", seed=number)
         asked, other = SCENES[number], SCENES[number - 1]
-        prompt = f"a photo of a {subject.name} {asked}"
         # What three generators might make of the prompt: both right, the wrong subject, the wrong scene.
         for what, shown, scene in (
             ("both right", subject, asked),
@@ -25,7 +24,7 @@ def main() -> None:
         ):
             image, mask = picture(shown, scene, seed=50 + number)
             cp.update([image], [reference], [reference_mask])
-            pf.update([image], [mask], [prompt], [subject.name])
+            pf.update([image], [mask], [prompt(subject, asked)], [subject.name])
             told.append(what)
 
     cp_scores, pf_scores = cp.compute(), pf.compute()

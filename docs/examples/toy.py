@@ -8,7 +8,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from masc_metrics.scenes import Subject, render
+from masc_metrics.scenes import Subject, caption, render
 
 SIZE = (128, 128)
 SUBJECTS = [
@@ -30,9 +30,13 @@ def picture(subject: Subject, scene: str, seed: int) -> tuple[torch.Tensor, torc
     return torch.from_numpy(rendered.image), torch.from_numpy(rendered.mask)
 
 
+def prompt(subject: Subject, scene: str) -> str:
+    return f"a photo of {caption(subject, scene)}"
+
+
 def unseen_prompt(number: int) -> str:
     """Each subject before the one scene that it is never trained with."""
-    return f"a photo of a {SUBJECTS[number].name} {SCENES[number]}"
+    return prompt(SUBJECTS[number], SCENES[number])
 
 
 def training_rows() -> list[dict[str, object]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader
-from toy import SCENES, SMALL, SUBJECTS, ToyGenerator, picture, training_rows, unseen_prompt
+from toy import SCENES, SMALL, SUBJECTS, ToyGenerator, picture, prompt, training_rows, unseen_prompt
 
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 
@@ -27,7 +27,7 @@ def concepts() -> list[Concept]:
         found.append(
             Concept(
                 subject.name,
-                prompts=[unseen_prompt(number), f"a photo of a {subject.name} {SCENES[number - 1]}"],
+                prompts=[unseen_prompt(number), prompt(subject, SCENES[number - 1])],
                 reference_images=[image for image, _ in references],
                 reference_masks=[mask for _, mask in references],
                 name=subject.shape,
