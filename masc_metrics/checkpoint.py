@@ -92,6 +92,10 @@ class CheckpointSource:
             if revision is not None:
                 raise ValueError(f"revision is {revision!r} but {model!r} comes with the package; leave it out")
             return cls(model)  # by name, not folder, so that a pickle fits another installation
+        if isinstance(model_name_or_path, str) and model.lower() == BUNDLED_MODEL and not Path(model).is_dir():
+            raise ValueError(
+                f"model_name_or_path is {model_name_or_path!r}; the bundled checkpoint is {BUNDLED_MODEL!r}"
+            )
         is_path = isinstance(model_name_or_path, os.PathLike)
         if is_path or Path(model).expanduser().is_dir() or _looks_like_path(model):
             if revision is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,10 +119,10 @@ def _run_prefetch(options: argparse.Namespace) -> int:
 def _run_demo(options: argparse.Namespace) -> int:
     if options.seed is not None and options.seed < 0:
         return _fail(UNUSABLE, ValueError(f"--seed is {options.seed}; give 0 or more"))
-    if options.out.is_dir():
-        return _fail(UNUSABLE, ValueError(f"--out is {options.out}, which is a folder; give a file"))
-    if not options.out.parent.is_dir():
-        return _fail(UNUSABLE, ValueError(f"--out is {options.out}, but there is no folder {options.out.parent}"))
+    try:
+        _check_picture_file(options.out)
+    except (OSError, ValueError) as error:  # OSError for a name that no file can have
+        return _fail(UNUSABLE, error)
     from masc_metrics.demo import DEFAULT_SEED, demonstrate
 
     try:
@@ -136,6 +137,17 @@ def _run_demo(options: argparse.Namespace) -> int:
         return _fail(UNUSABLE, error)
     print(f"\nEach picture with its scores, and the patches of the reference that were found again: {options.out}")
     return 0
+
+
+def _check_picture_file(out: Path) -> None:
+    if out.is_dir():
+        raise ValueError(f"--out is {out}, which is a folder; give a file")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out is {out}; give a name that ends with .png")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out is {out}, but there is no folder {out.parent}")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out is {out}, which cannot be written; give another file")
 
 
 def _run_score(options: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ def check_images(images: Images, name: str) -> ImageBatch:
     elif isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise TypeError(
             f"{name} is a {_type_name(images)}; give a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL "
-            "images"
+            f"images{_from_numpy_hint(images)}"
         )
     if len(images) == 0:
         raise ValueError(f"{name} is empty; give at least one image")
@@ -118,12 +118,21 @@ def _type_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
 
 
+def _from_numpy_hint(value: object) -> str:
+    if not isinstance(value, np.ndarray):
+        return ""
+    channels_last = value.ndim in (3, 4) and value.shape[-1] == 3
+    moved = (".permute(2, 0, 1)" if value.ndim == 3 else ".permute(0, 3, 1, 2)") if channels_last else ""
+    return f"; torch.from_numpy(array){moved} turns one of shape {value.shape}"
+
+
 def _check_one(image: object, label: str) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image, label)
     if not isinstance(image, Tensor):
-        hint = "; torch.from_numpy(image).permute(2, 0, 1) turns (H, W, 3)" if isinstance(image, np.ndarray) else ""
-        raise TypeError(f"{label} is a {_type_name(image)}; give a (3, H, W) tensor or a PIL image{hint}")
+        raise TypeError(
+            f"{label} is a {_type_name(image)}; give a (3, H, W) tensor or a PIL image{_from_numpy_hint(image)}"
+        )
     shape = tuple(image.shape)
     if image.ndim != 3:
         raise ValueError(f"{label} has shape {shape}; give (3, H, W)")

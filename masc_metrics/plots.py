@@ -128,6 +128,8 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
             sheet.paste(_fitted(picture), (left, top))
             _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}")
             _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}")
+            if not isinstance(shot.found, Tensor):
+                raise TypeError(f"{name}.found is a {type(shot.found).__name__}; give a tensor")
             if shot.found.ndim != 2 or not shot.found.numel():
                 raise ValueError(f"{name}.found has shape {tuple(shot.found.shape)}; give (rows, columns)")
             sheet.paste(_fitted(_heat_map(reference, shot.found, lowest)), (left, top + _CELL + _LINE))
@@ -137,7 +139,7 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
 
 def _pixels(image: Tensor, name: str) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of an image in a form that the metrics take."""
-    (checked,) = check_images([image.detach()], name).images
+    (checked,) = check_images([image.detach() if isinstance(image, Tensor) else image], name).images
     if checked.is_floating_point():
         checked = (checked * 255).round().to(torch.uint8)
     pixels: NDArray[np.uint8] = checked.permute(1, 2, 0).cpu().numpy()

@@ -80,6 +80,8 @@ def test_a_match_map_never_hides_a_broken_network() -> None:
         (["--seed", "-1"], 2, "--seed is -1; give 0 or more"),
         (["--out", "nowhere/demo.png"], 2, "there is no folder nowhere"),
         (["--out", "."], 2, "is a folder"),
+        (["--out", "demo.jpg"], 2, "ends with .png"),
+        (["--out", "x" * 300 + ".png"], 2, "name too long"),
         (["--model", "./tiny"], 1, "no checkpoint folder"),
     ],
 )

@@ -85,6 +85,37 @@ def test_every_form_of_a_picture_is_drawn_alike() -> None:
     assert np.array_equal(np.asarray(panel([one], ["x"])), np.asarray(panel([other], ["x"])))
 
 
+def test_a_generated_pictures_mask_is_outlined_too() -> None:
+    one = row(maps(1, 1, 1, 1))
+    masked = replace(one, shots=[replace(one.shots[0], mask=one.mask)])
+    pink = (255, 0, 200)
+    once, twice = (count(panel([each], ["x"]), pink, tolerance=60) for each in (one, masked))
+    assert twice == pytest.approx(2 * once, rel=0.1)
+
+
+def test_captions_stand_above_their_pictures_and_long_ones_are_cut() -> None:
+    one = row(maps(1, 1, 1, 1))
+    texts = ("", "a cat", "a cat on a beach, seen from far away by somebody", "a cat " * 99)
+    heights = [panel([replace(one, shots=[replace(one.shots[0], caption=text)])]).height for text in texts]
+    assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_without_column_titles_rows_may_differ_in_length() -> None:
+    short, long = row(maps(1, 1, 1, 1)), row(maps(1, 1, 1, 1), shots=3)
+    assert panel([short, long]).size == panel([long, long]).size
+
+
+def test_pictures_of_pil_are_taken_as_the_metrics_take_them() -> None:
+    one = row(maps(1, 1, 1, 1))
+    pil = replace(one, reference=Image.new("RGB", (64, 64), (128, 128, 128)))  # type: ignore[arg-type]
+    assert np.array_equal(np.asarray(panel([one])), np.asarray(panel([pil])))
+
+
+def test_a_map_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"rows\[0\]\.shots\[0\]\.found is a ndarray; give a tensor"):
+        panel([row(np.ones((4, 4)))])  # type: ignore[arg-type]
+
+
 def test_columns_are_needed() -> None:
     with pytest.raises(ValueError, match="columns is empty"):
         panel([row(maps(1, 1, 1, 1), shots=0)], [])
@@ -97,6 +128,8 @@ def test_columns_are_needed() -> None:
         ([row(torch.rand(16))], {}, r"rows\[0\]\.shots\[0\]\.found has shape \(16,\); give \(rows, columns\)"),
         ([replace(row(maps(1, 1, 1, 1)), reference=torch.full((3, 8, 8), 7.0))], {}, r"rows\[0\]\.reference.*outside"),
         ([replace(row(maps(1, 1, 1, 1)), mask=torch.ones(64, 32))], {}, r"rows\[0\]\.mask\[0\] is \(64, 32\) but its"),
+        ([row(torch.rand(0, 4))], {}, r"rows\[0\]\.shots\[0\]\.found has shape \(0, 4\)"),
+        ([row(maps(1, 1, 1, 1), shots=0)], {}, r"rows\[0\] has no shots"),
         ([row(maps(1, 1, 1, 1), shots=2)], {}, r"rows\[0\] has 2 shots for 1 columns"),
         ([row(maps(1, 1, 1, 1))], {"lowest": 1.0}, "lowest is 1.0"),
     ],

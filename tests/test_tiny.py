@@ -74,6 +74,8 @@ def test_the_name_is_the_package_s_and_the_path_the_user_s(tmp_path: Path, monke
     for path in ("./tiny", Path("tiny")):
         with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
             load_backbone(path)
+    with pytest.raises(ValueError, match="the bundled checkpoint is 'tiny'"):
+        CheckpointSource.of("Tiny")
     with pytest.raises(ValueError, match="'tiny' comes with the package"):
         CheckpointSource.of("tiny", revision="main")
 

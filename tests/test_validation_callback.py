@@ -311,6 +311,7 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"panel_size": 3}, TypeError, "panel_size"),
         ({"on_error": "ignore"}, ValueError, "on_error is 'ignore'"),
         ({"seed": "x"}, TypeError, "seed is a str"),
+        ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
         ({"reduction": "mean"}, TypeError, "reduction"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),

@@ -108,6 +108,8 @@ class MaSCValidation(L.Callback):
                 check_positive("panel_size", value)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed is a {type(seed).__name__}; give an integer")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}; give one in [0, 2**32), which every generator takes")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
         for name, function in (("generate", generate), ("segment", segment)):
