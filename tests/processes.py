@@ -72,6 +72,10 @@ def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
     try:
         printed, _ = process.communicate(timeout=limit_s)
     finally:
+        # torchrun ends its workers when it is told to end; they are in sessions of their own, out of reach from here.
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
