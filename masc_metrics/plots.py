@@ -23,6 +23,7 @@ from masc_metrics.masks import check_masks
 _CELL, _GAP, _MARGIN = 168, 10, 18
 _LINE = 20
 _CAPTION_WIDTH, _CAPTION_LINES = 23, 3
+_LARGEST = 2 * _CELL  # of a picture's sides in pixels, before it is drawn: enough for a sharp one
 _INK, _QUIET, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 _OUTLINE = (255, 0, 200)
 
@@ -113,8 +114,9 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
         top = head + number * row_height
         _write(draw, (_MARGIN, top), row.title, colour=_QUIET)
         top += _LINE * (1 + caption_lines)
-        reference = _pixels(row.reference, f"rows[{number}].reference")
-        inside = _inside(row.mask, reference, f"rows[{number}].mask")
+        reference, inside = _picture_and_mask(
+            row.reference, row.mask, f"rows[{number}].reference", f"rows[{number}].mask"
+        )
         sheet.paste(_fitted(_outlined(_dimmed(reference, ~inside), inside)), (_MARGIN, top))
         _write(draw, (_MARGIN, top + _CELL), "its patches, found again:", colour=_QUIET)
         for column, shot in enumerate(row.shots, start=1):
@@ -122,10 +124,8 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
             left = _left(column)
             lines = textwrap.wrap(shot.caption, _CAPTION_WIDTH, max_lines=_CAPTION_LINES, placeholder=" ...")
             _write_lines(draw, (left, top - _LINE * len(lines)), lines)
-            picture = _pixels(shot.image, f"{name}.image")
-            if shot.mask is not None:
-                picture = _outlined(picture, _inside(shot.mask, picture, f"{name}.mask"))
-            sheet.paste(_fitted(picture), (left, top))
+            picture, painted = _picture_and_mask(shot.image, shot.mask, f"{name}.image", f"{name}.mask")
+            sheet.paste(_fitted(_outlined(picture, painted)), (left, top))
             _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}")
             _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}")
             if not isinstance(shot.found, Tensor):
@@ -137,22 +137,29 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
     return sheet
 
 
-def _pixels(image: Tensor, name: str) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of an image in a form that the metrics take."""
-    (checked,) = check_images([image.detach() if isinstance(image, Tensor) else image], name).images
-    if checked.is_floating_point():
-        checked = (checked * 255).round().to(torch.uint8)
-    pixels: NDArray[np.uint8] = checked.permute(1, 2, 0).cpu().numpy()
-    return pixels
+def shrunk(image: Tensor) -> Tensor:
+    """(3, h, w) uint8 on the CPU, of a checked image, as large as a panel can show and no larger."""
+    pixels = image.detach().float() * (255 if image.is_floating_point() else 1)
+    scale = _LARGEST / max(image.shape[1:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in image.shape[1:]]
+        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    return pixels.round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _inside(mask: Tensor, image: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:
-    """(H, W) bool of a mask in a form that the metrics take, at its image's size."""
-    size = image.shape[:2]
-    (checked,) = check_masks([mask], name, [(size[0], size[1])]).masks
-    resized = F.interpolate(checked[None, None], size=size, mode="nearest")[0, 0]
-    inside: NDArray[np.bool_] = (resized > 0.5).cpu().numpy()
-    return inside
+def _picture_and_mask(
+    image: Tensor, mask: Tensor | None, image_name: str, mask_name: str
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(h, w, 3) uint8 and (h, w) bool, of forms that the metrics take; a mask of nothing if there is none."""
+    (checked,) = check_images([image.detach() if isinstance(image, Tensor) else image], image_name).images
+    pixels: NDArray[np.uint8] = shrunk(checked).permute(1, 2, 0).numpy()
+    size = pixels.shape[:2]
+    if mask is None:
+        return pixels, np.zeros(size, dtype=np.bool_)
+    (coverage,) = check_masks([mask], mask_name, [(checked.shape[1], checked.shape[2])]).masks
+    resized = F.interpolate(coverage[None, None].float().cpu(), size=size, mode="nearest")[0, 0]
+    inside: NDArray[np.bool_] = (resized > 0.5).numpy()
+    return pixels, inside
 
 
 def _score(value: float) -> str:

@@ -385,7 +385,7 @@ def test_other_loggers_get_a_folder_of_pictures(
     run = trainer(lightning, tmp_path, max_epochs=2, logger=own, callbacks=[callback])
     run.fit(toy(lightning), noise(), loader(1))
     found = sorted(file.relative_to(place) for file in tmp_path.rglob("*.png"))
-    names = [Path(f"epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
+    names = [Path(f"val-epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
     assert found == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
 
 

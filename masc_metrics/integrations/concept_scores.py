@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +19,11 @@ from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.integrations.concepts import Concept, Order
 from masc_metrics.masks import Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
-from masc_metrics.plots import Shot
+from masc_metrics.plots import Shot, shrunk
 
 Segment = Callable[[Any, list[str]], Masks]
 
 _TOLD = 3  # different failures that a message tells of
-
-_THUMBNAIL = 336  # pixels, twice the side at which a panel shows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Failure:
     """What went wrong with one batch.
 
     Attributes:
-        stage: "generate", "segment" or "scoring".
+        stage: "generate", "segment", "scoring" or "the panel".
         reason: the exception, in words.
         pictures: how many have no score for it.
         example: the first of them, in words.
@@ -48,12 +46,17 @@ class Failure:
         return f"{self.stage} raised {self.reason} (first for {self.example})"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What one rank tells the others after its batches: what failed, and pictures for the panel by their order."""
+    """What one rank tells the others after its batches.
 
-    failures: list[Failure] = field(default_factory=list)
-    shots: dict[int, Shot] = field(default_factory=dict)
+    Attributes:
+        failures: what went wrong.
+        shots: pictures for the panel, by their order's index, yet without scores.
+    """
+
+    failures: tuple[Failure, ...]
+    shots: dict[int, Shot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class ConceptScorer:
         # One score a sample, by id: ranks may deal as they like, and every rank reads all scores in one order.
         self.cp = MaSCConceptPreservation(reduction="none", **settings)
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
+        self._failures: list[Failure] = []
+        self._shots: dict[int, Shot] = {}
 
     def start(self, device: torch.device) -> None:
         """Forget all scores, follow the model to its device, and have the network there.
@@ -92,57 +97,65 @@ class ConceptScorer:
         Raises:
             OSError, ValueError: if the checkpoint cannot be had.
         """
+        self._failures, self._shots = [], {}
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
         self.cp.backbone.load()
         self.pf.backbone.load(text_tower=True)
 
-    def add(
-        self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[Order], report: Report
-    ) -> Exception | None:
+    def add(self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[Order]) -> Exception | None:
         """Generate and score a batch. What raises is reported and returned, and its samples become undefined.
 
         Args:
             batch: what is generated.
             generate: returns one picture for each.
-            shown: those of which the report gets a shot, of this batch or another.
-            report: is added to.
+            shown: orders, of this batch or another, of which a picture is kept for the panel.
         """
         pairs, ids = [pair for order in batch for pair in order.pairs], [order.index for order in batch]
         stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
+        pictures: ImageBatch | None = None
+        masks: Sequence[Tensor] | None = None
+        raised: Exception | None = None
         try:
             images = generate()
             checked = check_images(images, "what generate returned")
             _check_count("generate", len(checked), "prompts", len(batch))
-            stage = "scoring"
+            stage, pictures = "scoring", checked
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
-            self._show(batch, checked, shown, report)
             stage = "segment"
-            masks = self.segment(images, [self.concepts[order.concept].noun for order in batch])
-            _check_count("segment", len(masks), "images", len(batch))
-            checked_masks = check_masks(masks, "what segment returned", checked.sizes).masks
-            for order, mask in zip(batch, checked_masks, strict=True):
-                if order.index in report.shots:
-                    report.shots[order.index] = _with_mask(report.shots[order.index], mask)
+            found = self.segment(images, [self.concepts[order.concept].noun for order in batch])
+            _check_count("segment", len(found), "images", len(batch))
+            masks = check_masks(found, "what segment returned", checked.sizes).masks
             stage = "scoring"
             self.pf.update(
                 checked,
-                checked_masks,
+                masks,
                 [order.prompt for order in batch],
                 [self.concepts[order.concept].subject for order in batch],
                 sample_ids=ids,
             )
             unscored.pop(0)
         except Exception as error:
+            raised = error
+            self._report(stage, error, batch)
             for metric, missing in unscored:
-                nothing = torch.full((len(missing),), torch.nan, dtype=torch.float64, device=metric.device)
-                metric.accumulate(nothing, torch.tensor(missing, dtype=torch.int64))
-            example = f"{self.concepts[batch[0].concept].name!r}, {batch[0].prompt!r}"
-            report.failures.append(Failure(stage, f"{type(error).__name__}: {error}", len(batch), example))
-            return error
-        return None
+                metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
+        if pictures is not None:
+            try:
+                self._show(batch, pictures, masks, shown)
+            except Exception as error:  # the scores are there all the same
+                self._report("the panel", error, batch)
+        return raised
+
+    def report(self) -> Report:
+        """What this rank has to tell."""
+        return Report(tuple(self._failures), self._shots)
+
+    def _report(self, stage: str, error: Exception, batch: Sequence[Order]) -> None:
+        example = f"{self.concepts[batch[0].concept].name!r}, {batch[0].prompt!r}"
+        self._failures.append(Failure(stage, f"{type(error).__name__}: {error}", len(batch), example))
 
     def _add_pairs(self, batch: Sequence[Order], images: ImageBatch, pairs: list[int]) -> None:
         generated = ImageBatch(tuple(images.images[row] for row, order in enumerate(batch) for _ in order.pairs))
@@ -151,7 +164,9 @@ class ConceptScorer:
         masks = [mask for concept in concepts for mask in concept.masks.masks]
         self.cp.update(generated, references, masks, sample_ids=pairs)
 
-    def _show(self, batch: Sequence[Order], images: ImageBatch, shown: Sequence[Order], report: Report) -> None:
+    def _show(
+        self, batch: Sequence[Order], images: ImageBatch, masks: Sequence[Tensor] | None, shown: Sequence[Order]
+    ) -> None:
         rows = [row for row, order in enumerate(batch) if order in shown]
         if not rows:
             return
@@ -165,8 +180,12 @@ class ConceptScorer:
             encode_batch_size=self.cp.encode_batch_size,
         )
         for row, found_map in zip(rows, found, strict=True):
-            # Its scores are filled in when all ranks' are together.
-            report.shots[batch[row].index] = Shot(_thumbnail(images.images[row]), torch.nan, torch.nan, found_map.cpu())
+            # Small, since it travels to rank 0; its scores are filled in when all ranks' are together.
+            image, mask = shrunk(images.images[row]), None
+            if masks is not None:
+                size = (image.shape[1], image.shape[2])
+                mask = (F.interpolate(masks[row][None, None], size=size, mode="bilinear")[0, 0] > 0.5).cpu()
+            self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, found_map.cpu(), mask)
 
     def scores(self, orders: Sequence[Order]) -> ConceptScores:
         """The scores of all ranks; a collective call."""
@@ -182,9 +201,9 @@ class ConceptScorer:
 
 
 def undefined_message(scores: ConceptScores, failures: Sequence[Failure]) -> str:
-    """How many pictures have no score and why, in one text; empty if all have both."""
+    """How many pictures have no score and what failed, in one text; empty if all have both and nothing did."""
     undefined = [int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S)]
-    if not any(undefined):
+    if not any(undefined) and not failures:
         return ""
     alike: dict[tuple[str, str], Failure] = {}
     for failure in failures:
@@ -192,7 +211,7 @@ def undefined_message(scores: ConceptScores, failures: Sequence[Failure]) -> str
     reasons = [str(failure) for failure in alike.values()]
     if len(reasons) > _TOLD:
         reasons[_TOLD:] = [f"{len(reasons) - _TOLD} more reasons"]
-    if max(undefined) > sum(failure.pictures for failure in failures):
+    if max(undefined) > sum(failure.pictures for failure in failures if failure.stage != "the panel"):
         reasons.append("elsewhere the masks leave no patch to score")
     return (
         f"CP is undefined for {undefined[0]} and PF for {undefined[1]} of {len(scores.pf_S)} pictures, which are left "
@@ -203,18 +222,3 @@ def undefined_message(scores: ConceptScores, failures: Sequence[Failure]) -> str
 def _check_count(function: str, count: int, given: str, expected: int) -> None:
     if count != expected:
         raise ValueError(f"what {function} returned holds {count} items for {expected} {given}; return one for each")
-
-
-def _thumbnail(image: Tensor) -> Tensor:
-    """(3, h, w) uint8 on the CPU, small enough to send from rank to rank."""
-    pixels = image.float() * (255 if image.is_floating_point() else 1)
-    scale = _THUMBNAIL / max(image.shape[1:])
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.shape[1:]]
-        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-    return pixels.round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def _with_mask(shot: Shot, mask: Tensor) -> Shot:
-    coverage = F.interpolate(mask[None, None], size=shot.image.shape[1:], mode="bilinear")[0, 0]
-    return replace(shot, mask=(coverage > 0.5).cpu())

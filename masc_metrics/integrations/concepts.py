@@ -6,7 +6,7 @@ Shape suffix: P pairs of a generated and a reference picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import MaskBatch, Masks, check_masks
@@ -25,8 +25,8 @@ class Concept:
             or a list of (H, W) tensors or PIL images.
         name: stands in the logs, ``val/masc_cp/<name>``; the subject if empty.
         noun: what the segmenter is asked for ("dog"), where the prompts use a made-up word; the subject if empty.
-        references: the reference images, checked.
-        masks: the reference masks, checked.
+        references: the reference images, checked, and copied.
+        masks: the reference masks, checked, and copied.
 
     Raises:
         TypeError, ValueError: for a form that the metrics would not take, before anything is trained.
@@ -34,14 +34,14 @@ class Concept:
 
     subject: str
     prompts: Sequence[str]
-    reference_images: Images = field(repr=False)
-    reference_masks: Masks = field(repr=False)
+    reference_images: InitVar[Images]
+    reference_masks: InitVar[Masks]
     name: str = ""
     noun: str = ""
     references: ImageBatch = field(init=False, repr=False)
     masks: MaskBatch = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, reference_images: Images, reference_masks: Masks) -> None:
         for attribute in ("subject", "name", "noun"):
             if not isinstance(value := getattr(self, attribute), str):
                 raise TypeError(f"{attribute} is a {type(value).__name__}; give a string")
@@ -56,19 +56,22 @@ class Concept:
                 raise TypeError(f"prompts[{index}] of {self.subject!r} is a {type(prompt).__name__}; give a string")
             if not prompt.strip():
                 raise ValueError(f"prompts[{index}] of {self.subject!r} is empty; give a text to generate from")
-        references = check_images(self.reference_images, "reference_images")
-        masks = check_masks(self.reference_masks, "reference_masks", references.sizes)
+        references = check_images(reference_images, "reference_images")
+        masks = check_masks(reference_masks, "reference_masks", references.sizes)
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        object.__setattr__(self, "references", references)
-        object.__setattr__(self, "masks", masks)
+        object.__setattr__(self, "references", ImageBatch(tuple(image.detach().clone() for image in references.images)))
+        object.__setattr__(self, "masks", MaskBatch(tuple(mask.detach().clone() for mask in masks.masks)))
         object.__setattr__(self, "name", self.name or self.subject)
         object.__setattr__(self, "noun", self.noun or self.subject)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
     """The concepts, if they can be told apart in a log; TypeError or ValueError otherwise."""
-    if not isinstance(concepts, Sequence) or not all(isinstance(concept, Concept) for concept in concepts):
-        raise TypeError("concepts is no list of Concept")
+    if isinstance(concepts, str) or not isinstance(concepts, Sequence):
+        raise TypeError(f"concepts is a {type(concepts).__name__}; give a list of Concept")
+    for index, concept in enumerate(concepts):
+        if not isinstance(concept, Concept):
+            raise TypeError(f"concepts[{index}] is a {type(concept).__name__}; give a Concept")
     names = [concept.name for concept in concepts]
     if not names:
         raise ValueError("concepts is empty; give at least one")

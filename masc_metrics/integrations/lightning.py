@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
-import numpy as np
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image
 
 from masc_metrics.grid import check_positive
 from masc_metrics.images import Images
-from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Report, Segment, undefined_message
+from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, undefined_message
 from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
+from masc_metrics.integrations.isolation import seed_all, undisturbed
 from masc_metrics.integrations.picture_log import draw_panel, log_picture
-from masc_metrics.integrations.sharding import call_unsharded, is_sharded
+from masc_metrics.integrations.ranks import call_unsharded, gathered, is_sharded
+from masc_metrics.plots import Shot
 
 __all__ = ["Concept", "MaSCValidation"]
 
@@ -110,6 +106,10 @@ class MaSCValidation(L.Callback):
             raise TypeError(f"seed is a {type(seed).__name__}; give an integer")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}; give one in [0, 2**32), which every generator takes")
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is a {type(prefix).__name__}; give a string, such as 'val/'")
+        if panel_dir is not None and not isinstance(panel_dir, (str, os.PathLike)):
+            raise TypeError(f"panel_dir is a {type(panel_dir).__name__}; give a folder")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
         for name, function in (("generate", generate), ("segment", segment)):
@@ -127,7 +127,7 @@ class MaSCValidation(L.Callback):
         self.prefix = prefix
         self._scorer = ConceptScorer(self.concepts, segment, metric_settings)
         self._last_step = 0
-        self._last_epoch = -1
+        self._last_epoch = self._trained_epoch = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have the checkpoint there before hours of training are spent."""
@@ -135,28 +135,29 @@ class MaSCValidation(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count on from here, which is the middle of a run that is resumed."""
-        self._last_step, self._last_epoch = trainer.global_step, -1
+        self._last_step = trainer.global_step
+        self._last_epoch = self._trained_epoch = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Validate after every n-th optimiser step."""
-        step = (
-            trainer.global_step
-        )  # grows by more than one where there are several optimisers, and not with every batch
-        if self.every_n_steps is not None and step // self.every_n_steps > self._last_step // self.every_n_steps:
-            self._validate(trainer, pl_module, in_epoch=True)
-        self._last_step = step
+        step = trainer.global_step  # with several optimisers it grows by more than one, and not with every batch
+        n = self.every_n_steps
+        if n is not None and step // n > self._last_step // n and not _is_dev_run(trainer):
+            self._validate(trainer, pl_module, _stepped(trainer), between_steps=True)
+        self._last_step, self._trained_epoch = step, trainer.current_epoch
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate in ``Trainer.validate``, and in the last validation loop of every n-th epoch."""
         in_fit = trainer.state.fn == "fit"
         if not trainer.sanity_checking and (not in_fit or (trainer.is_last_batch and self._epoch_is_due(trainer))):
             self._last_epoch = trainer.current_epoch if in_fit else self._last_epoch
-            self._validate(trainer, pl_module)
+            self._validate(trainer, pl_module, _stepped(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate after every n-th epoch, if no validation loop has seen its end."""
-        if self._epoch_is_due(trainer):
-            self._validate(trainer, pl_module)
+        # A run that is resumed at an epoch's end comes by here again, without a batch.
+        if trainer.current_epoch == self._trained_epoch and self._epoch_is_due(trainer):
+            self._validate(trainer, pl_module, max(0, _stepped(trainer) - 1))
 
     def _epoch_is_due(self, trainer: L.Trainer) -> bool:
         if trainer.current_epoch == self._last_epoch:
@@ -165,39 +166,44 @@ class MaSCValidation(L.Callback):
             return True
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
-    def _validate(self, trainer: L.Trainer, pl_module: L.LightningModule, *, in_epoch: bool = False) -> None:
+    def _validate(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, logged_step: int, *, between_steps: bool = False
+    ) -> None:
         orders = orders_of(self.concepts)
         if _is_dev_run(trainer):
             orders = orders[: self.batch_size]
         shown = self._shown(orders)
+        sharded = is_sharded(trainer.strategy.model or pl_module)
         self._scorer.start(pl_module.device)
-        report, error = Report(), None
-        with _undisturbed(pl_module):
-            for number, batch in self._share(trainer, pl_module, orders):
-                generate = functools.partial(self._generate, trainer, pl_module, number)
-                if not batch:  # the other ranks need this one in their forwards
+        error: Exception | None = None
+        with undisturbed(pl_module, pl_module.device):
+            for number, batch in self._share(trainer, orders, sharded):
+                prompts = [order.prompt for order in batch or orders[: self.batch_size]]
+                generate = functools.partial(self._generate, trainer, pl_module, number, prompts, sharded)
+                if batch and error is None:
+                    error = self._scorer.add(batch, generate, sum(shown, ()))
+                    if self.on_error == "warn":
+                        error = None  # its frames hold the batch, for which there may be no memory a second time
+                elif sharded:  # the other ranks need this one in their forwards
                     with contextlib.suppress(Exception):
-                        generate(orders[: self.batch_size])
-                    continue
-                raised = self._scorer.add(batch, functools.partial(generate, batch), sum(shown, ()), report)
-                error = error or raised
-                if error is not None and self.on_error == "raise":
-                    break
-        reports = _gathered(report)
-        failures = [(rank, failure) for rank, each in enumerate(reports) for failure in each.failures]
+                        generate()
+        reports = gathered(self._scorer.report())
+        failures = [(rank, failure) for rank, report in enumerate(reports) for failure in report.failures]
         if failures and self.on_error == "raise":
             rank, failure = failures[0]
             raise RuntimeError(f"MaSCValidation, rank {rank}: {failure}") from error
         scores = self._scorer.scores(orders)
-        self._log(trainer, pl_module, orders, scores, in_epoch)
-        if trainer.is_global_zero:
-            if message := undefined_message(scores, [failure for _, failure in failures]):
-                warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
-            if self.panel_size is not None:
-                shots = {index: shot for each in reports for index, shot in each.shots.items()}
-                picture = draw_panel(self.concepts, shown, scores, shots)
-                if not _is_dev_run(trainer):
-                    self._send_panel(trainer, picture)
+        self._log(trainer, pl_module, orders, scores, logged_step if between_steps else None)
+        if not trainer.is_global_zero:
+            return
+        if message := undefined_message(scores, [failure for _, failure in failures]):
+            warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
+        shots = {index: shot for report in reports for index, shot in report.shots.items()}
+        try:
+            self._send_panel(trainer, shown, scores, shots, logged_step)
+        except Exception as lost:  # a full disk or a logger without connection is no reason to end a training
+            text = f"the panel is lost, {type(lost).__name__}: {lost}"
+            warnings.warn(f"MaSCValidation at step {trainer.global_step}: {text}", UserWarning, stacklevel=2)
 
     def _shown(self, orders: Sequence[Order]) -> list[tuple[Order, ...]]:
         """The orders that the panel shows, a row for each concept."""
@@ -205,26 +211,20 @@ class MaSCValidation(L.Callback):
         of_concept = [tuple(order for order in orders if order.concept == place) for place in range(rows)]
         return [found[:columns] for found in of_concept if found]
 
-    def _share(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, orders: Sequence[Order]
-    ) -> list[tuple[int, tuple[Order, ...]]]:
+    def _share(self, trainer: L.Trainer, orders: Sequence[Order], sharded: bool) -> list[tuple[int, tuple[Order, ...]]]:
         # Lightning's own answer, since the ranks of a tensor-parallel group hold one model between them.
         place = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        in_step = is_sharded(trainer.strategy.model or pl_module)
-        return dealt(orders, self.batch_size, place["num_replicas"], place["rank"], in_step=in_step)
+        return dealt(orders, self.batch_size, place["num_replicas"], place["rank"], in_step=sharded)
 
     def _generate(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, batch: Sequence[Order]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, prompts: list[str], sharded: bool
     ) -> Images:
         seed = self.seed + number
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        call = functools.partial(self.generate, pl_module, [order.prompt for order in batch], seed)
-        model = trainer.strategy.model
+        seed_all(seed)
+        call = functools.partial(self.generate, pl_module, prompts, seed)
         with trainer.precision_plugin.val_step_context():
-            if model is not None and is_sharded(model):
-                return call_unsharded(model, pl_module, call)
+            if sharded:
+                return call_unsharded(trainer.strategy.model or pl_module, pl_module, call)
             return call()
 
     def _log(
@@ -233,8 +233,9 @@ class MaSCValidation(L.Callback):
         pl_module: L.LightningModule,
         orders: Sequence[Order],
         scores: ConceptScores,
-        in_epoch: bool,
+        step: int | None,
     ) -> None:
+        """Log every mean; at a step of the training, or, with None, as what this hook of Lightning's logs."""
         groups: dict[str, list[int] | None] = {"": None}
         for order in orders:
             groups.setdefault(f"/{self.concepts[order.concept].name}", []).append(order.index)  # type: ignore[union-attr]
@@ -243,21 +244,33 @@ class MaSCValidation(L.Callback):
             for group, indices in groups.items()
             for score, value in zip(("cp", "pf"), scores.means(indices), strict=True)
         }
-        if not in_epoch:
+        if step is None:
             pl_module.log_dict(values, sync_dist=True, batch_size=1)  # equal on all ranks, so the mean is the value
             return
         pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
         scalars = {name: value.item() for name, value in values.items()}
         for logger in trainer.loggers:  # now: Lightning itself would wait for a multiple of log_every_n_steps
-            logger.log_metrics(scalars, step=_logged_step(trainer))
+            logger.log_metrics(scalars, step=step)
 
-    def _send_panel(self, trainer: L.Trainer, picture: Image.Image) -> None:
+    def _send_panel(
+        self,
+        trainer: L.Trainer,
+        shown: Sequence[tuple[Order, ...]],
+        scores: ConceptScores,
+        shots: Mapping[int, Shot],
+        step: int,
+    ) -> None:
+        if not shown:
+            return
+        picture = draw_panel(self.concepts, shown, scores, shots)
+        if _is_dev_run(trainer):
+            return
         log_picture(
             picture,
             trainer.loggers,
             tag=f"{self.prefix}masc_panel",
-            step=_logged_step(trainer),
-            file_name=f"epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}.png",
+            step=step,
+            stem=f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
             folder=self.panel_dir,
             fallback=Path(trainer.default_root_dir),
         )
@@ -267,34 +280,6 @@ def _is_dev_run(trainer: L.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))  # set by a function that types do not follow
 
 
-def _logged_step(trainer: L.Trainer) -> int:
-    """Where Lightning itself puts what is logged now: the first training step is 0."""
-    return max(0, trainer.global_step - 1) if trainer.state.fn == "fit" else trainer.global_step
-
-
-@contextmanager
-def _undisturbed(pl_module: L.LightningModule) -> Iterator[None]:
-    """Eval mode and no gradients inside; all modes and random states as before afterwards."""
-    modes = [(module, module.training) for module in pl_module.modules()]
-    kind = pl_module.device.type
-    device = None if kind in ("cpu", "cuda") else getattr(torch, kind, None)  # those two isolate_rng knows
-    device_state = device.get_rng_state() if device is not None else None
-    try:
-        # Inference tensors that a model keeps for itself, such as position tables, would break its training.
-        with isolate_rng(), torch.inference_mode(False), torch.no_grad():
-            pl_module.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        if device is not None:
-            device.set_rng_state(device_state)
-
-
-def _gathered(report: Report) -> list[Report]:
-    """Every rank's report, in the order of ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [report]
-    reports: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(reports, report)
-    return reports
+def _stepped(trainer: L.Trainer) -> int:
+    """Where Lightning puts what is logged now, as its own callbacks ask it."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -55,7 +55,7 @@ def log_picture(
     *,
     tag: str,
     step: int,
-    file_name: str,
+    stem: str,
     folder: Path | None,
     fallback: Path,
 ) -> None:
@@ -67,7 +67,7 @@ def log_picture(
             is written.
         tag: its name in the logger.
         step: its place on the loggers' axis.
-        file_name: of the PNG.
+        stem: of the PNG's name; a number is added to one that is there already.
         folder: for PNGs; if given, one is written whatever the loggers are. None is ``masc_panels`` in the logger's
             own folder, or in ``fallback`` if it has none.
         fallback: where PNGs go without a logger's folder.
@@ -90,4 +90,8 @@ def log_picture(
         folders.add(fallback / _FOLDER)
     for place in folders:
         place.mkdir(parents=True, exist_ok=True)
-        picture.save(place / file_name)
+        file, version = place / f"{stem}.png", 0
+        while file.exists():
+            version += 1
+            file = place / f"{stem}-v{version}.png"
+        picture.save(file)

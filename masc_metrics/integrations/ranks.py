@@ -1,9 +1,9 @@
-"""Models whose parameters are spread over the ranks, so that every rank has a part in every forward."""
+"""What ranks do together: the forwards of a model that is spread over them, and telling each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -47,3 +47,12 @@ def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: 
     finally:
         restore()
     return results[0]
+
+
+def gathered(value: _Result) -> list[_Result]:
+    """Every rank's value, in the order of ranks; a collective call."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

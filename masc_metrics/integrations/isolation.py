@@ -1,0 +1,47 @@
+"""A validation in the middle of a training, of which the training notices nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+
+@contextmanager
+def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and no gradients inside; every mode and random state as before afterwards, however it ends.
+
+    Args:
+        module: whose parts may each be in train or eval mode.
+        device: where the module is; the CPU's and all GPUs' random states are kept in any case.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    other = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
+    state = other.get_rng_state() if other is not None else None
+    stopped: BaseException | None = None
+    try:
+        # Inference tensors that a model keeps for itself, such as position tables, would break its training.
+        with isolate_rng(), torch.inference_mode(False), torch.no_grad():
+            module.eval()
+            try:
+                yield
+            except BaseException as error:  # left by an exception, isolate_rng restores nothing
+                stopped = error
+    finally:
+        for part, training in modes:
+            part.training = training
+        if other is not None:
+            other.set_rng_state(state)
+    if stopped is not None:
+        raise stopped
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch on every device, numpy and Python."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
