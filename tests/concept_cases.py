@@ -37,12 +37,17 @@ class Studio:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
         self.modes: list[tuple[bool, bool]] = []
+        self.steps: list[tuple[int, bool]] = []
 
     def generate(self, module: Any, prompts: list[str], seed: int) -> Tensor:
-        """Pictures that differ with the module's weights, and with each of the three global random states."""
+        """Pictures that differ with the module's weights, and with each of the three global random states.
+
+        Steps are told with whether a validation loop is running.
+        """
         self.prompts += prompts
         self.seeds.append(seed)
         self.modes.append((module.training, torch.is_grad_enabled()))
+        self.steps.append((module.trainer.global_step, module.trainer.validating))
         dice = int(torch.randint(1000, ())) + int(np.random.randint(1000)) + random.randrange(1000)
         shade = module.net(torch.ones(1, 4, device=module.device)).float().sigmoid().item()
         return (images(len(prompts), *SIZE, seed=dice) * (0.5 + shade / 2)).to(torch.uint8)

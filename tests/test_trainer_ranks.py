@@ -38,7 +38,8 @@ def fsdp() -> dict[str, Any]:
                 **self.kwargs,
             )
 
-    return {"strategy": OnCPU()}
+    # Layers gathered one by one: a rank that misses a forward, or comes to another, is noticed.
+    return {"strategy": OnCPU(auto_wrap_policy={torch.nn.Linear})}
 
 
 def fsdp2() -> dict[str, Any]:
@@ -66,7 +67,8 @@ def module_for(strategy: str, metrics: Any = None, **settings: Any) -> Any:
         def shard(self: Any) -> None:
             for layer in self.net:
                 if any(True for _ in layer.parameters()):
-                    _fully_shard()(layer, mesh=self.device_mesh["data_parallel"])
+                    _fully_shard()(layer, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
+            _fully_shard()(self.net, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
 
         type(module).configure_model = shard
     return module
@@ -126,6 +128,21 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
             run.validate(module_for("ddp"), loader(1), verbose=False)
         except RuntimeError as error:
             results["raised"] = str(error), repr(error.__cause__)
+
+        class Blind(Studio):
+            def segment(self, pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
+                if rank == 0:
+                    raise RuntimeError("too dark")
+                return super().segment(pictures, nouns)
+
+        for strategy in ("fsdp", "fsdp2"):
+            callback = validation(checkpoint, Blind(), on_error="raise", batch_size=1)
+            run = start(f"blind-{strategy}", strategy, callbacks=[callback])
+            try:
+                run.validate(module_for(strategy), loader(1), verbose=False)
+            except RuntimeError as error:
+                results[f"blind {strategy}"] = str(error)
+
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run = start("warns", "ddp", callbacks=[validation(checkpoint, Studio(), generate=fails)])
@@ -229,6 +246,14 @@ def test_an_error_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> N
         text, cause = result["raised"]
         assert text.startswith("MaSCValidation, rank 1: generate raised MemoryError: no room")
         assert ("MemoryError" in cause) == (rank == 1)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_a_sharded_models_ranks_stay_in_step_until_the_error_is_raised(
+    strategy: str, ranks: list[dict[str, Any]]
+) -> None:
+    for rank in ranks:
+        assert rank[f"blind {strategy}"].startswith("MaSCValidation, rank 0: segment raised RuntimeError: too dark")
 
 
 def test_an_error_on_one_rank_is_told_once_and_leaves_the_others_samples(ranks: list[dict[str, Any]]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,14 +51,17 @@ def dice() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
+def told(function: Callable[[], Any]) -> list[str]:
+    """The callback's own warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(each.message) for each in caught if "MaSCValidation" in str(each.message)]
+
+
 def size_of(file: Path) -> tuple[int, int]:
     with Image.open(file) as picture:
         return picture.size
-
-
-def counted(studio: Studio) -> int:
-    """Validations so far."""
-    return len(studio.prompts) // PICTURES
 
 
 def test_its_scores_are_those_of_the_metrics(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
@@ -98,35 +103,61 @@ def test_its_scores_are_those_of_the_metrics(lightning: ModuleType, checkpoint: 
     assert scores(run) == pytest.approx(truth, abs=1e-6)
 
 
+IN_LOOP, BY_ITSELF = True, False
+
+
 @pytest.mark.parametrize(
-    ("settings", "fit", "validations"),
+    ("settings", "fit", "steps"),
     [
-        ({}, {"max_epochs": 3}, 3),
-        ({"every_n_epochs": 2}, {"max_epochs": 5}, 2),
-        ({"every_n_steps": 3}, {"max_epochs": 2}, 2),  # after steps 3 and 6 of 8
-        ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, 2),  # of 4 steps
-        ({"every_n_steps": 50}, {"max_epochs": 2}, 0),
-        ({}, {"max_epochs": 2, "val_check_interval": 0.5}, 2),
-        ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, 2),
-        ({}, {"max_epochs": 2, "limit_val_batches": 0}, 2),
-        ({}, {"max_steps": 6, "max_epochs": -1}, 2),
+        ({}, {"max_epochs": 3}, [(4, IN_LOOP), (8, IN_LOOP), (12, IN_LOOP)]),
+        ({"every_n_epochs": 2}, {"max_epochs": 5}, [(8, IN_LOOP), (16, IN_LOOP)]),
+        ({"every_n_steps": 3}, {"max_epochs": 2}, [(3, BY_ITSELF), (6, BY_ITSELF)]),
+        ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, [(2, BY_ITSELF), (4, BY_ITSELF)]),
+        ({"every_n_steps": 50}, {"max_epochs": 2}, []),
+        ({}, {"max_epochs": 2, "val_check_interval": 0.5}, [(4, IN_LOOP), (8, IN_LOOP)]),
+        ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, [(4, BY_ITSELF), (8, IN_LOOP)]),
+        ({}, {"max_epochs": 2, "limit_val_batches": 0}, [(4, BY_ITSELF), (8, BY_ITSELF)]),
+        ({}, {"max_steps": 6, "max_epochs": -1}, [(4, IN_LOOP), (6, BY_ITSELF)]),
     ],
 )
 def test_it_keeps_its_schedule(
     settings: dict[str, Any],
     fit: dict[str, Any],
-    validations: int,
+    steps: list[tuple[int, bool]],
     lightning: ModuleType,
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    """With the sanity check on, which it leaves out."""
+    """With the sanity check on, which it leaves out; inside the epoch's last validation loop if there is one."""
     studio = Studio()
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio, panel_size=None, **settings)], **fit)
     run.fit(toy(lightning), noise(), loader(1))
-    assert counted(studio) == validations
-    assert studio.prompts == ALL_PROMPTS * validations
-    assert studio.seeds == [0, 1, 2] * validations, "the same dice every time, so that panels can be compared"
+    assert studio.steps[::3] == steps  # three batches each time
+    assert studio.prompts == ALL_PROMPTS * len(steps)
+    assert studio.seeds == [0, 1, 2] * len(steps), "the same dice every time, so that panels can be compared"
+
+
+def test_averaged_weights_are_scored_if_it_stands_before_weight_averaging(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="needs lightning 2.6")
+    seen = {}
+    for first in (True, False):
+
+        def look(module: Any, prompts: list[str], seed: int, first: bool = first) -> torch.Tensor:
+            seen[first] = module.net[0].weight.detach().clone()
+            return Studio().generate(module, prompts, seed)
+
+        masc, mean = validation(checkpoint, Studio(), generate=look), averaging.WeightAveraging()
+        module = toy(lightning)
+        run = trainer(lightning, tmp_path, callbacks=[masc, mean] if first else [mean, masc], num_sanity_val_steps=0)
+        weights: list[torch.Tensor] = []
+        type(module).on_train_batch_end = lambda self, *_, weights=weights: weights.append(
+            self.net[0].weight.detach().clone()
+        )
+        run.fit(module, noise(), loader(1))
+    assert torch.equal(seen[False], weights[-1])
+    assert torch.allclose(seen[True], torch.stack(weights).mean(dim=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {"every_n_epochs": 2}])
@@ -139,7 +170,23 @@ def test_a_resumed_run_keeps_the_schedule(
     first.save_checkpoint(file)
     second = trainer(lightning, tmp_path, max_epochs=2, callbacks=[validation(checkpoint, after, **settings)])
     second.fit(toy(lightning), noise(), ckpt_path=file)
-    assert (counted(before), counted(after)) == ((1, 1) if "every_n_steps" in settings else (0, 1))
+    assert [step for step, _ in before.steps[::3]] == ([3] if "every_n_steps" in settings else [])
+    assert [step for step, _ in after.steps[::3]] == ([6] if "every_n_steps" in settings else [8])
+
+
+def test_a_run_resumed_at_an_epochs_end_does_not_validate_it_again(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
+    settings = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+    first = trainer(lightning, tmp_path, callbacks=[saving, validation(checkpoint, Studio())], **settings)
+    first.fit(toy(lightning), noise(), loader(1))
+    after = Studio()
+    second = trainer(lightning, tmp_path, max_epochs=2, callbacks=[validation(checkpoint, after)])
+    second.fit(toy(lightning), noise(), loader(1), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert [step for step, _ in after.steps[::3]] == [8]
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 1}, {"every_n_epochs": 1}])
@@ -167,42 +214,108 @@ def test_training_beside_it_is_bit_identical(
     assert bare[3] == beside[3]
 
 
-@pytest.mark.parametrize("settings", [{"every_n_steps": 4}, {}])
-def test_checkpoints_and_early_stopping_can_watch_it(
-    settings: dict[str, int], lightning: ModuleType, checkpoint: Path, tmp_path: Path
+def test_random_states_and_modes_are_restored_when_the_user_interrupts(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
+    class Interrupting(Studio):
+        def generate(self, module: Any, prompts: list[str], seed: int) -> Any:
+            super().generate(module, prompts, seed)
+            raise KeyboardInterrupt
+
+    module, callback = toy(lightning), validation(checkpoint, Interrupting())
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    run.strategy.connect(module)
+    module.trainer = run
+    module.net[1].eval()
+    before = dice()
+    with pytest.raises(KeyboardInterrupt):
+        callback._validate(run, module, 0)
+    assert dice() == before
+    assert module.training
+    assert not module.net[1].training
+
+
+def test_generate_runs_in_the_trainers_precision_and_without_inference_tensors(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    found = []
+
+    def look(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        made = module.net(torch.ones(1, 4))
+        found.append((made.dtype, made.is_inference(), torch.is_autocast_enabled("cpu")))
+        return Studio().generate(module, prompts, seed)
+
+    for precision in ("bf16-mixed", "bf16-true"):
+        callback = validation(checkpoint, Studio(), generate=look, batch_size=9)
+        trainer(lightning, tmp_path, precision=precision, callbacks=[callback]).validate(
+            toy(lightning), loader(1), verbose=False
+        )
+    assert found == [(torch.bfloat16, False, True), (torch.bfloat16, False, False)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit", "saving", "stopping"),
+    [
+        ({}, {}, {}, {}),
+        ({"every_n_epochs": 2}, {}, {"every_n_epochs": 2}, {"strict": False}),
+        ({}, {"val_check_interval": 0.5}, {"save_on_train_epoch_end": True}, {"check_on_train_epoch_end": True}),
+        ({"every_n_steps": 4}, {}, {"every_n_train_steps": 4}, {}),
+        ({"every_n_steps": 6}, {}, {"every_n_train_steps": 6}, {"strict": False}),
+        ({"every_n_epochs": 2}, {"limit_val_batches": 0}, {"every_n_epochs": 2}, {"strict": False}),
+    ],
+)
+def test_checkpoints_and_early_stopping_can_watch_it(
+    settings: dict[str, Any],
+    fit: dict[str, Any],
+    saving: dict[str, Any],
+    stopping: dict[str, Any],
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """With the settings that docs/lightning.md gives: every checkpoint bears the score of its own weights."""
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
     kept = ModelCheckpoint(
         tmp_path,
         monitor="val/masc_cp",
         mode="max",
-        filename="{val/masc_cp:.4f}",
+        save_top_k=-1,
+        filename="{step}-{val/masc_cp:.6f}",
         auto_insert_metric_name=False,
-        every_n_train_steps=4 if settings else None,
+        **saving,
     )
-    watched = [kept, EarlyStopping("val/masc_cp", mode="max", min_delta=10.0, patience=1)]
-    run = trainer(
-        lightning,
-        tmp_path,
-        max_epochs=9,
-        enable_checkpointing=True,
-        callbacks=[*watched, validation(checkpoint, Studio(), **settings)],
-    )
+    known: dict[int, float] = {}
+
+    class Telling(lightning.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_start(self, run: Any, *_: Any) -> None:
+            known.setdefault(run.global_step, scores(run).get("val/masc_cp", float("nan")))
+
+        def on_train_end(self, run: Any, *_: Any) -> None:
+            known[run.global_step] = scores(run)["val/masc_cp"]
+
+    stop = EarlyStopping("val/masc_cp", mode="max", min_delta=10.0, patience=2, **stopping)
+    callbacks = [kept, stop, Telling(), validation(checkpoint, Studio(), panel_size=None, **settings)]
+    run = trainer(lightning, tmp_path, max_epochs=12, enable_checkpointing=True, callbacks=callbacks, **fit)
     run.fit(toy(lightning), noise(), loader(1))
-    assert run.current_epoch == 2, "no rise by ten, so it stops"
-    assert float(kept.best_model_score) == pytest.approx(scores(run)["val/masc_cp"], abs=0.2)
-    assert f"{float(kept.best_model_score):.4f}" in kept.best_model_path
+    assert run.current_epoch < 12, "no rise by ten, so it stops"
+    files = [file.stem.rsplit("/", 1)[-1] for file in tmp_path.rglob("*.ckpt")]
+    names = [str(file.relative_to(tmp_path).with_suffix("")) for file in tmp_path.rglob("*.ckpt")]
+    assert len(names) == len(files) >= 2
+    for name in names:
+        step, score = re.match(r"(\d+)-(-?\d\.\d+)", name).groups()  # type: ignore[union-attr]
+        assert float(score) == pytest.approx(known[int(step)], abs=2e-6)
     assert "MaSCValidation" not in str(torch.load(kept.best_model_path, weights_only=False)["callbacks"].keys())
 
 
 def test_a_dev_run_generates_one_batch_and_writes_nothing(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    studio = Studio()
-    run = trainer(lightning, tmp_path, fast_dev_run=True, callbacks=[validation(checkpoint, studio, every_n_epochs=7)])
-    run.fit(toy(lightning), noise(), loader(1))
-    assert studio.prompts == PROMPTS[KITTEN][:2]
+    for settings in ({"every_n_epochs": 7}, {"every_n_steps": 1}):
+        studio = Studio()
+        run = trainer(lightning, tmp_path, fast_dev_run=True, callbacks=[validation(checkpoint, studio, **settings)])
+        run.fit(toy(lightning), noise(), loader(1))
+        assert studio.prompts == PROMPTS[KITTEN][:2]
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -245,12 +358,9 @@ def test_what_fails_is_told_once_and_left_out(
     module = toy(lightning)
     callback = validation(checkpoint, studio, batch_size=3)  # so that the rockets are alone in their batch
     run = trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run.fit(module, noise())
-    told = [str(each.message) for each in caught if "MaSC" in str(each.message)]
-    assert len(told) == 2, told  # one for each epoch
-    assert all(reason in text for text in told), told
+    texts = told(lambda: run.fit(module, noise()))
+    assert len(texts) == 2, texts  # one for each epoch
+    assert all(reason in text for text in texts), texts
     found = scores(run)
     for score in ("cp", "pf"):
         assert (found[f"val/masc_{score}/rocket"] != found[f"val/masc_{score}/rocket"]) == (score in undefined)
@@ -268,6 +378,53 @@ def test_it_raises_if_asked_to(lightning: ModuleType, checkpoint: Path, tmp_path
     run = trainer(lightning, tmp_path, callbacks=[callback])
     with pytest.raises(RuntimeError, match=r"rank 0: generate raised RuntimeError: out of ideas \(first for 'rocket'"):
         run.validate(toy(lightning), loader(1), verbose=False)
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_panel_that_cannot_be_kept_is_a_warning(
+    on_error: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    callback = validation(checkpoint, Studio(), panel_dir=file, on_error=on_error)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert re.search("the panel is lost, FileExistsError", text)
+    assert set(scores(run)) == EVERY
+
+
+def test_a_panel_that_cannot_be_drawn_leaves_the_scores(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no room for maps")
+
+    monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio())])
+    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert re.search("CP is undefined for 0 and PF for 0 of 5.*the panel raised .*no room for maps", text)
+    assert not any(np.isnan(value) for value in scores(run).values())
+
+
+def test_what_failed_is_not_held_while_the_rest_is_generated(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """It may have failed for want of memory."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+
+    def fails_first(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        alive.append([each() is not None for each in held])
+        large = Studio().generate(module, prompts, seed)
+        if not held:
+            held.append(weakref.ref(large))
+            raise MemoryError
+        return large
+
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), generate=fails_first)])
+    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert re.search("MemoryError", text)
+    assert alive == [[], [False], [False]]
 
 
 def test_a_missing_checkpoint_is_told_before_anything_is_trained(lightning: ModuleType, tmp_path: Path) -> None:
@@ -314,6 +471,8 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
         ({"reduction": "mean"}, TypeError, "reduction"),
+        ({"prefix": None}, TypeError, "prefix is a NoneType"),
+        ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),
     ],
 )
@@ -322,10 +481,28 @@ def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], error: typ
         validation("tiny", Studio(), **settings)
 
 
-@pytest.mark.parametrize("wrong", [[], "kitten", [1], None])
-def test_concepts_are_a_list_of_concept(wrong: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="concepts"):
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ([], "concepts is empty"),
+        ("kitten", "concepts is a str; give a list"),
+        ([1], r"concepts\[0\] is a int"),
+        (None, "concepts is a NoneType"),
+    ],
+)
+def test_concepts_are_a_list_of_concept(wrong: Any, text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=text):
         MaSCValidation(wrong, Studio().generate, Studio().segment)
+
+
+def test_a_concept_keeps_its_own_copy_of_the_references() -> None:
+    pictures, marked = images(1, *SIZE), masks(1, *SIZE).float()
+    concept = Concept("cat", ["a cat"], pictures, marked)
+    kept = concept.references.images[0].clone(), concept.masks.masks[0].clone()
+    pictures.zero_()
+    marked.zero_()
+    assert torch.equal(concept.references.images[0], kept[0])
+    assert torch.equal(concept.masks.masks[0], kept[1])
 
 
 def test_two_concepts_of_one_name_are_refused() -> None:
@@ -352,6 +529,36 @@ def test_tensorboard_gets_scalars_and_pictures(
     assert events.Scalars("val/masc_cp")[-1].value == pytest.approx(scores(run)["val/masc_cp"])
     assert min(event.width for event in events.Images("val/masc_panel")) > 600
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("settings", [{"every_n_steps": 4}, {}])
+def test_scores_stand_where_lightning_puts_the_loss(
+    settings: dict[str, int], lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Two optimisers: the trainer's step grows twice as fast as the logger's."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    module = toy(lightning)
+    module.automatic_optimization = False
+
+    def step(self: Any, values: torch.Tensor, index: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.net(values).square().mean())
+            optimizer.step()
+        self.log("loss", float(index))
+
+    type(module).training_step = step
+    type(module).configure_optimizers = lambda self: [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
+    logger = lightning.pytorch.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    callback = validation(checkpoint, Studio(), **settings)
+    run = trainer(lightning, tmp_path, max_epochs=2, logger=logger, log_every_n_steps=1, callbacks=[callback])
+    run.fit(module, noise())
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(8))
+    places = [1, 3, 5, 7] if settings else [3, 7]
+    assert [event.step for event in events.Scalars("val/masc_cp")] == places
+    assert [event.step for event in events.Images("val/masc_panel")] == places
 
 
 def test_wandb_gets_scalars_and_pictures(
@@ -387,6 +594,17 @@ def test_other_loggers_get_a_folder_of_pictures(
     found = sorted(file.relative_to(place) for file in tmp_path.rglob("*.png"))
     names = [Path(f"val-epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
     assert found == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
+
+
+def test_no_panel_overwrites_another(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    callbacks = [validation(checkpoint, Studio(), prefix=prefix) for prefix in ("val/", "other/")]
+    run = trainer(lightning, tmp_path, callbacks=callbacks)
+    for _ in range(2):
+        run.validate(toy(lightning), loader(1), verbose=False)
+    name = "epoch=0000-step=000000"
+    expected = {f"{prefix}-{name}{version}.png" for prefix in ("val", "other") for version in ("", "-v1")}
+    assert {file.name for file in (tmp_path / "masc_panels").iterdir()} == expected
+    assert {name.split("masc")[0] for name in scores(run)} == {"val/", "other/"}
 
 
 def test_the_panel_can_be_made_small_or_left_out(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:

@@ -116,7 +116,6 @@ class ConceptScorer:
         stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
         pictures: ImageBatch | None = None
         masks: Sequence[Tensor] | None = None
-        raised: Exception | None = None
         try:
             images = generate()
             checked = check_images(images, "what generate returned")
@@ -138,16 +137,14 @@ class ConceptScorer:
             )
             unscored.pop(0)
         except Exception as error:
-            raised = error
             self._report(stage, error, batch)
             for metric, missing in unscored:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
-        if pictures is not None:
-            try:
+            return error
+        finally:
+            if pictures is not None:
                 self._show(batch, pictures, masks, shown)
-            except Exception as error:  # the scores are there all the same
-                self._report("the panel", error, batch)
-        return raised
+        return None
 
     def report(self) -> Report:
         """What this rank has to tell."""
@@ -170,22 +167,25 @@ class ConceptScorer:
         rows = [row for row, order in enumerate(batch) if order in shown]
         if not rows:
             return
-        concepts = [self.concepts[batch[row].concept] for row in rows]
-        found = match_maps(
-            ImageBatch(tuple(images.images[row] for row in rows)),
-            ImageBatch(tuple(concept.references.images[0] for concept in concepts)),
-            [concept.masks.masks[0] for concept in concepts],
-            backbone=self.cp.backbone,
-            max_num_patches=self.cp.max_num_patches,
-            encode_batch_size=self.cp.encode_batch_size,
-        )
-        for row, found_map in zip(rows, found, strict=True):
-            # Small, since it travels to rank 0; its scores are filled in when all ranks' are together.
-            image, mask = shrunk(images.images[row]), None
-            if masks is not None:
-                size = (image.shape[1], image.shape[2])
-                mask = (F.interpolate(masks[row][None, None], size=size, mode="bilinear")[0, 0] > 0.5).cpu()
-            self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, found_map.cpu(), mask)
+        try:
+            concepts = [self.concepts[batch[row].concept] for row in rows]
+            found = match_maps(
+                ImageBatch(tuple(images.images[row] for row in rows)),
+                ImageBatch(tuple(concept.references.images[0] for concept in concepts)),
+                [concept.masks.masks[0] for concept in concepts],
+                backbone=self.cp.backbone,
+                max_num_patches=self.cp.max_num_patches,
+                encode_batch_size=self.cp.encode_batch_size,
+            )
+            for row, found_map in zip(rows, found, strict=True):
+                # Small, since it travels to rank 0; its scores are filled in when all ranks' are together.
+                image, mask = shrunk(images.images[row]), None
+                if masks is not None:
+                    size = (image.shape[1], image.shape[2])
+                    mask = (F.interpolate(masks[row][None, None], size=size, mode="bilinear")[0, 0] > 0.5).cpu()
+                self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, found_map.cpu(), mask)
+        except Exception as error:  # the scores are there all the same
+            self._report("the panel", error, batch)
 
     def scores(self, orders: Sequence[Order]) -> ConceptScores:
         """The scores of all ranks; a collective call."""
