@@ -389,3 +389,20 @@ def test_digests_tell_contents_orders_and_positions_apart() -> None:
         .tolist()
     }
     assert len({tuple(row) for row in many.tolist()}) > 0.99 * len(distinct)
+
+
+def test_reading_the_network_moves_no_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers draw initial weights before they read the real ones."""
+    import transformers
+
+    for name in ("Siglip2VisionModel", "Siglip2TextModel"):
+        tower = getattr(transformers, name)
+
+        def drawing(cls: Any, *args: Any, read: Any = tower.from_pretrained.__func__, **kwargs: Any) -> Any:
+            torch.rand(1)
+            return read(cls, *args, **kwargs)
+
+        monkeypatch.setattr(tower, "from_pretrained", classmethod(drawing))
+    before = torch.get_rng_state()
+    load_backbone(checkpoint).load(text_tower=True)
+    assert torch.equal(torch.get_rng_state(), before)
