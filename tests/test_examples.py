@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import processes
@@ -12,7 +13,6 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics import MetricCollection
-from trainers import lightnings_own_warnings_ignored
 
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
 
@@ -28,7 +28,8 @@ def _beside_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
     """In this process, as its own would be."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with lightnings_own_warnings_ignored():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a segmenter that finds nothing in the first pictures is told of
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 

@@ -344,12 +344,18 @@ def boom(_: Any) -> Any:
     [
         (Broken(generates=boom), {"cp", "pf"}, "generate raised RuntimeError: out of ideas"),
         (Broken(segments=boom), {"pf"}, "segment raised RuntimeError: out of ideas"),
-        (Broken(generates=lambda good: good[:1]), {"cp", "pf"}, "what generate returned holds 1 items for 2 prompts"),
+        (Broken(generates=lambda good: good[:1]), {"cp", "pf"}, "what generate returned holds 1 images for 2 prompts"),
         (Broken(generates=lambda good: good.float()), {"cp", "pf"}, "what generate returned"),
         (Broken(generates=lambda good: None), {"cp", "pf"}, "what generate returned"),
         (Broken(segments=lambda good: good[:, :9]), {"pf"}, "what segment returned"),
-        (Broken(segments=lambda good: None), {"pf"}, "segment raised TypeError"),
-        (Broken(segments=lambda good: torch.ones_like(good)), {"pf"}, "the masks leave no patch to score"),
+        (Broken(segments=lambda good: None), {"pf"}, "segment raised TypeError: what segment returned is a NoneType"),
+        (Broken(segments=lambda good: good[0]), {"pf"}, "what segment returned has shape"),
+        (Broken(segments=lambda good: torch.ones_like(good)), {"pf"}, "marked 2 from edge to edge"),
+        (
+            Broken(segments=lambda good: torch.zeros_like(good)),
+            set(),
+            "of 5 pictures: the segmenter marked nothing in 2",
+        ),
     ],
 )
 def test_what_fails_is_told_once_and_left_out(
@@ -402,7 +408,7 @@ def test_a_panel_that_cannot_be_drawn_leaves_the_scores(
     monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio())])
     (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
-    assert re.search("CP is undefined for 0 and PF for 0 of 5.*the panel raised .*no room for maps", text)
+    assert re.search("of 5 pictures: the panel raised .*no room for maps", text)
     assert not any(np.isnan(value) for value in scores(run).values())
 
 
@@ -449,6 +455,7 @@ PICTURE, MASK = images(1, *SIZE), masks(1, *SIZE)
         (("cat", ["a cat"], PICTURE.float(), MASK), ValueError, "reference_images"),
         (("cat", ["a cat"], PICTURE, MASK[:, :9]), ValueError, "reference_masks"),
         (("cat", ["a cat"], PICTURE, MASK[:0]), ValueError, "reference_masks"),
+        (("cat", ["a cat"], PICTURE, MASK & False), ValueError, r"reference_masks\[0\] of 'cat' marks nothing"),
         (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is a int"),
     ],
 )
@@ -470,7 +477,9 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"seed": "x"}, TypeError, "seed is a str"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
-        ({"reduction": "mean"}, TypeError, "reduction"),
+        ({"reduction": "mean"}, TypeError, "reduction is no setting of MaSCValidation; .* max_num_patches"),
+        ({"every_n_step": 3}, TypeError, "every_n_step is no setting"),
+        ({"sync_on_compute": False}, TypeError, "sync_on_compute is no setting"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),
@@ -503,6 +512,31 @@ def test_a_concept_keeps_its_own_copy_of_the_references() -> None:
     marked.zero_()
     assert torch.equal(concept.references.images[0], kept[0])
     assert torch.equal(concept.masks.masks[0], kept[1])
+
+
+def test_two_callbacks_of_one_prefix_are_refused(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """Lightning would log the mean of both."""
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio()) for _ in range(2)])
+    with pytest.raises(ValueError, match="two MaSCValidation callbacks have prefix 'val/'"):
+        run.fit(toy(lightning), noise())
+
+
+def test_a_generator_that_freezes_its_model_does_not_freeze_the_training(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    def careless(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        made = Studio().generate(module, prompts, seed)
+        module.requires_grad_(False).train()
+        torch.set_default_dtype(torch.float64)
+        return made
+
+    plain = toy(lightning)
+    trainer(lightning, tmp_path, max_epochs=2).fit(plain, noise())
+    module = toy(lightning)
+    callback = validation(checkpoint, Studio(), generate=careless, every_n_steps=3, batch_size=9)
+    trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback]).fit(module, noise())
+    assert torch.get_default_dtype() == torch.float32
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
 def test_two_concepts_of_one_name_are_refused() -> None:

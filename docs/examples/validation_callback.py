@@ -1,4 +1,4 @@
-"""The same without a validation loop: a callback generates, scores, logs, and shows a panel of pictures.
+"""Validation by a callback, without a validation loop: it generates, scores, logs, and shows a panel of pictures.
 
     pip install tensorboard
     python docs/examples/validation_callback.py

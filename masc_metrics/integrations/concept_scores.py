@@ -5,6 +5,7 @@ Shape suffixes: P pairs of a generated and a reference picture, S generated pict
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ from torch import Tensor
 from masc_metrics.functional import match_maps
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.integrations.concepts import Concept, Order
-from masc_metrics.masks import Masks, check_masks
+from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, shrunk
 
 Segment = Callable[[Any, list[str]], Masks]
+
+# Those of both metrics. How they reduce and synchronise is decided here.
+_METRIC_SETTINGS = [
+    name for name in inspect.signature(MaSCConceptPreservation).parameters if name not in ("reduction", "metric_kwargs")
+]
 
 _TOLD = 3  # different failures that a message tells of
 
@@ -33,14 +39,16 @@ class Failure:
     Attributes:
         stage: "generate", "segment", "scoring" or "the panel".
         reason: the exception, in words.
-        pictures: how many have no score for it.
-        example: the first of them, in words.
+        example: the first picture of the batch, in words.
+        cp: how many pictures have no concept preservation for it.
+        pf: how many have no prompt following for it.
     """
 
     stage: str
     reason: str
-    pictures: int
     example: str
+    cp: int = 0
+    pf: int = 0
 
     def __str__(self) -> str:
         return f"{self.stage} raised {self.reason} (first for {self.example})"
@@ -53,10 +61,12 @@ class Report:
     Attributes:
         failures: what went wrong.
         shots: pictures for the panel, by their order's index, yet without scores.
+        empty_masks: pictures in which the segmenter marked nothing.
     """
 
     failures: tuple[Failure, ...]
     shots: dict[int, Shot]
+    empty_masks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,10 @@ class ConceptScorer:
     """Scores the orders of some concepts with both metrics, over any number of ranks."""
 
     def __init__(self, concepts: Sequence[Concept], segment: Segment, settings: dict[str, Any]) -> None:
+        for name in settings:
+            if name not in _METRIC_SETTINGS:
+                known = ", ".join(_METRIC_SETTINGS)
+                raise TypeError(f"{name} is no setting of MaSCValidation; beside its own it takes {known}")
         self.concepts = concepts
         self.segment = segment
         # One score a sample, by id: ranks may deal as they like, and every rank reads all scores in one order.
@@ -90,6 +104,7 @@ class ConceptScorer:
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
+        self._empty_masks = 0
 
     def start(self, device: torch.device) -> None:
         """Forget all scores, follow the model to its device, and have the network there.
@@ -97,7 +112,7 @@ class ConceptScorer:
         Raises:
             OSError, ValueError: if the checkpoint cannot be had.
         """
-        self._failures, self._shots = [], {}
+        self._failures, self._shots, self._empty_masks = [], {}, 0
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -119,14 +134,17 @@ class ConceptScorer:
         try:
             images = generate()
             checked = check_images(images, "what generate returned")
-            _check_count("generate", len(checked), "prompts", len(batch))
+            if len(checked) != len(batch):
+                raise ValueError(
+                    f"what generate returned holds {len(checked)} images for {len(batch)} prompts; return one for each"
+                )
             stage, pictures = "scoring", checked
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
             stage = "segment"
             found = self.segment(images, [self.concepts[order.concept].noun for order in batch])
-            _check_count("segment", len(found), "images", len(batch))
             masks = check_masks(found, "what segment returned", checked.sizes).masks
+            self._empty_masks += sum(bool(mask.max() <= FOREGROUND_THRESHOLD) for mask in masks)
             stage = "scoring"
             self.pf.update(
                 checked,
@@ -137,7 +155,8 @@ class ConceptScorer:
             )
             unscored.pop(0)
         except Exception as error:
-            self._report(stage, error, batch)
+            lost = [metric for metric, _ in unscored]
+            self._report(stage, error, batch, cp=self.cp in lost, pf=self.pf in lost)
             for metric, missing in unscored:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
             return error
@@ -148,11 +167,14 @@ class ConceptScorer:
 
     def report(self) -> Report:
         """What this rank has to tell."""
-        return Report(tuple(self._failures), self._shots)
+        return Report(tuple(self._failures), self._shots, self._empty_masks)
 
-    def _report(self, stage: str, error: Exception, batch: Sequence[Order]) -> None:
+    def _report(
+        self, stage: str, error: Exception, batch: Sequence[Order], *, cp: bool = False, pf: bool = False
+    ) -> None:
         example = f"{self.concepts[batch[0].concept].name!r}, {batch[0].prompt!r}"
-        self._failures.append(Failure(stage, f"{type(error).__name__}: {error}", len(batch), example))
+        reason = f"{type(error).__name__}: {error}"
+        self._failures.append(Failure(stage, reason, example, cp * len(batch), pf * len(batch)))
 
     def _add_pairs(self, batch: Sequence[Order], images: ImageBatch, pairs: list[int]) -> None:
         generated = ImageBatch(tuple(images.images[row] for row, order in enumerate(batch) for _ in order.pairs))
@@ -200,25 +222,29 @@ class ConceptScorer:
         )
 
 
-def undefined_message(scores: ConceptScores, failures: Sequence[Failure]) -> str:
-    """How many pictures have no score and what failed, in one text; empty if all have both and nothing did."""
-    undefined = [int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S)]
-    if not any(undefined) and not failures:
-        return ""
+def what_is_wrong(scores: ConceptScores, reports: Sequence[Report]) -> str:
+    """What failed and what its scores are worth less for, in one text; empty if nothing is wrong.
+
+    Args:
+        scores: of all pictures.
+        reports: of all ranks.
+    """
+    failures = [failure for report in reports for failure in report.failures]
+    no_cp, no_pf = (int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S))
     alike: dict[tuple[str, str], Failure] = {}
     for failure in failures:
         alike.setdefault((failure.stage, failure.reason), failure)
     reasons = [str(failure) for failure in alike.values()]
     if len(reasons) > _TOLD:
         reasons[_TOLD:] = [f"{len(reasons) - _TOLD} more reasons"]
-    if max(undefined) > sum(failure.pictures for failure in failures if failure.stage != "the panel"):
-        reasons.append("elsewhere the masks leave no patch to score")
-    return (
-        f"CP is undefined for {undefined[0]} and PF for {undefined[1]} of {len(scores.pf_S)} pictures, which are left "
-        f"out of the means: {'; '.join(reasons)}"
-    )
-
-
-def _check_count(function: str, count: int, given: str, expected: int) -> None:
-    if count != expected:
-        raise ValueError(f"what {function} returned holds {count} items for {expected} {given}; return one for each")
+    if unmarked := no_cp - sum(failure.cp for failure in failures):
+        reasons.append(f"the reference masks leave no patch of the subject for {unmarked}")
+    if covered := no_pf - sum(failure.pf for failure in failures):
+        reasons.append(f"the segmenter marked {covered} from edge to edge, which leaves no background")
+    if empty := sum(report.empty_masks for report in reports):
+        reasons.append(f"the segmenter marked nothing in {empty}, whose PF is therefore the whole picture's")
+    if not reasons:
+        return ""
+    count = len(scores.pf_S)
+    undefined = f"CP is undefined for {no_cp} and PF for {no_pf} of {count} pictures, which the means leave out: "
+    return (undefined if no_cp or no_pf else f"of {count} pictures: ") + "; ".join(reasons)

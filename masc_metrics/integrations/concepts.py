@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
 from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.masks import MaskBatch, Masks, check_masks
+from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +58,11 @@ class Concept:
                 raise ValueError(f"prompts[{index}] of {self.subject!r} is empty; give a text to generate from")
         references = check_images(reference_images, "reference_images")
         masks = check_masks(reference_masks, "reference_masks", references.sizes)
+        for index, mask in enumerate(masks.masks):
+            if mask.max() <= FOREGROUND_THRESHOLD:
+                raise ValueError(
+                    f"reference_masks[{index}] of {self.subject!r} marks nothing; give the place of the subject in it"
+                )
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "references", ImageBatch(tuple(image.detach().clone() for image in references.images)))
         object.__setattr__(self, "masks", MaskBatch(tuple(mask.detach().clone() for mask in masks.masks)))

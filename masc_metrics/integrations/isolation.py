@@ -13,13 +13,18 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 @contextmanager
 def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and no gradients inside; every mode and random state as before afterwards, however it ends.
+    """Eval mode and no gradients inside; afterwards everything is as before, however it ends.
+
+    That is every part's train or eval mode, every parameter's ``requires_grad``, torch's default dtype, and all random
+    states.
 
     Args:
         module: whose parts may each be in train or eval mode.
         device: where the module is; the CPU's and all GPUs' random states are kept in any case.
     """
     modes = [(part, part.training) for part in module.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    default_dtype = torch.get_default_dtype()
     other = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
     state = other.get_rng_state() if other is not None else None
     stopped: BaseException | None = None
@@ -34,6 +39,10 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
     finally:
         for part, training in modes:
             part.training = training
+        for parameter, wanted in trained:
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
+        torch.set_default_dtype(default_dtype)
         if other is not None:
             other.set_rng_state(state)
     if stopped is not None:

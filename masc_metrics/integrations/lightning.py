@@ -14,7 +14,7 @@ import lightning as L
 
 from masc_metrics.grid import check_positive
 from masc_metrics.images import Images
-from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, undefined_message
+from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, what_is_wrong
 from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
 from masc_metrics.integrations.isolation import seed_all, undisturbed
 from masc_metrics.integrations.picture_log import draw_panel, log_picture
@@ -102,7 +102,7 @@ class MaSCValidation(L.Callback):
                 raise TypeError(f"panel_size is {panel_size!r}; give concepts and prompts, such as (4, 6), or None")
             for value in panel_size:
                 check_positive("panel_size", value)
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise TypeError(f"seed is a {type(seed).__name__}; give an integer")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed is {seed}; give one in [0, 2**32), which every generator takes")
@@ -120,7 +120,7 @@ class MaSCValidation(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = int(seed)
         self.on_error = on_error
         self.panel_size = panel_size
         self.panel_dir = None if panel_dir is None else Path(panel_dir)
@@ -128,6 +128,12 @@ class MaSCValidation(L.Callback):
         self._scorer = ConceptScorer(self.concepts, segment, metric_settings)
         self._last_step = 0
         self._last_epoch = self._trained_epoch = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a second callback that would log under the same names."""
+        for other in getattr(trainer, "callbacks", ()):
+            if isinstance(other, MaSCValidation) and other is not self and other.prefix == self.prefix:
+                raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give each its own")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have the checkpoint there before hours of training are spent."""
@@ -196,7 +202,7 @@ class MaSCValidation(L.Callback):
         self._log(trainer, pl_module, orders, scores, logged_step if between_steps else None)
         if not trainer.is_global_zero:
             return
-        if message := undefined_message(scores, [failure for _, failure in failures]):
+        if message := what_is_wrong(scores, reports):
             warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
         shots = {index: shot for report in reports for index, shot in report.shots.items()}
         try:
@@ -221,6 +227,7 @@ class MaSCValidation(L.Callback):
     ) -> Images:
         seed = self.seed + number
         seed_all(seed)
+        pl_module.eval()  # again, since the last call may have changed it
         call = functools.partial(self.generate, pl_module, prompts, seed)
         with trainer.precision_plugin.val_step_context():
             if sharded:
