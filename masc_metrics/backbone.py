@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from masc_metrics.cache import DEFAULT_CACHE_BYTES, FeatureCache, content_digests
+from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, image_keys
 from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid, check_positive
-from masc_metrics.images import Images, check_images, patchify
+from masc_metrics.images import Images, check_images, resize
 from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, without_autocast
 from masc_metrics.towers import TextTower, VisionTower
 
 DEFAULT_ENCODE_BATCH_SIZE = 16
 
-_ImageKey = tuple[Grid, tuple[int, int]]
-"""What an image's features depend on: its grid and the digest of its patches."""
-
-_Key = TypeVar("_Key", bound=Hashable)
+_CPU_PATCHES_IN_A_PASS = 1024
+"""More do not fit a CPU's caches: they take more memory and a tenth more time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,8 @@ class SigLIP2Backbone:
         source: the checkpoint asked for.
         device: where it runs.
         dtype: the precision it runs in, whatever autocast or the surrounding module says.
-        cache: features of images and texts encoded already.
+        cache: features of images encoded already; ``cache.max_bytes`` bounds them.
+        text_cache: embeddings of texts encoded already, kept apart so that images never push them out.
     """
 
     def __init__(self, source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> None:
@@ -67,6 +66,7 @@ class SigLIP2Backbone:
         self.device = device
         self.dtype = dtype
         self.cache = FeatureCache(DEFAULT_CACHE_BYTES)
+        self.text_cache = FeatureCache(DEFAULT_TEXT_CACHE_BYTES)
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -112,15 +112,18 @@ class SigLIP2Backbone:
                 self._text  # noqa: B018
         return self
 
+    def release_text_tower(self) -> None:
+        """Free the text tower's memory, three fifths of the network's; a text not met before reads it again.
+
+        Embeddings made already stay in ``text_cache``, so that the prompts of one validation cost the next one nothing.
+        """
+        with self._lock:
+            self.__dict__.pop("_text", None)
+
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Neither gradients nor the surrounding precision and inference mode reach the network."""
-        with (
-            self._lock,
-            torch.inference_mode(False),
-            torch.no_grad(),
-            without_autocast(self.device),
-        ):
+        with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
             yield
 
     def encode_images(
@@ -138,7 +141,7 @@ class SigLIP2Backbone:
         Args:
             images: any form that :func:`masc_metrics.images.check_images` accepts, of any sizes.
             max_num_patches: patch budget of one image; fixed-resolution checkpoints ignore it.
-            batch_size: images in one pass of the tower.
+            batch_size: images in one pass of the tower, at most; a CPU takes no more than 1024 patches at a time.
 
         Returns:
             Features on the backbone's device, in the order of the images.
@@ -153,37 +156,34 @@ class SigLIP2Backbone:
         with self._frozen():
             processing = self.checkpoint.processing
             grids = tuple(processing.grid(height, width, max_num_patches) for height, width in batch.sizes)
-            patches = [
-                patchify(image, grid, processing).to(self.device)
+            pixels = [
+                self._brought_here(resize(image, grid, processing))
                 for image, grid in zip(batch.images, grids, strict=True)
             ]
-            digests = torch.cat([content_digests(image_NP[None]) for image_NP in patches]).tolist()
-            keys = [(grid, (high, low)) for grid, (high, low) in zip(grids, digests, strict=True)]
-            patches_of = dict(zip(keys, patches, strict=True))
+            keys = image_keys(grids, pixels)
+            pixels_of = dict(zip(keys, pixels, strict=True))
 
-            def encode(part: list[_ImageKey]) -> Tensor:
-                return self._vision.encode(torch.stack([patches_of[key] for key in part]), part[0][0])
+            def encode(part: list[ImageKey]) -> Tensor:
+                return self._vision.encode(torch.stack([pixels_of[key] for key in part]))
 
-            found: dict[_ImageKey, Tensor] = {}
-            for grid in dict.fromkeys(grids):  # one grid at a time, so that nothing is padded
-                found |= self._found_or_encoded([key for key in patches_of if key[0] == grid], encode, batch_size)
+            found: dict[ImageKey, Tensor] = {}
+            for grid, dtype in dict.fromkeys((key.grid, key.dtype) for key in keys):  # so that nothing is padded
+                alike = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
+                found |= self.cache.found_or_made(alike, encode, self._images_in_a_pass(grid, batch_size))
             tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
             counts_B = torch.tensor([rows * columns for rows, columns in grids], device=self.device)
             valid_BN = torch.arange(tokens_BND.shape[1], device=self.device) < counts_B[:, None]
             return PatchFeatures(tokens_BND, valid_BN, grids)
 
-    def _found_or_encoded(
-        self, keys: list[_Key], encode: Callable[[list[_Key]], Tensor], batch_size: int
-    ) -> dict[_Key, Tensor]:
-        """What belongs to each of the distinct keys: from the cache, or encoded now and kept there."""
-        found = {key: known for key in keys if (known := self.cache.get(key)) is not None}
-        missing = [key for key in keys if key not in found]
-        for start in range(0, len(missing), batch_size):
-            part = missing[start : start + batch_size]
-            for key, features in zip(part, encode(part), strict=True):
-                found[key] = features.clone()  # a view would hold the whole batch in the cache
-                self.cache.put(key, found[key])
-        return found
+    def _brought_here(self, image: Tensor) -> Tensor:
+        if image.device.type == "cpu" and self.device.type == "cuda":
+            # From pinned memory a copy does not wait for the images that the GPU is busy with.
+            return image.contiguous().pin_memory().to(self.device, non_blocking=True)
+        return image.to(self.device)
+
+    def _images_in_a_pass(self, grid: Grid, batch_size: int) -> int:
+        on_a_cpu = max(1, _CPU_PATCHES_IN_A_PASS // (grid[0] * grid[1]))
+        return min(batch_size, on_a_cpu) if self.device.type == "cpu" else batch_size
 
     def pool(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
         """Image embeddings from chosen patches: the checkpoint's attention-pooling head, blind to all others.
@@ -239,7 +239,7 @@ class SigLIP2Backbone:
         with self._frozen():
             lowered = [text.lower() for text in texts]
             distinct = list(dict.fromkeys(lowered))
-            found = self._found_or_encoded(distinct, lambda part: self._text.encode(part).float(), batch_size)
+            found = self.text_cache.found_or_made(distinct, lambda part: self._text.encode(part).float(), batch_size)
             return torch.stack([found[text] for text in lowered])
 
 

@@ -1,20 +1,30 @@
 """What was encoded already: tensors kept by the content that they were computed from, inside a byte bound.
 
-Shape suffixes: B images, N patches, P values of a patch.
+Shape suffixes: B images; H, W sides in pixels; R rows of pixels, of all channels; V 32-bit words of a row.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from masc_metrics.grid import Grid
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
 """About 113 images of 1024 patches in float32, 227 in bfloat16, for a backbone of width 1152."""
+
+DEFAULT_TEXT_CACHE_BYTES = 32 * 2**20
+"""About 7000 texts, for a backbone of width 1152."""
 
 # Two independent 64-bit sums make a 128-bit digest: among a billion distinct images a collision stays unlikely.
 _LANES = 2
@@ -25,19 +35,30 @@ class FeatureCache:
     """Tensors by key, least recently used out first, never above ``max_bytes`` in all.
 
     Args:
-        max_bytes: bound on the summed size of the tensors kept; 0 keeps nothing.
+        max_bytes: bound on the summed size of the tensors kept; 0 keeps nothing. May be set anew at any time.
 
     Raises:
         ValueError: if ``max_bytes`` is negative.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"max_bytes is {max_bytes}; give 0 to keep nothing, or a positive bound")
-        self.max_bytes = max_bytes
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
+        self.max_bytes = max_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound on the summed size of the tensors kept; a smaller one drops what no longer fits."""
+        return self._max_bytes
+
+    @max_bytes.setter
+    def max_bytes(self, value: int) -> None:
+        if value < 0:
+            raise ValueError(f"max_bytes is {value}; give 0 to keep nothing, or a positive bound")
+        with self._lock:
+            self._max_bytes = value
+            self._make_room(0)
 
     @property
     def nbytes(self) -> int:
@@ -64,19 +85,61 @@ class FeatureCache:
             replaced = self._tensors.pop(key, None)
             if replaced is not None:
                 self._nbytes -= replaced.nbytes
-            if tensor.nbytes > self.max_bytes:
+            if tensor.nbytes > self._max_bytes:
                 return
-            while self._nbytes + tensor.nbytes > self.max_bytes:
-                _, dropped = self._tensors.popitem(last=False)
-                self._nbytes -= dropped.nbytes
+            self._make_room(tensor.nbytes)
             self._tensors[key] = tensor
             self._nbytes += tensor.nbytes
+
+    def found_or_made(
+        self, keys: Sequence[_Key], make: Callable[[list[_Key]], Tensor], at_a_time: int
+    ) -> dict[_Key, Tensor]:
+        """What belongs to each of the distinct keys: kept already, or made now and kept.
+
+        Args:
+            keys: distinct ones.
+            make: a tensor for some of the keys, one row a key.
+            at_a_time: keys that ``make`` is given at once, at most.
+        """
+        found = {key: known for key in keys if (known := self.get(key)) is not None}
+        missing = [key for key in keys if key not in found]
+        calls = math.ceil(len(missing) / at_a_time)
+        for index in range(calls):
+            part = missing[index::calls]  # of equal sizes: 17 by 16 are 9 and 8, not 16 and a lonely one
+            for key, row in zip(part, make(part), strict=True):
+                found[key] = row.clone()  # a view would hold all rows in the cache
+                self.put(key, found[key])
+        return found
+
+    def _make_room(self, nbytes: int) -> None:
+        while self._nbytes + nbytes > self._max_bytes:
+            _, dropped = self._tensors.popitem(last=False)
+            self._nbytes -= dropped.nbytes
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._tensors.clear()
             self._nbytes = 0
+
+
+class ImageKey(NamedTuple):
+    """What an image's features depend on: its grid, and its pixels there."""
+
+    grid: Grid
+    dtype: torch.dtype
+    digest: tuple[int, int]
+
+
+def image_keys(grids: Sequence[Grid], pixels: Sequence[Tensor]) -> list[ImageKey]:
+    """A key for each image, given what :func:`masc_metrics.images.resize` made of it; waits once for their device."""
+    alike: dict[tuple[Grid, torch.dtype], list[int]] = {}
+    for index, (grid, image) in enumerate(zip(grids, pixels, strict=True)):
+        alike.setdefault((grid, image.dtype), []).append(index)
+    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in part])) for part in alike.values()])
+    order = [index for part in alike.values() for index in part]
+    digest_of = {index: (high, low) for index, (high, low) in zip(order, digests.tolist(), strict=True)}
+    return [ImageKey(grid, pixels[index].dtype, digest_of[index]) for index, grid in enumerate(grids)]
 
 
 @lru_cache(maxsize=64)
@@ -87,27 +150,36 @@ def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
     return (numbers | 1).to(device)
 
 
-def content_digests(patches_BNP: Tensor) -> Tensor:
-    """A 128-bit digest of each image's patches, computed on their device.
+def content_digests(pixels_B3HW: Tensor) -> Tensor:
+    """A 128-bit digest of each image's pixels, computed on their device.
 
-    A multilinear hash of the values' bits inside each patch, mixed, and a second one over the patches, so that equal
-    patches in another order differ. It guards against chance, not against an adversary.
+    A multilinear hash of the values' bits inside each row of pixels, mixed, and a second one over the rows, so that
+    equal rows in another order differ. It guards against chance, not against an adversary. Only digests of images of
+    one shape and dtype compare.
 
     Args:
-        patches_BNP: float32, contiguous.
+        pixels_B3HW: uint8 or float32.
 
     Returns:
         (B, 2) int64.
     """
-    bits_BNP = patches_BNP.contiguous().view(torch.int32).to(torch.int64)
-    _, patches, values = bits_BNP.shape
-    within = _multipliers(values, 1, bits_BNP.device)
-    across = _multipliers(patches, 2, bits_BNP.device)
+    # On a GPU few large kernels are quick, on a CPU what stays in its cache.
+    at_a_time = 1 if pixels_B3HW.device.type == "cpu" else len(pixels_B3HW)
+    return torch.cat([_digests(part) for part in torch.split(pixels_B3HW, at_a_time)])
+
+
+def _digests(pixels_B3HW: Tensor) -> Tensor:
+    if pixels_B3HW.dtype == torch.uint8:  # four values a word
+        pixels_B3HW = F.pad(pixels_B3HW, (0, -pixels_B3HW.shape[-1] % 4))
+    words_BRV = pixels_B3HW.contiguous().view(torch.int32).flatten(1, 2).to(torch.int64)
+    _, rows, values = words_BRV.shape
+    within = _multipliers(values, 1, words_BRV.device)
+    across = _multipliers(rows, 2, words_BRV.device)
     lanes = []
     for lane in range(_LANES):
-        sums_BN = (bits_BNP * within[lane]).sum(dim=2)
+        sums_BR = (words_BRV * within[lane]).sum(dim=2)
         # Wraps modulo 2**64; the shifts bring the well mixed high bits down. Masked, because >> copies the sign.
-        mixed_BN = (sums_BN ^ ((sums_BN >> 29) & (2**35 - 1))) * _MULTIPLIER
-        mixed_BN = mixed_BN ^ ((mixed_BN >> 32) & (2**32 - 1))
-        lanes.append((mixed_BN * across[lane]).sum(dim=1))
+        mixed_BR = (sums_BR ^ ((sums_BR >> 29) & (2**35 - 1))) * _MULTIPLIER
+        mixed_BR = mixed_BR ^ ((mixed_BR >> 32) & (2**32 - 1))
+        lanes.append((mixed_BR * across[lane]).sum(dim=1))
     return torch.stack(lanes, dim=1)

@@ -1,6 +1,6 @@
 """Every accepted image form, checked, and cut into normalised patches.
 
-Shape suffixes: H, W image sides in pixels; N patches; P values of one patch (row, column, channel).
+Shape suffixes: B images; H, W image sides in pixels; N patches; P values of one patch (row, column, channel).
 """
 
 from __future__ import annotations
@@ -208,10 +208,6 @@ def _check_range(images: Sequence[Tensor], name: str) -> None:
 def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     """Resize one image to its grid, normalise it and cut it into patches.
 
-    uint8 images are resized to uint8 by torch's own kernel, as the reference does; where a device has no such kernel,
-    in float32 and then rounded to the nearest integer. Float images are resized in float32 without rounding, so that
-    gradients can flow.
-
     Args:
         image: (3, H, W), uint8 in 0..255 or float32 in [0, 1].
         grid: patch rows and columns to resize to.
@@ -220,23 +216,26 @@ def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     Returns:
         (N, P) float32, N = rows * columns in row-major order, P = (row, column, channel) inside a patch.
     """
-    rows, columns = grid
-    side = processing.patch_size
-    pixels = _resize(image, (rows * side, columns * side), processing.resample)
-    if not image.is_floating_point():
-        pixels = pixels.float() / MAX_UINT8
-    mean = torch.tensor(processing.mean, dtype=torch.float32, device=pixels.device)[:, None, None]
-    std = torch.tensor(processing.std, dtype=torch.float32, device=pixels.device)[:, None, None]
-    normalised = (pixels - mean) / std
-    cut = normalised.reshape(3, rows, side, columns, side).permute(1, 3, 2, 4, 0)
-    return cut.reshape(rows * columns, side * side * 3)
+    pixels_B3HW = resize(image, grid, processing)[None]
+    return cut(normalise(pixels_B3HW, processing), processing.patch_size)[0]
 
 
-def _has_uint8_kernel(device: torch.device) -> bool:
-    return device.type == "cpu"
+def resize(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
+    """Resize one image to the pixels of its grid.
 
+    uint8 images are resized to uint8 by torch's own kernel, as the reference does; where a device has no such kernel,
+    in float32 and then rounded to the nearest integer. Float images are resized in float32 without rounding, so that
+    gradients can flow.
 
-def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
+    Args:
+        image: (3, H, W), uint8 in 0..255 or float32 in [0, 1].
+        grid: patch rows and columns.
+        processing: the checkpoint's patch size and resampling.
+
+    Returns:
+        (3, rows * side, columns * side) of the image's dtype, on its device.
+    """
+    size = (grid[0] * processing.patch_size, grid[1] * processing.patch_size)
     if (image.shape[1], image.shape[2]) == size:
         return image
     # The kernel chosen depends on the memory layout; one layout, one result.
@@ -246,7 +245,30 @@ def _resize(image: Tensor, size: tuple[int, int], resample: str) -> Tensor:
     integers = not pixels.is_floating_point()
     if integers and not _has_uint8_kernel(pixels.device):
         pixels = pixels.float()
-    resized = F.interpolate(pixels, size=size, mode=resample, align_corners=False, antialias=True)[0]
+    resized = F.interpolate(pixels, size=size, mode=processing.resample, align_corners=False, antialias=True)[0]
     if resized.is_floating_point():  # bicubic overshoots; the uint8 kernel clamps by itself
         resized = resized.round().clamp(0, MAX_UINT8) if integers else resized.clamp(0, 1)
-    return resized.to(image.device)
+    return resized.to(image.device, image.dtype)
+
+
+def _has_uint8_kernel(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def normalise(pixels_B3HW: Tensor, processing: ImageProcessing) -> Tensor:
+    """Pixels as the network was trained on them: scaled to [0, 1], minus mean, over std; float32."""
+    if not pixels_B3HW.is_floating_point():
+        pixels_B3HW = pixels_B3HW.float() / MAX_UINT8
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=pixels_B3HW.device)[:, None, None]
+        for values in (processing.mean, processing.std)
+    )
+    return (pixels_B3HW - mean) / std
+
+
+def cut(pixels_B3HW: Tensor, side: int) -> Tensor:
+    """Patches of images whose sides are multiples of ``side``: (B, N, P), N row-major, P = (row, column, channel)."""
+    batch, channels, height, width = pixels_B3HW.shape
+    rows, columns = height // side, width // side
+    patches = pixels_B3HW.reshape(batch, channels, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)
+    return patches.reshape(batch, rows * columns, side * side * channels)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from masc_metrics.precision import without_autocast
 
+_BLOCK = 2**22
+"""Cosines held at a time, 16 MiB: four samples of 1024 patches."""
+
 
 def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
     """Cosine of every reference patch with every generated patch.
@@ -26,16 +29,7 @@ def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit each other.
     """
-    if reference_BRD.ndim != 3 or generated_BGD.ndim != 3:
-        raise ValueError(
-            f"features are (B, N, D); got reference {tuple(reference_BRD.shape)} and generated "
-            f"{tuple(generated_BGD.shape)}"
-        )
-    if reference_BRD.shape[0] != generated_BGD.shape[0] or reference_BRD.shape[2] != generated_BGD.shape[2]:
-        raise ValueError(
-            f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
-            "differ in batch or width; give one pair a sample, from one backbone"
-        )
+    _check_features(reference_BRD, generated_BGD)
     with without_autocast(reference_BRD.device):  # it would multiply in half precision
         return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
 
@@ -57,11 +51,29 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
         TypeError: if the mask is not boolean.
         ValueError: if the shapes do not fit each other.
     """
-    similarity_BRG = patch_similarity(reference_BRD, generated_BGD)
+    _check_features(reference_BRD, generated_BGD)
     _check_mask("generated_valid_BG", generated_valid_BG, generated_BGD)
-    best_BR = similarity_BRG.masked_fill(~generated_valid_BG[:, None, :], -torch.inf).amax(dim=2)
+    candidates = max(1, generated_BGD.shape[1])
+    samples = max(1, _BLOCK // (max(1, reference_BRD.shape[1]) * candidates))
+    blocks_BRD = torch.split(reference_BRD, samples)
+    best_BR = torch.cat(
+        [
+            torch.cat(
+                [_best_of_block(rows, *generated) for rows in torch.split(block_BRD, max(1, _BLOCK // candidates), 1)],
+                1,
+            )
+            for block_BRD, *generated in zip(
+                blocks_BRD, torch.split(generated_BGD, samples), torch.split(generated_valid_BG, samples), strict=True
+            )
+        ]
+    )
     # Rounding may leave a cosine just above 1.
     return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
+
+
+def _best_of_block(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor) -> Tensor:
+    similarity_BRG = patch_similarity(reference_BRD, generated_BGD)
+    return similarity_BRG.masked_fill_(~generated_valid_BG[:, None, :], -torch.inf).amax(dim=2)
 
 
 def weighted_max_cosine(
@@ -198,6 +210,19 @@ def embedding_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:
         )
     cosine_B = (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
     return cosine_B.clamp(-1, 1)  # rounding may leave it just above 1
+
+
+def _check_features(reference_BRD: Tensor, generated_BGD: Tensor) -> None:
+    if reference_BRD.ndim != 3 or generated_BGD.ndim != 3:
+        raise ValueError(
+            f"features are (B, N, D); got reference {tuple(reference_BRD.shape)} and generated "
+            f"{tuple(generated_BGD.shape)}"
+        )
+    if reference_BRD.shape[0] != generated_BGD.shape[0] or reference_BRD.shape[2] != generated_BGD.shape[2]:
+        raise ValueError(
+            f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
+            "differ in batch or width; give one pair a sample, from one backbone"
+        )
 
 
 def _check_mask(name: str, mask: Tensor, features: Tensor) -> None:

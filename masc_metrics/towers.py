@@ -1,19 +1,20 @@
 """The two towers of a SigLIP2 checkpoint, each read from disk by itself, behind one face for all transformers versions.
 
-Shape suffixes: B images or texts, N patches, P values of a patch, D feature width.
+Shape suffixes: B images or texts; H, W image sides in pixels, or H heads of K values; N patches; D feature width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from masc_metrics import onednn
 from masc_metrics.checkpoint import Checkpoint, quiet_transformers, readable
-from masc_metrics.grid import Grid
-from masc_metrics.images import ImageProcessing
+from masc_metrics.images import ImageProcessing, cut, normalise
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -52,12 +53,15 @@ def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype:
                 f"{checkpoint.folder} {what} {len(keys)} weights of its {tower.lower()} tower, {min(keys)} first; give "
                 "a full SigLIP2 checkpoint"
             )
-    return network.eval().requires_grad_(False).to(device)
+    network = network.eval().requires_grad_(False).to(device)
+    if device.type == "cpu" and onednn.is_available(dtype):
+        onednn.use_onednn(network, network.config.hidden_act)
+    return network
 
 
 @dataclass(frozen=True, slots=True)
 class VisionTower:
-    """Patches to patch features, and the attention-pooling head that turns chosen ones into an image embedding."""
+    """Pixels to patch features, and the attention-pooling head that turns chosen ones into an image embedding."""
 
     network: Any
     processing: ImageProcessing
@@ -76,29 +80,48 @@ class VisionTower:
         network.use_head = False  # pool() runs it on chosen patches; over all of them it would be wasted
         return cls(network, checkpoint.processing)
 
-    def encode(self, patches_BNP: Tensor, grid: Grid) -> Tensor:
-        """Last hidden state, (B, N, D), of images of one grid, after the final layer norm."""
-        patches_BNP = patches_BNP.to(self.network.post_layernorm.weight.dtype)
-        rows, columns = grid
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Last hidden state, (B, N, D), of images that :func:`masc_metrics.images.resize` brought to one grid."""
+        weight = self.network.post_layernorm.weight
+        pixels_B3HW = normalise(pixels_B3HW, self.processing).to(weight.dtype)
         if self.processing.fixed_size is None:
-            shapes = torch.tensor([grid] * len(patches_BNP), device=patches_BNP.device)
-            # By position, because the mask's name differs between transformers versions. No mask: nothing is padded.
-            output = self.network(patches_BNP, None, shapes)
-        else:
             side = self.processing.patch_size
-            cut = patches_BNP.reshape(-1, rows, columns, side, side, 3).permute(0, 5, 1, 3, 2, 4)
-            output = self.network(cut.reshape(-1, 3, rows * side, columns * side))
+            batch, _, height, width = pixels_B3HW.shape
+            # On the CPU, because the network reads each number: on a GPU every one would wait for all work before it.
+            shapes = torch.tensor([(height // side, width // side)] * batch, device="cpu")
+            # By position, because the mask's name differs between transformers versions. No mask: nothing is padded.
+            output = self.network(cut(pixels_B3HW, side), None, shapes)
+        else:
+            output = self.network(pixels_B3HW)
         tokens_BND: Tensor = output.last_hidden_state
         return tokens_BND
 
     def pool(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
-        """Image embeddings, (B, D) float32, from the kept patches alone; at least one is kept in every row."""
+        r"""Image embeddings, (B, D) float32, from the kept patches alone; at least one is kept in every row.
+
+        The head's attention has one query a head, its probe's. With H heads, and the query q_h carried through the key
+        projection once instead of every patch,
+
+        .. math:: q_h^T (K_h x_n + b) = (K_h^T q_h)^T x_n + \text{const}, \quad
+            \sum_n a_{hn} (V_h x_n + b) = V_h \sum_n a_{hn} x_n + b
+
+        so that neither keys nor values of N patches are ever made: the same embedding for a hundredth of the work.
+        """
         head = self.network.head
-        probe = head.probe.expand(len(tokens_BND), -1, -1)
-        attended = head.attention(probe, tokens_BND, tokens_BND, key_padding_mask=~keep_BN, need_weights=False)[0]
-        pooled = attended + head.mlp(head.layernorm(attended))
-        pooled_BD: Tensor = pooled[:, 0].float()
-        return pooled_BD
+        attention = head.attention
+        heads, width = attention.num_heads, attention.embed_dim
+        to_query, to_key, to_value = attention.in_proj_weight.float().chunk(3)
+        query_bias, _, value_bias = attention.in_proj_bias.float().chunk(3)  # the softmax is blind to the key's
+        query_HD = (to_query @ head.probe[0, 0].float() + query_bias).reshape(heads, 1, -1)
+        query_HD = (query_HD @ to_key.reshape(heads, -1, width))[:, 0] / math.sqrt(width // heads)
+        patches_BND = tokens_BND.float()
+        logits_BHN = (patches_BND @ query_HD.mT).mT.masked_fill(~keep_BN[:, None], -torch.inf)
+        mixed_BHD = logits_BHN.softmax(dim=2) @ patches_BND
+        values_BHK = torch.einsum("bhd,hkd->bhk", mixed_BHD, to_value.reshape(heads, -1, width))
+        attended_BD = values_BHK.flatten(1) + value_bias
+        attended_BD = attention.out_proj(attended_BD.to(tokens_BND.dtype))
+        pooled_BD: Tensor = attended_BD + head.mlp(head.layernorm(attended_BD))
+        return pooled_BD.float()
 
 
 @dataclass(frozen=True, slots=True)

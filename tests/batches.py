@@ -66,10 +66,10 @@ def counted_encodings() -> Iterator[dict[str, int]]:
     counts = {"images": 0, "image_passes": 0, "texts": 0}
     encode_images, encode_texts = VisionTower.encode, TextTower.encode
 
-    def vision(self: VisionTower, patches_BNP: Tensor, grid: tuple[int, int]) -> Tensor:
-        counts["images"] += len(patches_BNP)
+    def vision(self: VisionTower, pixels_B3HW: Tensor) -> Tensor:
+        counts["images"] += len(pixels_B3HW)
         counts["image_passes"] += 1
-        return encode_images(self, patches_BNP, grid)
+        return encode_images(self, pixels_B3HW)
 
     def text(self: TextTower, texts: list[str]) -> Tensor:
         counts["texts"] += len(texts)

@@ -28,6 +28,7 @@ CORE = [
     "scores",
     "hub",
     "checkpoint",
+    "onednn",
     "towers",
     "cache",
     "backbone",

@@ -375,13 +375,13 @@ def test_digests_tell_contents_orders_and_positions_apart() -> None:
     zeros = torch.zeros(6, 48)
     ones_late, ones_early = zeros.clone(), zeros.clone()
     ones_late[5, 47], ones_early[0, 0] = 1, 1
-    variants = torch.stack([base, swapped, within, shifted, nudged, zeros, ones_late, ones_early])
+    variants = torch.stack([base, swapped, within, shifted, nudged, zeros, ones_late, ones_early])[:, None]
     digests = content_digests(variants)
     assert len({tuple(row) for row in digests.tolist()}) == len(variants)
     for lane in range(2):
         assert len(set(digests[:, lane].tolist())) == len(variants)
-    assert torch.equal(content_digests(base[None])[0], digests[0])
-    many = content_digests(torch.randint(0, 2, (5000, 4, 6), generator=generator).float())
+    assert torch.equal(content_digests(base[None, None])[0], digests[0])
+    many = content_digests(torch.randint(0, 2, (5000, 1, 4, 6), generator=generator).float())
     distinct = {
         tuple(row)
         for row in torch.randint(0, 2, (5000, 4, 6), generator=torch.Generator().manual_seed(1))
