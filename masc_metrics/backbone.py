@@ -21,7 +21,7 @@ from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, Fe
 from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid, check_positive
 from masc_metrics.images import Images, check_images, resize
-from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, without_autocast
+from masc_metrics.precision import DEFAULT_DTYPE, brought_to, check_device, check_dtype, without_autocast
 from masc_metrics.towers import TextTower, VisionTower
 
 DEFAULT_ENCODE_BATCH_SIZE = 16
@@ -157,7 +157,7 @@ class SigLIP2Backbone:
             processing = self.checkpoint.processing
             grids = tuple(processing.grid(height, width, max_num_patches) for height, width in batch.sizes)
             pixels = [
-                self._brought_here(resize(image, grid, processing))
+                brought_to(resize(image, grid, processing), self.device)
                 for image, grid in zip(batch.images, grids, strict=True)
             ]
             keys = image_keys(grids, pixels)
@@ -171,15 +171,9 @@ class SigLIP2Backbone:
                 alike = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
                 found |= self.cache.found_or_made(alike, encode, self._images_in_a_pass(grid, batch_size))
             tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
-            counts_B = torch.tensor([rows * columns for rows, columns in grids], device=self.device)
-            valid_BN = torch.arange(tokens_BND.shape[1], device=self.device) < counts_B[:, None]
-            return PatchFeatures(tokens_BND, valid_BN, grids)
-
-    def _brought_here(self, image: Tensor) -> Tensor:
-        if image.device.type == "cpu" and self.device.type == "cuda":
-            # From pinned memory a copy does not wait for the images that the GPU is busy with.
-            return image.contiguous().pin_memory().to(self.device, non_blocking=True)
-        return image.to(self.device)
+            counts_B = torch.tensor([rows * columns for rows, columns in grids], device="cpu")
+            valid_BN = torch.arange(tokens_BND.shape[1], device="cpu") < counts_B[:, None]
+            return PatchFeatures(tokens_BND, brought_to(valid_BN, self.device), grids)
 
     def _images_in_a_pass(self, grid: Grid, batch_size: int) -> int:
         on_a_cpu = max(1, _CPU_PATCHES_IN_A_PASS // (grid[0] * grid[1]))

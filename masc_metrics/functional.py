@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
+from masc_metrics.precision import brought_to
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
 
@@ -56,17 +58,17 @@ def concept_preservation(
     """
     _check_settings(backbone, max_num_patches, encode_batch_size)
     generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
-    scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
-    defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
-    for part, reference, candidate, foreground_BN in _encoded_pairs(
-        generated, references, masks, backbone, max_num_patches, encode_batch_size
-    ):
-        scores_B[part] = masked_max_cosine(
-            reference.tokens_BND, foreground_BN, candidate.tokens_BND, candidate.valid_BN
+    scored = [
+        (
+            part,
+            masked_max_cosine(reference.tokens_BND, foreground_BN, candidate.tokens_BND, candidate.valid_BN),
+            foreground_BN.any(dim=1),
         )
-        defined_B[part] = foreground_BN.any(dim=1)
-    _check_finite(scores_B, defined_B, backbone)
-    return scores_B
+        for part, reference, candidate, foreground_BN in _encoded_pairs(
+            generated, references, masks, backbone, max_num_patches, encode_batch_size
+        )
+    ]
+    return _in_order(scored, backbone)
 
 
 def match_maps(
@@ -99,16 +101,17 @@ def match_maps(
     _check_settings(backbone, max_num_patches, encode_batch_size)
     generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
     maps: dict[int, Tensor] = {}
-    sums_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
+    sums: list[tuple[list[int], Tensor, Tensor]] = []
     for part, reference, candidate, foreground_BN in _encoded_pairs(
         generated, references, masks, backbone, max_num_patches, encode_batch_size
     ):
         best_BN = best_cosine(reference.tokens_BND, candidate.tokens_BND, candidate.valid_BN)
-        sums_B[part] = torch.where(foreground_BN, best_BN, 0).sum(dim=1)
+        sums_B = torch.where(foreground_BN, best_BN, 0).sum(dim=1)
+        sums.append((part, sums_B, torch.ones_like(sums_B, dtype=torch.bool)))
         found_BN = best_BN.masked_fill(~foreground_BN, torch.nan)
         for index, (rows, columns), found_N in zip(part, reference.grids, found_BN, strict=True):
             maps[index] = found_N[: rows * columns].reshape(rows, columns)
-    _check_finite(sums_B, torch.ones_like(sums_B, dtype=torch.bool), backbone)
+    _in_order(sums, backbone)
     return [maps[index] for index in range(len(generated))]
 
 
@@ -158,8 +161,7 @@ def prompt_following(
     masks = None if generated_masks is None else check_masks(generated_masks, "generated_masks", generated.sizes)
     texts = _check_texts(prompts, subjects, len(generated), strip_subject)
 
-    scores_B = torch.empty(len(generated), dtype=torch.float32, device=backbone.device)
-    defined_B = torch.empty(len(generated), dtype=torch.bool, device=backbone.device)
+    scored = []
     for part in _parts(generated, encode_batch_size):
         images = ImageBatch(tuple(generated.images[index] for index in part))
         features = backbone.encode_images(images, max_num_patches=max_num_patches, batch_size=encode_batch_size)
@@ -168,10 +170,8 @@ def prompt_following(
             foreground_BN = _coverage(masks, part, features) >= FOREGROUND_THRESHOLD
             keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
         embeddings_BD = backbone.encode_texts([texts[index] for index in part], batch_size=encode_batch_size)
-        scores_B[part] = embedding_cosine(backbone.pool(features, keep_BN), embeddings_BD)
-        defined_B[part] = keep_BN.any(dim=1)
-    _check_finite(scores_B, defined_B, backbone)
-    return scores_B
+        scored.append((part, embedding_cosine(backbone.pool(features, keep_BN), embeddings_BD), keep_BN.any(dim=1)))
+    return _in_order(scored, backbone)
 
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:
@@ -234,14 +234,24 @@ def _check_texts(
     return texts
 
 
-def _check_finite(scores_B: Tensor, defined_B: Tensor, backbone: SigLIP2Backbone) -> None:
-    """NaN means that a mask left nothing to score; a broken network must not pass for that."""
+def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLIP2Backbone) -> Tensor:
+    """Scores of all parts in the order of the samples; looked at only now, so that no part waits for another.
+
+    Args:
+        scored: for each part its positions, its scores, and whether the masks leave anything to score.
+        backbone: whose features they are from; NaN of a broken network must not pass for an undefined sample.
+    """
+    place_of = {index: place for place, index in enumerate(index for part, *_ in scored for index in part)}
+    order = [place_of[index] for index in range(len(place_of))]
+    scores_B = torch.cat([scores for _, scores, _ in scored])[order]
+    defined_B = torch.cat([defined for _, _, defined in scored])[order]
     broken = (scores_B.isnan() & defined_B).nonzero()
     if len(broken):
         raise RuntimeError(
             f"generated_images[{int(broken[0])}] has patches to score, but {backbone} gave features that are not "
             "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
         )
+    return scores_B
 
 
 def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
@@ -273,9 +283,9 @@ def _encoded_pairs(
 
 def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
     """(B, N) coverage of the images of the features, which are the samples of the part; 0 on padding."""
-    coverage_BN = torch.zeros(
-        len(part), features.valid_BN.shape[1], dtype=torch.float32, device=features.valid_BN.device
-    )
-    for row, (index, grid) in enumerate(zip(part, features.grids, strict=True)):
-        coverage_BN[row, : grid[0] * grid[1]] = grid_coverage(masks.masks[index], grid)
-    return coverage_BN
+    rows = [
+        brought_to(grid_coverage(masks.masks[index], grid), features.valid_BN.device)
+        for index, grid in zip(part, features.grids, strict=True)
+    ]
+    width = features.valid_BN.shape[1]
+    return torch.stack([F.pad(coverage_N, (0, width - len(coverage_N))) for coverage_N in rows])

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from masc_metrics.grid import Grid, naflex_grid
+from masc_metrics.precision import brought_to
 
 Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
 
@@ -260,7 +261,7 @@ def normalise(pixels_B3HW: Tensor, processing: ImageProcessing) -> Tensor:
     if not pixels_B3HW.is_floating_point():
         pixels_B3HW = pixels_B3HW.float() / MAX_UINT8
     mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=pixels_B3HW.device)[:, None, None]
+        brought_to(torch.tensor(values, dtype=torch.float32, device="cpu"), pixels_B3HW.device)[:, None, None]
         for values in (processing.mean, processing.std)
     )
     return (pixels_B3HW - mean) / std

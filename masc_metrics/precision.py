@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 DEFAULT_DTYPE = torch.float32
 
@@ -30,6 +31,16 @@ def check_device(device: str | torch.device) -> torch.device:
     if found.type == "meta":
         raise ValueError("device 'meta' computes nothing; give 'cpu' or an accelerator")
     return found
+
+
+def brought_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; on a GPU without waiting for what that is busy with, so that it is never idle.
+
+    A plain copy waits for all work before it, and the next pictures would be prepared while the GPU has nothing to do.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from masc_metrics import onednn
 from masc_metrics.checkpoint import Checkpoint, quiet_transformers, readable
 from masc_metrics.images import ImageProcessing, cut, normalise
+from masc_metrics.precision import brought_to
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -163,5 +164,6 @@ class TextTower:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        embedding_BD: Tensor = self.network(input_ids=tokens["input_ids"].to(self.network.device)).pooler_output
+        ids = brought_to(tokens["input_ids"], self.network.device)
+        embedding_BD: Tensor = self.network(input_ids=ids).pooler_output
         return embedding_BD

@@ -16,9 +16,10 @@ from batches import CP_ARGUMENTS, PATCHES, PF_ARGUMENTS, batch, counted_encoding
 from checkpoints import build_checkpoint
 from torch import Tensor
 
-from masc_metrics import SigLIP2Backbone, load_backbone, release_backbones
-from masc_metrics.cache import FeatureCache, content_digests
+from masc_metrics import SigLIP2Backbone, load_backbone, onednn, release_backbones
+from masc_metrics.cache import FeatureCache, content_digests, image_keys
 from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.towers import VisionTower
 
 
 def encode(backbone: SigLIP2Backbone, pictures: Any, **settings: Any) -> Tensor:
@@ -127,6 +128,25 @@ def test_equal_grids_go_together_within_the_batch_size(backbone: SigLIP2Backbone
     assert counts["image_passes"] == 4  # five of each grid, three and two at a time
 
 
+def test_passes_are_of_even_size(backbone: SigLIP2Backbone) -> None:
+    """On a GPU a pass of one picture costs nearly what a full one costs."""
+    sizes = []
+    encode_images = VisionTower.encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VisionTower, "encode", lambda self, x: (sizes.append(len(x)), encode_images(self, x))[1])
+        encode(backbone, images(9), batch_size=4)
+        encode(backbone, images(9), batch_size=16)
+    assert sizes == [3, 3, 3, 9]
+
+
+def test_a_cpu_takes_no_more_than_1024_patches_at_a_time(backbone: SigLIP2Backbone) -> None:
+    with counted_encodings() as counts:
+        backbone.encode_images(images(3, 64, 64), max_num_patches=1024)
+        backbone.encode_images(images(4, 64, 64), max_num_patches=512)
+        backbone.encode_images(images(1, 64, 64), max_num_patches=2000)
+    assert counts == {"images": 8, "image_passes": 3 + 2 + 1, "texts": 0}
+
+
 def test_texts_are_lower_cased_padded_and_truncated_on_the_right(backbone: SigLIP2Backbone) -> None:
     plain, shouted = backbone.encode_texts(["a photo of a cat", "A PHOTO of a Cat"])
     assert torch.equal(plain, shouted)
@@ -134,9 +154,9 @@ def test_texts_are_lower_cased_padded_and_truncated_on_the_right(backbone: SigLI
     assert torch.equal(backbone.encode_texts([long]), backbone.encode_texts([long + "and more"]))
     tokenizer = backbone._text.tokenizer
     assert tokenizer.padding_side == tokenizer.truncation_side == "right"
-    backbone.cache.clear()
+    backbone.text_cache.clear()
     alone = backbone.encode_texts(["a photo of a cat"])
-    backbone.cache.clear()
+    backbone.text_cache.clear()
     assert torch.allclose(backbone.encode_texts(["", "a photo of a cat", long])[1], alone[0], atol=1e-6)
 
 
@@ -153,6 +173,69 @@ def test_pooling_sees_the_kept_patches_and_no_others(backbone: SigLIP2Backbone) 
     assert pooled[1].isfinite().all()
     with pytest.raises(ValueError, match="keep_BN is"):
         backbone.pool(features, keep[:, :3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
+def test_pooling_is_what_the_heads_own_attention_computes(
+    kind: str, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    """Though no patch's key or value is ever made. Biases are drawn too, since a new network's are all 0."""
+    backbone = load_backbone(request.getfixturevalue(kind), dtype=dtype)
+    head = backbone._vision.network.head
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for bias in (head.attention.in_proj_bias, head.attention.out_proj.bias):
+            bias.copy_(torch.randn(bias.shape, generator=dice))
+    features = backbone.encode_images(images(3), max_num_patches=PATCHES)
+    keep = torch.rand(features.valid_BN.shape, generator=dice) < 0.4
+    probe, tokens = head.probe.expand(3, -1, -1), features.tokens_BND
+    with torch.no_grad():
+        attended = head.attention(probe, tokens, tokens, key_padding_mask=~keep, need_weights=False)[0]
+        expected = (attended + head.mlp(head.layernorm(attended)))[:, 0].float()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05  # of values around 2; bfloat16 has 8 bits
+    assert torch.allclose(backbone.pool(features, keep), expected, atol=tolerance)
+
+
+@pytest.mark.skipif(not onednn.is_available(torch.float32), reason="this processor or torch has no such kernels")
+@pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
+def test_onednns_products_are_torchs_own(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(kind)
+
+    def features() -> tuple[SigLIP2Backbone, list[Tensor]]:
+        release_backbones()
+        backbone = load_backbone(folder)
+        return backbone, [encode(backbone, images(2)), backbone.encode_texts(["a cat", "a dog"])]
+
+    products: list[str] = []
+    product = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda *args: (products.append(args[2]), product(*args))[1])
+    backbone, quick = features()
+    layers = backbone._vision.network.config.num_hidden_layers
+    assert products.count("gelu") == 2 * layers, "one in each layer of each tower"
+    assert products.count("none") >= 2 * 5 * layers
+    products.clear()
+    monkeypatch.setattr(onednn, "is_available", lambda dtype: False)
+    _, plain = features()
+    assert not products
+    for a, b in zip(quick, plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_an_activation_that_onednn_does_not_name_is_left_to_transformers(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "relu")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "relu"
+    (folder / "config.json").write_text(json.dumps(config))
+    found = load_backbone(folder)
+    mlp = found._vision.network.encoder.layers[0].mlp
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = (x @ mlp.fc1.weight.T + mlp.fc1.bias).relu() @ mlp.fc2.weight.T + mlp.fc2.bias
+        assert torch.allclose(mlp(x), expected, atol=1e-5)
+    assert not torch.allclose(encode(found, images(1)), encode(load_backbone(checkpoint), images(1)), atol=1e-3)
 
 
 def test_autocast_default_dtype_and_inference_mode_do_not_reach_the_network(checkpoint: Path) -> None:
@@ -308,6 +391,39 @@ def test_each_distinct_text_is_encoded_once(backbone: SigLIP2Backbone) -> None:
     assert counts["texts"] == 2
 
 
+def test_images_never_push_texts_out(backbone: SigLIP2Backbone) -> None:
+    backbone.cache.max_bytes = 1
+    with counted_encodings() as counts:
+        for step in range(3):
+            backbone.encode_texts(["a cat"])
+            backbone.encode_images(images(2, seed=step), max_num_patches=PATCHES)
+    assert counts["texts"] == 1
+
+
+def test_a_released_text_tower_is_read_again_for_a_new_text_alone(backbone: SigLIP2Backbone) -> None:
+    known = backbone.encode_texts(["a cat"])
+    backbone.release_text_tower()
+    assert not backbone.text_tower_loaded
+    assert torch.equal(backbone.encode_texts(["a cat"]), known)
+    assert not backbone.text_tower_loaded
+    backbone.encode_texts(["a dog"])
+    assert backbone.text_tower_loaded
+    backbone.release_text_tower()
+    backbone.release_text_tower()
+    backbone.text_cache.clear()
+    assert torch.equal(backbone.encode_texts(["a cat"]), known)
+
+
+def test_a_smaller_bound_drops_what_no_longer_fits(backbone: SigLIP2Backbone) -> None:
+    backbone.encode_images(images(4), max_num_patches=PATCHES)
+    one = backbone.cache.nbytes // 4
+    backbone.cache.max_bytes = 2 * one
+    assert (len(backbone.cache), backbone.cache.nbytes) == (2, 2 * one)
+    with pytest.raises(ValueError, match="max_bytes is -1"):
+        backbone.cache.max_bytes = -1
+    assert backbone.cache.max_bytes == 2 * one
+
+
 def test_an_edit_in_place_is_noticed(backbone: SigLIP2Backbone) -> None:
     pictures = images(1)
     before = backbone.encode_images(pictures, max_num_patches=PATCHES).tokens_BND
@@ -329,7 +445,6 @@ def test_the_cache_stays_inside_its_bound(backbone: SigLIP2Backbone) -> None:
     one = backbone.encode_images(images(1), max_num_patches=PATCHES).tokens_BND.nbytes
     backbone.cache = FeatureCache(max_bytes=3 * one)
     for step in range(10):
-        backbone.encode_texts([f"text {step} {index}" for index in range(4)])
         backbone.encode_images(images(4, seed=step), max_num_patches=PATCHES)
         assert backbone.cache.nbytes <= 3 * one
         kept = backbone.cache._tensors.values()
@@ -338,7 +453,8 @@ def test_the_cache_stays_inside_its_bound(backbone: SigLIP2Backbone) -> None:
     assert len(backbone.cache) == 3
     assert backbone.cache.nbytes == 3 * one
     backbone.encode_texts(["one", "two", "three"])
-    assert sum(t.untyped_storage().nbytes() for t in backbone.cache._tensors.values()) == backbone.cache.nbytes
+    texts = backbone.text_cache
+    assert sum(t.untyped_storage().nbytes() for t in texts._tensors.values()) == texts.nbytes
     backbone.cache = FeatureCache(max_bytes=0)
     with counted_encodings() as counts:
         backbone.encode_images(images(2), max_num_patches=PATCHES)
@@ -389,6 +505,13 @@ def test_digests_tell_contents_orders_and_positions_apart() -> None:
         .tolist()
     }
     assert len({tuple(row) for row in many.tolist()}) > 0.99 * len(distinct)
+    # Rows of bytes that fill no whole number of words, and equal bytes on another grid or of another dtype.
+    bytes_ = torch.randint(0, 256, (40, 3, 7, 5), dtype=torch.uint8, generator=generator)
+    bytes_[1:] = bytes_[0]
+    bytes_.view(40, -1)[torch.arange(1, 40), torch.arange(39)] ^= 1
+    assert len({tuple(row) for row in content_digests(bytes_).tolist()}) == 40
+    black = [torch.zeros(3, 8, 8, dtype=dtype) for dtype in (torch.uint8, torch.float32)] * 2
+    assert len(set(image_keys([(1, 1), (1, 1), (2, 2), (2, 2)], black))) == 4
 
 
 def test_reading_the_network_moves_no_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,3 +175,23 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         scores.patch_similarity(ref[0], gen[0])
     with pytest.raises(ValueError, match="image embeddings"):
         scores.embedding_cosine(ref[:, 0], gen[:1, 0])
+
+
+def test_blocks_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few cosines are held at a time: samples apart, then parts of a sample's reference patches."""
+    dice = torch.Generator().manual_seed(0)
+    reference, generated = (torch.randn(5, count, 8, generator=dice) for count in (7, 6))
+    foreground, valid = torch.rand(5, 7, generator=dice) < 0.5, torch.rand(5, 6, generator=dice) < 0.7
+    whole = scores.masked_max_cosine(reference, foreground, generated, valid)
+    largest = []
+    similarity = scores.patch_similarity
+    monkeypatch.setattr(
+        scores, "patch_similarity", lambda *args: (found := similarity(*args), largest.append(found.numel()))[0]
+    )
+    for block in (2 * 7 * 6, 7 * 6, 20, 6, 1):
+        monkeypatch.setattr(scores, "_BLOCK", block)
+        largest.clear()
+        assert torch.allclose(
+            scores.masked_max_cosine(reference, foreground, generated, valid), whole, atol=1e-6, equal_nan=True
+        )
+        assert max(largest) <= max(block, 6), "one patch against all others is the least"

@@ -39,7 +39,8 @@ def fsdp() -> dict[str, Any]:
             )
 
     # Layers gathered one by one: a rank that misses a forward, or comes to another, is noticed.
-    return {"strategy": OnCPU(auto_wrap_policy={torch.nn.Linear})}
+    # Sharded checkpoints, because torch's whole state of such a module crashes on a CPU after training.
+    return {"strategy": OnCPU(auto_wrap_policy={torch.nn.Linear}, state_dict_type="sharded")}
 
 
 def fsdp2() -> dict[str, Any]:
@@ -109,8 +110,7 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
             start(case, "ddp", callbacks=callbacks, max_epochs=2).fit(module, noise())
             results[f"weights {case}"] = {name: value.clone() for name, value in module.state_dict().items()}
 
-        # fsdp's whole state after training crashes torch on a CPU, so its checkpoints cannot be looked at here.
-        for strategy in ("ddp", "fsdp2"):
+        for strategy in STRATEGIES:
             for case, metrics in (("bare", None), ("masc", collection(checkpoint))):
                 run = start(f"{case}-{strategy}", strategy, enable_checkpointing=True)
                 run.fit(module_for(strategy, metrics), noise(), loader())
@@ -142,6 +142,19 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
                 run.validate(module_for(strategy), loader(1), verbose=False)
             except RuntimeError as error:
                 results[f"blind {strategy}"] = str(error)
+
+        def seeding(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+            lightning.seed_everything(seed, verbose=False)
+            return Studio().generate(module, prompts, seed)
+
+        module = module_for("ddp")
+        seen: list[int] = []
+        type(module).on_train_batch_start = lambda self, values, _: seen.extend(values[:, 0].int().tolist())
+        shuffled = torch.utils.data.DataLoader(torch.arange(8.0)[:, None].expand(8, 4), batch_size=2, shuffle=True)  # type: ignore[arg-type]
+        run = start("seeds", "ddp", callbacks=[validation(checkpoint, Studio(), generate=seeding)])
+        run.validate(module, loader(1), verbose=False)
+        run.fit(module, shuffled)
+        results["seen"] = seen
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -199,7 +212,7 @@ def test_without_ids_the_samplers_repeats_count_twice(
     assert truth["val/cp"] != pytest.approx(alone(checkpoint, list(range(UNEVEN)))["val/cp"], abs=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_checkpoints_are_as_large_with_metrics_as_without(strategy: str, ranks: list[dict[str, Any]]) -> None:
     assert ranks[0][f"size {strategy} masc"] == ranks[0][f"size {strategy} bare"] > 1000
 
@@ -239,6 +252,11 @@ def test_training_beside_the_callback_is_bit_identical(ranks: list[dict[str, Any
     for rank in ranks:
         for name, value in rank["weights without"].items():
             assert torch.equal(rank["weights beside"][name], value), name
+
+
+def test_a_generator_that_seeds_everything_leaves_each_rank_its_share_of_the_data(ranks: list[dict[str, Any]]) -> None:
+    """Lightning shuffles by a seed that it keeps in the environment; two seeds would repeat and miss samples."""
+    assert sorted(ranks[0]["seen"] + ranks[1]["seen"]) == list(range(8))
 
 
 def test_an_error_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import re
 import warnings
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import images, masks
+from batches import PATCHES, images, masks
 from concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, Studio, concepts, validation
 from PIL import Image
 from trainers import collection, lightnings_own_warnings_ignored, loader, noise, package, toy, trainer
 
+from masc_metrics.integrations import picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
@@ -172,6 +174,21 @@ def test_a_resumed_run_keeps_the_schedule(
     second.fit(toy(lightning), noise(), ckpt_path=file)
     assert [step for step, _ in before.steps[::3]] == ([3] if "every_n_steps" in settings else [])
     assert [step for step, _ in after.steps[::3]] == ([6] if "every_n_steps" in settings else [8])
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_keeps_the_schedule(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    file, before, after = tmp_path / "sixth.ckpt", Studio(), Studio()
+    settings = {"every_n_steps": 4, "panel_size": None}
+    callback = validation(checkpoint, before, **settings)
+    first = trainer(lightning, tmp_path, max_steps=6, max_epochs=-1, callbacks=[callback])  # of epochs of four
+    first.fit(toy(lightning), noise())
+    first.save_checkpoint(file)
+    second = trainer(lightning, tmp_path, max_epochs=3, callbacks=[validation(checkpoint, after, **settings)])
+    second.fit(toy(lightning), noise(), ckpt_path=file)
+    assert [step for step, _ in before.steps[::3]] == [4]
+    assert [step for step, _ in after.steps[::3]] == [8, 12]
 
 
 def test_a_run_resumed_at_an_epochs_end_does_not_validate_it_again(
@@ -367,6 +384,8 @@ def test_what_fails_is_told_once_and_left_out(
     texts = told(lambda: run.fit(module, noise()))
     assert len(texts) == 2, texts  # one for each epoch
     assert all(reason in text for text in texts), texts
+    assert not any("the reference masks leave" in text for text in texts), "each picture is counted with its own reason"
+    assert all(("edge to edge" in text) == ("edge to edge" in reason) for text in texts)
     found = scores(run)
     for score in ("cp", "pf"):
         assert (found[f"val/masc_{score}/rocket"] != found[f"val/masc_{score}/rocket"]) == (score in undefined)
@@ -377,6 +396,27 @@ def test_what_fails_is_told_once_and_left_out(
     plain = toy(lightning)
     trainer(lightning, tmp_path, max_epochs=2).fit(plain, noise())
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_a_reference_without_a_patch_of_its_subject_is_left_out(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """One pixel of a mask is no patch; the picture keeps its score against the other reference."""
+    pictures, marked = images(2, *SIZE, seed=80), masks(2, *SIZE, seed=80)
+    pixel = torch.zeros_like(marked[1])
+    pixel[0, 0] = True
+    both = Concept("rocket", PROMPTS["rocket"], pictures, torch.stack([marked[0], pixel]))
+    first = Concept("rocket", PROMPTS["rocket"], pictures[:1], marked[:1])
+    found = []
+    for concept in (both, first):
+        studio = Studio()
+        settings = {"model_name_or_path": checkpoint, "max_num_patches": PATCHES}
+        callback = MaSCValidation([concept], studio.generate, studio.segment, **settings)
+        run = trainer(lightning, tmp_path, callbacks=[callback])
+        run.validate(toy(lightning), loader(1), verbose=False)
+        found.append(scores(run))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0]["val/masc_cp"] == found[0]["val/masc_cp"]
 
 
 def test_it_raises_if_asked_to(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
@@ -399,14 +439,15 @@ def test_a_panel_that_cannot_be_kept_is_a_warning(
     assert set(scores(run)) == EVERY
 
 
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_a_panel_that_cannot_be_drawn_leaves_the_scores(
-    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_error: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no room for maps")
 
     monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio())])
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), on_error=on_error)])
     (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert re.search("of 5 pictures: the panel raised .*no room for maps", text)
     assert not any(np.isnan(value) for value in scores(run).values())
@@ -482,6 +523,8 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is no setting"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
+        ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a folder"),
+        ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a folder of this machine"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),
     ],
 )
@@ -514,11 +557,146 @@ def test_a_concept_keeps_its_own_copy_of_the_references() -> None:
     assert torch.equal(concept.masks.masks[0], kept[1])
 
 
-def test_two_callbacks_of_one_prefix_are_refused(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("twice", ["two alike", "one of them, twice"])
+def test_two_callbacks_of_one_prefix_are_refused(
+    twice: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
     """Lightning would log the mean of both."""
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio()) for _ in range(2)])
+    first = validation(checkpoint, Studio())
+    second = validation(checkpoint, Studio()) if twice == "two alike" else first
+    run = trainer(lightning, tmp_path, callbacks=[first, second])
     with pytest.raises(ValueError, match="two MaSCValidation callbacks have prefix 'val/'"):
         run.fit(toy(lightning), noise())
+
+
+def test_a_layer_that_merges_its_weights_for_evaluation_takes_them_apart_again(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """As some LoRA layers do in their own ``train``; a merged one would train without its adapter."""
+
+    class Merging(torch.nn.Dropout):
+        merged = False
+
+        def train(self, mode: bool = True) -> Any:
+            self.merged = not mode
+            return super().train(mode)
+
+    module = toy(lightning)
+    module.net[2], module.held = Merging(), Merging().eval()
+    seen = []
+    type(module).on_train_batch_start = lambda self, *_: seen.append((self.net[2].merged, self.held.merged))
+    callback = validation(checkpoint, Studio(), every_n_steps=1, panel_size=None)
+    trainer(lightning, tmp_path, callbacks=[callback]).fit(module, noise())
+    assert seen == [(False, True)] * 4
+    assert not module.held.training
+
+
+def test_a_generator_that_seeds_everything_leaves_lightnings_seeds(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank would shuffle its data by another seed."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+    def seeding(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        lightning.seed_everything(seed, workers=True, verbose=False)
+        return Studio().generate(module, prompts, seed)
+
+    module = toy(lightning)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), generate=seeding)])
+    run.validate(module, loader(1), verbose=False)
+    assert os.environ["PL_GLOBAL_SEED"] == "7"
+    assert "PL_SEED_WORKERS" not in os.environ
+
+
+def test_seeds_stay_in_the_range_that_every_generator_takes(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    studio = Studio()
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio, seed=2**32 - 1)])
+    run.validate(toy(lightning), loader(1), verbose=False)
+    assert studio.seeds == [2**32 - 1, 0, 1]
+
+
+def test_a_segmenter_that_paints_in_its_pictures_changes_no_score(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    class Painting(Studio):
+        def segment(self, pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
+            found = super().segment(pictures, nouns)
+            pictures[~found[:, None].expand_as(pictures)] = 0
+            return found
+
+    both = []
+    for studio in (Studio(), Painting()):
+        run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio)])
+        run.validate(toy(lightning), loader(1), verbose=False)
+        both.append(scores(run))
+    assert both[0] == both[1]
+
+
+def test_the_panel_shows_what_was_scored(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures, prompts, masks and match maps of its scores; beside a reference, the score against that one."""
+    drawn: list[Any] = []
+    real = picture_log.panel
+    monkeypatch.setattr(picture_log, "panel", lambda found: drawn.append(found) or real(found))
+    made: list[torch.Tensor] = []
+
+    class Keeping(Studio):
+        def generate(self, module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+            pictures: torch.Tensor = super().generate(module, prompts, seed)
+            made.extend(pictures)
+            return pictures
+
+    callback = validation(checkpoint, Keeping(), panel_dir=tmp_path)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    run.validate(toy(lightning), loader(1), verbose=False)
+    (found,) = drawn
+    assert [shot.caption for row in found for shot in row.shots] == ALL_PROMPTS
+    marked = Studio().segment(torch.stack(made[:2]), ["", ""])
+    for row, concept in zip(found, concepts(), strict=True):
+        assert row.title.startswith(concept.name)
+        assert torch.equal(row.reference, concept.references.images[0])
+        assert torch.equal(row.mask, concept.masks.masks[0])
+        for shot in row.shots:
+            index = ALL_PROMPTS.index(shot.caption)
+            assert torch.equal(shot.image, made[index])
+            assert torch.equal(shot.mask, marked[index % 2])
+            assert shot.cp == pytest.approx(shot.found.nanmean().item(), abs=1e-6)
+    pf = [shot.pf for row in found for shot in row.shots]
+    assert np.mean(pf) == pytest.approx(scores(run)["val/masc_pf"], abs=1e-6)
+    kitten = [shot.cp for shot in found[0].shots]
+    assert np.mean(kitten) == pytest.approx(scores(run)["val/masc_cp/kitten"], abs=1e-6)
+
+
+def test_label_maps_of_a_segmenter_are_told_once_with_their_remedy(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    def labels(pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
+        return Studio().segment(pictures, nouns).byte() * 2
+
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), segment=labels)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.validate(toy(lightning), loader(1), verbose=False)
+    (text,) = [str(each.message) for each in caught if "mark" in str(each.message)]
+    assert re.search(r"marked nothing in 5, .*integers up to 2;.*mask == subject_id", text)
+    assert text.count("subject_id") == 1
+
+
+def test_a_folder_on_another_machine_is_a_warning_and_no_folder_here(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio())])
+    run._default_root_dir = "s3://bucket/runs"
+    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert "s3://bucket/runs/masc_panels is no folder of this machine; give panel_dir" in text
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_generator_that_freezes_its_model_does_not_freeze_the_training(

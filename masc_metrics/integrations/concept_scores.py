@@ -62,11 +62,13 @@ class Report:
         failures: what went wrong.
         shots: pictures for the panel, by their order's index, yet without scores.
         empty_masks: pictures in which the segmenter marked nothing.
+        mask_hints: why that may be, if its masks show it.
     """
 
     failures: tuple[Failure, ...]
     shots: dict[int, Shot]
     empty_masks: int
+    mask_hints: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class ConceptScorer:
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
         self._empty_masks = 0
+        self._mask_hints: list[str] = []
 
     def start(self, device: torch.device) -> None:
         """Forget all scores, follow the model to its device, and have the network there.
@@ -112,7 +115,7 @@ class ConceptScorer:
         Raises:
             OSError, ValueError: if the checkpoint cannot be had.
         """
-        self._failures, self._shots, self._empty_masks = [], {}, 0
+        self._failures, self._shots, self._empty_masks, self._mask_hints = [], {}, 0, []
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -134,6 +137,7 @@ class ConceptScorer:
         try:
             images = generate()
             checked = check_images(images, "what generate returned")
+            checked = ImageBatch(tuple(image.clone() for image in checked.images))  # segment may paint in its pictures
             if len(checked) != len(batch):
                 raise ValueError(
                     f"what generate returned holds {len(checked)} images for {len(batch)} prompts; return one for each"
@@ -143,7 +147,10 @@ class ConceptScorer:
             unscored.pop(0)
             stage = "segment"
             found = self.segment(images, [self.concepts[order.concept].noun for order in batch])
-            masks = check_masks(found, "what segment returned", checked.sizes).masks
+            with warnings.catch_warnings(record=True) as caught:  # told once, with what came of it
+                warnings.simplefilter("always")
+                masks = check_masks(found, "what segment returned", checked.sizes).masks
+            self._mask_hints += [str(hint.message) for hint in caught]
             self._empty_masks += sum(bool(mask.max() <= FOREGROUND_THRESHOLD) for mask in masks)
             stage = "scoring"
             self.pf.update(
@@ -155,8 +162,8 @@ class ConceptScorer:
             )
             unscored.pop(0)
         except Exception as error:
-            lost = [metric for metric, _ in unscored]
-            self._report(stage, error, batch, cp=self.cp in lost, pf=self.pf in lost)
+            lost = {id(metric) for metric, _ in unscored}  # metrics compare to a new metric, which is always true
+            self._report(stage, error, batch, cp=id(self.cp) in lost, pf=id(self.pf) in lost)
             for metric, missing in unscored:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
             return error
@@ -167,7 +174,7 @@ class ConceptScorer:
 
     def report(self) -> Report:
         """What this rank has to tell."""
-        return Report(tuple(self._failures), self._shots, self._empty_masks)
+        return Report(tuple(self._failures), self._shots, self._empty_masks, tuple(self._mask_hints[:1]))
 
     def _report(
         self, stage: str, error: Exception, batch: Sequence[Order], *, cp: bool = False, pf: bool = False
@@ -242,7 +249,9 @@ def what_is_wrong(scores: ConceptScores, reports: Sequence[Report]) -> str:
     if covered := no_pf - sum(failure.pf for failure in failures):
         reasons.append(f"the segmenter marked {covered} from edge to edge, which leaves no background")
     if empty := sum(report.empty_masks for report in reports):
-        reasons.append(f"the segmenter marked nothing in {empty}, whose PF is therefore the whole picture's")
+        hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
+        told = f"the segmenter marked nothing in {empty}, whose PF is therefore the whole picture's"
+        reasons.append(told + "".join(hints[:1]))
     if not reasons:
         return ""
     count = len(scores.pf_S)

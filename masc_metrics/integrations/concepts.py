@@ -23,8 +23,8 @@ class Concept:
             (3, H, W) tensors of any sizes or PIL images. A generated picture is scored against each.
         reference_masks: its subject in each of them; (R, H, W) or (R, 1, H, W), boolean, integer or float in [0, 1],
             or a list of (H, W) tensors or PIL images.
-        name: stands in the logs, ``val/masc_cp/<name>``; the subject if empty.
-        noun: what the segmenter is asked for ("dog"), where the prompts use a made-up word; the subject if empty.
+        name: stands in the logs, ``val/masc_cp/<name>``; the subject if blank.
+        noun: what the segmenter is asked for ("dog"), where the prompts use a made-up word; the subject if blank.
         references: the reference images, checked, and copied.
         masks: the reference masks, checked, and copied.
 
@@ -66,8 +66,8 @@ class Concept:
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "references", ImageBatch(tuple(image.detach().clone() for image in references.images)))
         object.__setattr__(self, "masks", MaskBatch(tuple(mask.detach().clone() for mask in masks.masks)))
-        object.__setattr__(self, "name", self.name or self.subject)
-        object.__setattr__(self, "noun", self.noun or self.subject)
+        object.__setattr__(self, "name", self.name if self.name.strip() else self.subject)
+        object.__setattr__(self, "noun", self.noun if self.noun.strip() else self.subject)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> tuple[Concept, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+_LIGHTNINGS_SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+
 
 @contextmanager
 def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and no gradients inside; afterwards everything is as before, however it ends.
 
-    That is every part's train or eval mode, every parameter's ``requires_grad``, torch's default dtype, and all random
-    states.
+    That is every part's train or eval mode, every parameter's ``requires_grad``, torch's default dtype, all random
+    states, and the seeds that Lightning keeps in the environment.
 
     Args:
         module: whose parts may each be in train or eval mode.
@@ -27,6 +30,8 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
     default_dtype = torch.get_default_dtype()
     other = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
     state = other.get_rng_state() if other is not None else None
+    # Lightning shuffles every rank's data by these; seed_everything in a generator would part the ranks' orders.
+    seeds = {name: os.environ.get(name) for name in _LIGHTNINGS_SEEDS}
     stopped: BaseException | None = None
     try:
         # Inference tensors that a model keeps for itself, such as position tables, would break its training.
@@ -37,7 +42,9 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
             except BaseException as error:  # left by an exception, isolate_rng restores nothing
                 stopped = error
     finally:
-        for part, training in modes:
+        for part, training in modes:  # parents first
+            if part.training != training:
+                part.train(training)  # its own may do more than set a flag, such as take merged weights apart
             part.training = training
         for parameter, wanted in trained:
             if parameter.requires_grad != wanted:
@@ -45,6 +52,10 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
         torch.set_default_dtype(default_dtype)
         if other is not None:
             other.set_rng_state(state)
+        for name, value in seeds.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
     if stopped is not None:
         raise stopped
 

@@ -49,11 +49,11 @@ class MaSCValidation(L.Callback):
             numpy and Python are seeded with ``seed`` before; it is the same for the same prompts at every validation
             and on any number of ranks.
         segment: ``segment(images, nouns)`` returns the mask of each subject in the pictures that ``generate`` returned.
-        every_n_epochs: validate at the end of every n-th epoch, inside its last validation loop if it has one, so that
-            ModelCheckpoint and EarlyStopping can monitor the scores.
+        every_n_epochs: validate at the end of every n-th epoch, inside its validation loop if one ends with the epoch's
+            last batch, so that ModelCheckpoint and EarlyStopping can monitor the scores.
         every_n_steps: instead, after every n optimiser steps. With neither, at the end of every epoch.
         batch_size: prompts in one call of ``generate``.
-        seed: of the first batch; the next ones count up.
+        seed: of the first batch; the next ones count up, and from 2**32 - 1 go on at 0.
         on_error: "warn" turns a batch whose generator or segmenter raises into undefined samples, and says so once a
             validation; "raise" stops the training, on every rank.
         panel_size: concepts and prompts on the panel, the first of each; None draws none.
@@ -110,6 +110,8 @@ class MaSCValidation(L.Callback):
             raise TypeError(f"prefix is a {type(prefix).__name__}; give a string, such as 'val/'")
         if panel_dir is not None and not isinstance(panel_dir, (str, os.PathLike)):
             raise TypeError(f"panel_dir is a {type(panel_dir).__name__}; give a folder")
+        if panel_dir is not None and (not os.fspath(panel_dir) or "://" in str(panel_dir)):
+            raise ValueError(f"panel_dir is {panel_dir!r}; give a folder of this machine, or None for the loggers' own")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
         for name, function in (("generate", generate), ("segment", segment)):
@@ -131,9 +133,9 @@ class MaSCValidation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a second callback that would log under the same names."""
-        for other in getattr(trainer, "callbacks", ()):
-            if isinstance(other, MaSCValidation) and other is not self and other.prefix == self.prefix:
-                raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give each its own")
+        callbacks = getattr(trainer, "callbacks", ())
+        if sum(isinstance(other, MaSCValidation) and other.prefix == self.prefix for other in callbacks) > 1:
+            raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give each its own")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have the checkpoint there before hours of training are spent."""
@@ -195,8 +197,9 @@ class MaSCValidation(L.Callback):
                         generate()
         reports = gathered(self._scorer.report())
         failures = [(rank, failure) for rank, report in enumerate(reports) for failure in report.failures]
-        if failures and self.on_error == "raise":
-            rank, failure = failures[0]
+        costly = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf]  # a panel costs no score
+        if costly and self.on_error == "raise":
+            rank, failure = costly[0]
             raise RuntimeError(f"MaSCValidation, rank {rank}: {failure}") from error
         scores = self._scorer.scores(orders)
         self._log(trainer, pl_module, orders, scores, logged_step if between_steps else None)
@@ -225,7 +228,7 @@ class MaSCValidation(L.Callback):
     def _generate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, prompts: list[str], sharded: bool
     ) -> Images:
-        seed = self.seed + number
+        seed = (self.seed + number) % 2**32
         seed_all(seed)
         pl_module.eval()  # again, since the last call may have changed it
         call = functools.partial(self.generate, pl_module, prompts, seed)
@@ -279,7 +282,7 @@ class MaSCValidation(L.Callback):
             step=step,
             stem=f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
             folder=self.panel_dir,
-            fallback=Path(trainer.default_root_dir),
+            fallback=trainer.default_root_dir,
         )
 
 

@@ -57,7 +57,7 @@ def log_picture(
     step: int,
     stem: str,
     folder: Path | None,
-    fallback: Path,
+    fallback: str | Path,
 ) -> None:
     """Send a picture to every logger; call it in one process alone.
 
@@ -75,7 +75,7 @@ def log_picture(
     Raises:
         OSError: if a PNG cannot be written.
     """
-    folders = {folder} if folder is not None else set()
+    folders: set[str | Path] = {folder} if folder is not None else set()
     for logger in loggers:
         # By name, because lightning and pytorch_lightning each have a class of their own, and neither need be here.
         kinds = {kind.__name__ for kind in type(logger).__mro__}
@@ -85,10 +85,13 @@ def log_picture(
             logger.log_image(key=tag, images=[picture], step=step)
         elif folder is None:
             own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
-            folders.add(Path(own) / _FOLDER)
+            folders.add(f"{own}/{_FOLDER}")
     if not loggers and folder is None:
-        folders.add(fallback / _FOLDER)
-    for place in folders:
+        folders.add(f"{fallback}/{_FOLDER}")
+    for named in folders:
+        if "://" in str(named):
+            raise OSError(f"{named} is no folder of this machine; give panel_dir")
+        place = Path(named)
         place.mkdir(parents=True, exist_ok=True)
         file, version = place / f"{stem}.png", 0
         while file.exists():

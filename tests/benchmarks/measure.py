@@ -7,6 +7,7 @@ Nothing else should run on the machine meanwhile.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -153,6 +154,30 @@ def overhead(layers: int, rounds: int, device: str) -> dict[str, Any]:
     return found
 
 
+def cached(layers: int, rounds: int, device: str) -> dict[str, Any]:
+    """An update of 8 samples whose pictures are all known, over the tower's time for them: ``overhead``, more quietly.
+
+    The difference of two long times drowns in what else a shared machine does; this has all of an update but the
+    tower, and the normalising and cutting of pictures before it.
+    """
+    ours, work = Ours(layers, device), Evaluation.of(8)
+    arguments = work.arguments
+    pixels = [torch.from_numpy(one.image)[None].to(device) for one in (work.reference, *work.generated)]
+    ours(arguments)
+
+    def tower() -> None:
+        with torch.no_grad():
+            for one in pixels:
+                ours.backbone._vision.encode(one)
+
+    updates = {
+        name: functools.partial(metric.update, **{key: arguments[key] for key in names})
+        for name, metric, names in (("CP", ours.cp, CP_NAMES), ("PF", ours.pf, PF_NAMES))
+    }
+    times = interleaved({**updates, "tower": tower}, rounds, device)
+    return {"seconds": times, **{name: ratio(times, name, "tower") for name in updates}}
+
+
 def lookup(layers: int, rounds: int, device: str) -> dict[str, Any]:
     """Digest and cache look-up of a picture against its encoding."""
     from masc_metrics.cache import content_digests
@@ -182,6 +207,27 @@ def once(layers: int, rounds: int, device: str) -> dict[str, Any]:
     with counted_encodings() as counts:
         ours(Evaluation.of().arguments)
     return dict(counts)
+
+
+def sample(layers: int, rounds: int, device: str) -> dict[str, Any]:
+    """What one more sample costs a validation: CP of a new picture of a known concept, then its PF."""
+    found: dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        ours, work = Ours(layers, device, dtype), Evaluation.of(rounds + 1)
+        times: dict[str, list[float]] = {"CP, new picture": [], "PF, new prompt": [], "PF, known prompt": []}
+        for index, one in enumerate(work.generated):
+            arguments = Evaluation(work.reference, (one,)).arguments | {"prompts": [f"{one.caption}, number {index}"]}
+            for name, metric, names in (
+                ("CP, new picture", ours.cp, CP_NAMES),
+                ("PF, new prompt", ours.pf, PF_NAMES),
+                ("PF, known prompt", ours.pf, PF_NAMES),
+            ):
+                values = {key: arguments[key] for key in names}
+                times[name].append(seconds(lambda metric=metric, values=values: metric.update(**values), device))
+        # The first reads the towers' pages and encodes the reference.
+        found[str(dtype).removeprefix("torch.")] = {name: statistics.median(took[1:]) for name, took in times.items()}
+        workload.release()
+    return {"seconds": found}
 
 
 def shapes(layers: int, rounds: int, device: str) -> dict[str, Any]:
@@ -315,6 +361,8 @@ MEASUREMENTS = {
         once,
         lookup,
         overhead,
+        cached,
+        sample,
         tower,
         evaluation,
         bfloat16,
