@@ -27,7 +27,7 @@ from masc_metrics.towers import TextTower, VisionTower
 DEFAULT_ENCODE_BATCH_SIZE = 16
 
 _CPU_PATCHES_IN_A_PASS = 1024
-"""More do not fit a CPU's caches: they take more memory and a tenth more time."""
+"""More do not fit a CPU's caches: they take more memory and more time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.grid import Grid
+from masc_metrics.precision import brought_to
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -28,6 +29,7 @@ DEFAULT_TEXT_CACHE_BYTES = 32 * 2**20
 
 # Two independent 64-bit sums make a 128-bit digest: among a billion distinct images a collision stays unlikely.
 _LANES = 2
+_DIGESTED = 16  # images at a time: their bits are spread over eight times as many bytes
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # odd, high bits well mixed
 
 
@@ -136,18 +138,19 @@ def image_keys(grids: Sequence[Grid], pixels: Sequence[Tensor]) -> list[ImageKey
     alike: dict[tuple[Grid, torch.dtype], list[int]] = {}
     for index, (grid, image) in enumerate(zip(grids, pixels, strict=True)):
         alike.setdefault((grid, image.dtype), []).append(index)
-    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in part])) for part in alike.values()])
-    order = [index for part in alike.values() for index in part]
+    parts = [part[start : start + _DIGESTED] for part in alike.values() for start in range(0, len(part), _DIGESTED)]
+    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in part])) for part in parts])
+    order = [index for part in parts for index in part]
     digest_of = {index: (high, low) for index, (high, low) in zip(order, digests.tolist(), strict=True)}
     return [ImageKey(grid, pixels[index].dtype, digest_of[index]) for index, grid in enumerate(grids)]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
     """(lanes, count) odd 64-bit numbers, the same in every process."""
     generator = torch.Generator().manual_seed(salt)
     numbers = torch.randint(-(2**63), 2**63 - 1, (_LANES, count), dtype=torch.int64, generator=generator, device="cpu")
-    return (numbers | 1).to(device)
+    return brought_to(numbers | 1, device)
 
 
 def content_digests(pixels_B3HW: Tensor) -> Tensor:
@@ -169,8 +172,8 @@ def content_digests(pixels_B3HW: Tensor) -> Tensor:
 
 
 def _digests(pixels_B3HW: Tensor) -> Tensor:
-    if pixels_B3HW.dtype == torch.uint8:  # four values a word
-        pixels_B3HW = F.pad(pixels_B3HW, (0, -pixels_B3HW.shape[-1] % 4))
+    if pixels_B3HW.dtype == torch.uint8 and (over := pixels_B3HW.shape[-1] % 4):  # four values a word
+        pixels_B3HW = F.pad(pixels_B3HW, (0, 4 - over))
     words_BRV = pixels_B3HW.contiguous().view(torch.int32).flatten(1, 2).to(torch.int64)
     _, rows, values = words_BRV.shape
     within = _multipliers(values, 1, words_BRV.device)

@@ -39,7 +39,7 @@ def brought_to(tensor: Tensor, device: torch.device) -> Tensor:
     A plain copy waits for all work before it, and the next pictures would be prepared while the GPU has nothing to do.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # an expanded one cannot be pinned
     return tensor.to(device)
 
 

@@ -197,31 +197,55 @@ def test_pooling_is_what_the_heads_own_attention_computes(
     assert torch.allclose(backbone.pool(features, keep), expected, atol=tolerance)
 
 
-@pytest.mark.skipif(not onednn.is_available(torch.float32), reason="this processor or torch has no such kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
 def test_onednns_products_are_torchs_own(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, dtype: torch.dtype, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not onednn.is_available(dtype):
+        pytest.skip("this processor or torch has no such kernels")
     folder = request.getfixturevalue(kind)
 
     def features() -> tuple[SigLIP2Backbone, list[Tensor]]:
         release_backbones()
-        backbone = load_backbone(folder)
-        return backbone, [encode(backbone, images(2)), backbone.encode_texts(["a cat", "a dog"])]
+        backbone = load_backbone(folder, dtype=dtype)
+        return backbone, [encode(backbone, images(2)).float(), backbone.encode_texts(["a cat", "a dog"])]
 
     products: list[str] = []
     product = onednn._product
-    monkeypatch.setattr(onednn, "_product", lambda *args: (products.append(args[2]), product(*args))[1])
+    monkeypatch.setattr(onednn, "_product", lambda *args: (products.append(args[3]), product(*args))[1])
     backbone, quick = features()
     layers = backbone._vision.network.config.num_hidden_layers
     assert products.count("gelu") == 2 * layers, "one in each layer of each tower"
     assert products.count("none") >= 2 * 5 * layers
     products.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        backbone.text_cache.clear()
+        switched_off = [encode(backbone, images(2)).float(), backbone.encode_texts(["a cat", "a dog"])]
     monkeypatch.setattr(onednn, "is_available", lambda dtype: False)
     _, plain = features()
     assert not products
-    for a, b in zip(quick, plain, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05  # of values around 3; bfloat16 has 8 bits
+    for a, b, c in zip(quick, plain, switched_off, strict=True):
+        assert torch.allclose(a, b, atol=tolerance)
+        assert torch.allclose(c, b, atol=tolerance)
+
+
+def test_a_processor_without_a_dtypes_instructions_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Tensor:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    try:
+        for how in (refuse, lambda *_: torch.zeros(16, 16)):
+            onednn.is_available.cache_clear()
+            monkeypatch.setattr(onednn, "_product", how)
+            assert not onednn.is_available(torch.bfloat16)
+        onednn.is_available.cache_clear()
+        monkeypatch.setattr("platform.machine", lambda: "aarch64")
+        assert not onednn.is_available(torch.float32)
+    finally:
+        onednn.is_available.cache_clear()
 
 
 def test_an_activation_that_onednn_does_not_name_is_left_to_transformers(checkpoint: Path, tmp_path: Path) -> None:

@@ -179,16 +179,19 @@ def test_a_resumed_run_keeps_the_schedule(
 def test_a_run_resumed_in_the_middle_of_an_epoch_keeps_the_schedule(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    file, before, after = tmp_path / "sixth.ckpt", Studio(), Studio()
-    settings = {"every_n_steps": 4, "panel_size": None}
-    callback = validation(checkpoint, before, **settings)
-    first = trainer(lightning, tmp_path, max_steps=6, max_epochs=-1, callbacks=[callback])  # of epochs of four
-    first.fit(toy(lightning), noise())
-    first.save_checkpoint(file)
-    second = trainer(lightning, tmp_path, max_epochs=3, callbacks=[validation(checkpoint, after, **settings)])
-    second.fit(toy(lightning), noise(), ckpt_path=file)
-    assert [step for step, _ in before.steps[::3]] == [4]
-    assert [step for step, _ in after.steps[::3]] == [8, 12]
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    studios = Studio(), Studio()
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="sixth")  # in epochs of four
+    for studio, settings in zip(
+        studios, ({"max_epochs": 2, "enable_checkpointing": True}, {"max_epochs": 3}), strict=True
+    ):
+        callbacks = [validation(checkpoint, studio, every_n_steps=4, panel_size=None)]
+        callbacks += [saving] if "enable_checkpointing" in settings else []
+        run = trainer(lightning, tmp_path, callbacks=callbacks, **settings)
+        run.fit(toy(lightning), noise(), ckpt_path=tmp_path / "sixth.ckpt" if studio is studios[1] else None)
+    assert [step for step, _ in studios[0].steps[::3]] == [4, 8]
+    assert [step for step, _ in studios[1].steps[::3]] == [8, 12]
 
 
 def test_a_run_resumed_at_an_epochs_end_does_not_validate_it_again(
@@ -474,6 +477,20 @@ def test_what_failed_is_not_held_while_the_rest_is_generated(
     assert alive == [[], [False], [False]]
 
 
+def test_a_released_text_tower_is_not_read_again_for_known_prompts(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    callback = validation(checkpoint, Studio())
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    run.validate(toy(lightning), loader(1), verbose=False)
+    first, backbone = scores(run), callback._scorer.pf.backbone
+    assert backbone.text_tower_loaded
+    backbone.release_text_tower()
+    run.validate(toy(lightning), loader(1), verbose=False)
+    assert scores(run) == first
+    assert not backbone.text_tower_loaded
+
+
 def test_a_missing_checkpoint_is_told_before_anything_is_trained(lightning: ModuleType, tmp_path: Path) -> None:
     module = toy(lightning)
     run = trainer(lightning, tmp_path, callbacks=[validation(tmp_path / "nothing", Studio())])
@@ -525,6 +542,7 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
         ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a folder"),
         ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a folder of this machine"),
+        ({"panel_dir": Path("s3://bucket")}, ValueError, "give a folder of this machine"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),
     ],
 )
@@ -577,12 +595,20 @@ def test_a_layer_that_merges_its_weights_for_evaluation_takes_them_apart_again(
     class Merging(torch.nn.Dropout):
         merged = False
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
         def train(self, mode: bool = True) -> Any:
-            self.merged = not mode
+            if self.merged == mode:
+                self.merged = not mode
+                self.scale.mul_(0.5 if mode else 2)  # in place, as a merge is
             return super().train(mode)
 
     module = toy(lightning)
-    module.net[2], module.held = Merging(), Merging().eval()
+    module.net[2], module.held = Merging(), Merging()
+    with torch.no_grad():
+        module.held.eval()
     seen = []
     type(module).on_train_batch_start = lambda self, *_: seen.append((self.net[2].merged, self.held.merged))
     callback = validation(checkpoint, Studio(), every_n_steps=1, panel_size=None)

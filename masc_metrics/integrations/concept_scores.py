@@ -21,6 +21,7 @@ from masc_metrics.integrations.concepts import Concept, Order
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, shrunk
+from masc_metrics.prompts import strip_subject
 
 Segment = Callable[[Any, list[str]], Masks]
 
@@ -110,7 +111,7 @@ class ConceptScorer:
         self._mask_hints: list[str] = []
 
     def start(self, device: torch.device) -> None:
-        """Forget all scores, follow the model to its device, and have the network there.
+        """Forget all scores, follow the model to its device, and have the network and the prompts' embeddings there.
 
         Raises:
             OSError, ValueError: if the checkpoint cannot be had.
@@ -120,7 +121,9 @@ class ConceptScorer:
             metric.reset()
             metric.to(device)
         self.cp.backbone.load()
-        self.pf.backbone.load(text_tower=True)
+        # All prompts at once: kept from the first time on, so that the text tower may be released between validations.
+        texts = [strip_subject(prompt, concept.subject) for concept in self.concepts for prompt in concept.prompts]
+        self.pf.backbone.encode_texts(texts, batch_size=self.pf.encode_batch_size)
 
     def add(self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[Order]) -> Exception | None:
         """Generate and score a batch. What raises is reported and returned, and its samples become undefined.
@@ -151,7 +154,7 @@ class ConceptScorer:
                 warnings.simplefilter("always")
                 masks = check_masks(found, "what segment returned", checked.sizes).masks
             self._mask_hints += [str(hint.message) for hint in caught]
-            self._empty_masks += sum(bool(mask.max() <= FOREGROUND_THRESHOLD) for mask in masks)
+            self._empty_masks += sum(bool(mask.max() < FOREGROUND_THRESHOLD) for mask in masks)
             stage = "scoring"
             self.pf.update(
                 checked,

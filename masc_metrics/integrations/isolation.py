@@ -42,10 +42,6 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
             except BaseException as error:  # left by an exception, isolate_rng restores nothing
                 stopped = error
     finally:
-        for part, training in modes:  # parents first
-            if part.training != training:
-                part.train(training)  # its own may do more than set a flag, such as take merged weights apart
-            part.training = training
         for parameter, wanted in trained:
             if parameter.requires_grad != wanted:
                 parameter.requires_grad_(wanted)
@@ -56,8 +52,18 @@ def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+        # Last, since it may run code of the module's; and under the same modes as its eval() ran.
+        with torch.inference_mode(False), torch.no_grad():
+            _restore_modes(modes)
     if stopped is not None:
         raise stopped
+
+
+def _restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
+    for part, training in modes:  # parents first
+        if part.training != training and type(part).train is not torch.nn.Module.train:
+            part.train(training)  # its own does more than set a flag, such as take merged weights apart
+        part.training = training
 
 
 def seed_all(seed: int) -> None:

@@ -17,7 +17,7 @@ from masc_metrics.images import Images
 from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, what_is_wrong
 from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
 from masc_metrics.integrations.isolation import seed_all, undisturbed
-from masc_metrics.integrations.picture_log import draw_panel, log_picture
+from masc_metrics.integrations.picture_log import draw_panel, is_remote, log_picture
 from masc_metrics.integrations.ranks import call_unsharded, gathered, is_sharded
 from masc_metrics.plots import Shot
 
@@ -110,7 +110,7 @@ class MaSCValidation(L.Callback):
             raise TypeError(f"prefix is a {type(prefix).__name__}; give a string, such as 'val/'")
         if panel_dir is not None and not isinstance(panel_dir, (str, os.PathLike)):
             raise TypeError(f"panel_dir is a {type(panel_dir).__name__}; give a folder")
-        if panel_dir is not None and (not os.fspath(panel_dir) or "://" in str(panel_dir)):
+        if panel_dir is not None and (not os.fspath(panel_dir) or is_remote(panel_dir)):
             raise ValueError(f"panel_dir is {panel_dir!r}; give a folder of this machine, or None for the loggers' own")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +90,8 @@ def log_picture(
             folders.add(f"{own}/{_FOLDER}")
     if not loggers and folder is None:
         folders.add(f"{fallback}/{_FOLDER}")
-    for named in folders:
-        if "://" in str(named):
+    for named in sorted(folders, key=is_remote):  # those of this machine first
+        if is_remote(named):
             raise OSError(f"{named} is no folder of this machine; give panel_dir")
         place = Path(named)
         place.mkdir(parents=True, exist_ok=True)
@@ -98,3 +100,8 @@ def log_picture(
             version += 1
             file = place / f"{stem}-v{version}.png"
         picture.save(file)
+
+
+def is_remote(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a URL, such as s3://bucket, which a Path would make a folder of this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)) is not None  # a drive has one letter

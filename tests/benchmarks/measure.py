@@ -64,6 +64,7 @@ def tower(layers: int, rounds: int, device: str) -> dict[str, Any]:
     ours, work = Ours(layers, device), Evaluation.of()
     arguments = work.arguments
     stock = Siglip2VisionModel.from_pretrained(workload.checkpoint(layers)).to(device).eval()
+    stock.use_head = False  # nor does ours run it in the tower
     pixels = [torch.from_numpy(one.image)[None].to(device) for one in (work.reference, *work.generated)]
     shapes = torch.tensor([(32, 32)])
     patches = [_patches(ours, one) for one in pixels]
@@ -135,8 +136,8 @@ def overhead(layers: int, rounds: int, device: str) -> dict[str, Any]:
     def encode(count: int) -> Callable[[], None]:
         def run() -> None:
             with torch.no_grad():
-                for one in pixels[:count]:
-                    ours.backbone._vision.encode(one)
+                for part in torch.split(torch.cat(pixels[:count]), 1 if device == "cpu" else 16):
+                    ours.backbone._vision.encode(part)
 
         return run
 
@@ -170,9 +171,15 @@ def cached(layers: int, rounds: int, device: str) -> dict[str, Any]:
             for one in pixels:
                 ours.backbone._vision.encode(one)
 
+    large = [torch.from_numpy(picture(200 + index, (1024, 1024)).image) for index in range(8)]
+    resized = arguments | {"generated_images": large}
     updates = {
-        name: functools.partial(metric.update, **{key: arguments[key] for key in names})
-        for name, metric, names in (("CP", ours.cp, CP_NAMES), ("PF", ours.pf, PF_NAMES))
+        name: functools.partial(metric.update, **{key: values[key] for key in names})
+        for name, metric, names, values in (
+            ("CP", ours.cp, CP_NAMES, arguments),
+            ("CP, pictures of 1024 x 1024", ours.cp, CP_NAMES, resized),
+            ("PF", ours.pf, PF_NAMES, arguments),
+        )
     }
     times = interleaved({**updates, "tower": tower}, rounds, device)
     return {"seconds": times, **{name: ratio(times, name, "tower") for name in updates}}

@@ -79,6 +79,12 @@ def _resident_now() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def _peak() -> int:
+    """Of this process alone; what getrusage says starts at the parent's."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
 def measured(case: str, layers: int, samples: int) -> dict[str, Any]:
     """Peak resident GiB of the case in a fresh process, and what it says itself."""
     program = [sys.executable, __file__, "--child", case, "--layers", str(layers), "--samples", str(samples)]
@@ -97,9 +103,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         CASES[arguments.child](arguments.layers, arguments.samples[0])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB)
+        print(_peak() / GIB)
         return
-    workload.checkpoint(arguments.layers)  # built here, so that no case is charged for it
+    build = [sys.executable, "-c", f"import workload; workload.checkpoint({arguments.layers})"]
+    subprocess.run(build, check=True, cwd=Path(__file__).parent)  # so that no case is charged for it
     for case in arguments.cases:
         found = {str(samples): measured(case, arguments.layers, samples) for samples in arguments.samples}
         measure.record(arguments.results, f"memory {case}", {"layers": arguments.layers}, found)
