@@ -264,25 +264,6 @@ def shapes(layers: int, rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def size(layers: int, rounds: int, device: str) -> dict[str, Any]:
-    """Seconds a picture for 8 to 512 pictures of one concept, in updates of 8."""
-    ours = Ours(layers, device)
-    ours.cp.reduction, work = "none", Evaluation.of(8)
-    reference = work.arguments
-    noise = torch.Generator().manual_seed(0)
-    found: dict[str, Any] = {"seconds_a_picture": {}}
-    for count in (8, 32, 128, 512):
-        ours.forget()
-
-        def run(count: int = count) -> None:
-            for _ in range(count // 8):
-                images = torch.randint(0, 256, (8, 3, 512, 512), dtype=torch.uint8, generator=noise)
-                ours.cp.update(images, reference["reference_images"], reference["reference_masks"])
-
-        found["seconds_a_picture"][count] = seconds(run, device) / count
-    return found
-
-
 def sweep(layers: int, rounds: int, device: str) -> dict[str, Any]:
     """Pictures a second against pictures in a pass, patches, and layers: the plot."""
     from masc_metrics.images import resize
@@ -374,7 +355,6 @@ MEASUREMENTS = {
         evaluation,
         bfloat16,
         shapes,
-        size,
         processes,
         sweep,
     )
