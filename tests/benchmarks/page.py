@@ -172,7 +172,7 @@ def plot(results: Results) -> None:
     import matplotlib.pyplot as plt
 
     rates = results["sweep layers=6 device=cpu"]["pictures_a_second"]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     for axis, (name, label) in zip(
         axes,
         (
@@ -186,10 +186,14 @@ def plot(results: Results) -> None:
         axis.plot(places, list(rates[name].values()), "o-", color="#8a2c6b")
         axis.set(xlabel=label, xscale="log", yscale="linear" if name == "batch" else "log")
         axis.set_xticks(places, [str(place) for place in places])
+        if name != "batch":
+            low, high = min(rates[name].values()), max(rates[name].values())
+            ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if low / 2 < tick < 2 * high]
+            axis.set_yticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="pictures a second")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * max(rates["batch"].values()))
     figure.savefig(PLOT, dpi=110)
 
 
