@@ -1,0 +1,195 @@
+"""The baselines' checkpoint folders: found or downloaded, their image processors and tokenizers read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masc_metrics.checkpoint import CheckpointSource, quiet_transformers
+from masc_metrics.hub import fetch
+
+_PROCESSOR_FILE = "preprocessor_config.json"
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
+
+_SAFETENSORS_AT = {
+    "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
+    "facebook/dino-vits16": "a7a4d161f5c0bd70478c05ca5777ec7cd8848021",
+}
+"""Commits of the hub's own conversion to safetensors, where the main branch holds a pickle alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineFiles:
+    """A baseline's checkpoint that lies on this machine.
+
+    Attributes:
+        checkpoint: what was asked for: hub id or folder.
+        folder: holds config.json, safetensors weights, the image processor's and, for CLIP, the tokenizer's files.
+        commit: the hub's commit hash; None for a folder that did not come from the hub.
+    """
+
+    checkpoint: str
+    folder: Path
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FloatProcessing:
+    """Image preparation in floating point: scale, resize with antialiasing, normalise.
+
+    Attributes:
+        size: (height, width) in pixels that every image is squashed to.
+        resample: "bilinear" or "bicubic".
+        rescale_factor: multiplies the values 0..255 first.
+        mean: subtracted from each channel after that.
+        std: divides each channel at last.
+    """
+
+    size: tuple[int, int]
+    resample: str
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def find_files(baseline: str, source: CheckpointSource, model_type: str) -> BaselineFiles:
+    """The checkpoint's files on this machine, downloaded if they must be and may be.
+
+    Args:
+        baseline: whose checkpoint it is, for error texts.
+        source: hub id or folder; of two hub ids a commit is known that holds safetensors.
+        model_type: what config.json must say.
+
+    Raises:
+        OSError: if the checkpoint cannot be had (FileNotFoundError, PermissionError, ConnectionError by reason).
+        ValueError: if it is of another type.
+    """
+    path = Path(source.model)
+    if path.is_absolute():
+        files = BaselineFiles(source.model, path, path.name if path.parent.name == "snapshots" else None)
+    else:
+        revision = _SAFETENSORS_AT.get(source.model)
+        try:
+            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only)
+        except OSError as error:
+            # `masc-metrics prefetch`, which the text names, takes MaSC's own checkpoints alone.
+            download = f"hf download {source.model}" + (f" --revision {revision}" if revision else "")
+            text = str(error).replace(f"masc-metrics prefetch {source.model}", download)
+            raise type(error)(f"baseline {baseline}: {text}") from error
+        files = BaselineFiles(source.model, folder, folder.name)
+    if not (files.folder / "config.json").is_file():
+        raise FileNotFoundError(f"baseline {baseline}: {files.folder} holds no config.json, so it is no checkpoint")
+    if not any(files.folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"baseline {baseline}: {files.folder} holds no *.safetensors weights, the only ones that are read; convert "
+            "them with model.save_pretrained(folder, safe_serialization=True)"
+        )
+    found = _load_json(files.folder / "config.json").get("model_type")
+    if found != model_type:
+        raise ValueError(
+            f"baseline {baseline}: {files.folder} is a checkpoint of type {found!r}; give one whose config.json says "
+            f"{model_type!r}"
+        )
+    return files
+
+
+def read_processor(files: BaselineFiles, class_name: str) -> Callable[[list[np.ndarray]], Tensor]:
+    """The checkpoint's image processor, through Pillow in every transformers version, torchvision or not.
+
+    Args:
+        files: the checkpoint.
+        class_name: of transformers' image processor.
+
+    Returns:
+        A function from (H, W, 3) uint8 images to normalised pixels, (B, 3, H, W) float32.
+
+    Raises:
+        OSError: if the checkpoint has no processor file.
+    """
+    import transformers
+
+    if not (files.folder / _PROCESSOR_FILE).is_file():
+        raise FileNotFoundError(f"{files.folder} holds no {_PROCESSOR_FILE}; copy it from the original checkpoint")
+    # Since transformers 5 the plain name is torchvision's, which resizes to other pixels.
+    pil_class = getattr(transformers, f"{class_name}Pil", None) or getattr(transformers, class_name)
+    with quiet_transformers():
+        processor = pil_class.from_pretrained(files.folder, local_files_only=True)
+
+    def prepare(images: list[np.ndarray]) -> Tensor:
+        # Named, because of an image 3 pixels high the side of the channels would be guessed wrong.
+        pixels = processor(images, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+
+    return prepare
+
+
+def read_float_processing(files: BaselineFiles) -> FloatProcessing:
+    """The values of a checkpoint's preprocessor_config.json, for a processor that only torchvision has.
+
+    Raises:
+        OSError: if the checkpoint has no processor file.
+        ValueError: if the file asks for something else than one size, bilinear or bicubic, and three channels.
+    """
+    file = files.folder / _PROCESSOR_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{files.folder} holds no {_PROCESSOR_FILE}; copy it from the original checkpoint")
+    values = _load_json(file)
+    if values.get("do_center_crop"):
+        raise ValueError(f"{file} has do_center_crop true, which DINOv3's own files have not; set it to false")
+    try:
+        processing = FloatProcessing(
+            size=(int(values["size"]["height"]), int(values["size"]["width"])),
+            resample=_RESAMPLE[values["resample"]],
+            rescale_factor=float(values["rescale_factor"]),
+            mean=tuple(float(value) for value in values["image_mean"]),
+            std=tuple(float(value) for value in values["image_std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} lacks or misstates size (height and width), resample (2 or 3), rescale_factor, image_mean or "
+            f"image_std ({type(error).__name__}: {error}); copy it from the original checkpoint"
+        ) from error
+    if len(processing.mean) != 3 or len(processing.std) != 3:
+        raise ValueError(f"{file} has image_mean {processing.mean} and image_std {processing.std}; both need three")
+    return processing
+
+
+def read_tokenizer(files: BaselineFiles) -> Any:
+    """The checkpoint's tokenizer, which pads and truncates on the right.
+
+    Raises:
+        OSError: if there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = files.folder
+    try:
+        # transformers 5 makes an empty tokenizer of nothing, without a word
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise FileNotFoundError("neither tokenizer.json nor vocab.json is there")
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
+        raise OSError(
+            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {error}); copy the original "
+            "checkpoint's tokenizer files into it"
+        ) from error
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def _load_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return values

@@ -1,0 +1,255 @@
+"""The baselines' frozen networks: read once, shared by the baselines that use them, each distinct image encoded once.
+
+Shape suffixes: B images or texts; H, W image sides in pixels; D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masc_metrics.backbone import SigLIP2Backbone
+from masc_metrics.bench.baseline_files import BaselineFiles, read_float_processing, read_processor, read_tokenizer
+from masc_metrics.cache import FeatureCache
+from masc_metrics.checkpoint import quiet_transformers
+from masc_metrics.precision import brought_to, without_autocast
+
+_CACHE_BYTES = 64 * 2**20
+"""About 32000 images of CLIP's 512 values, or 21000 of DINOv3's 768."""
+
+
+class EmbeddingNetwork(ABC):
+    """A frozen network that turns whole images, and for some texts, into embeddings that a cosine compares.
+
+    Attributes:
+        checkpoint: hub id or folder.
+        commit: the hub's commit hash; None for a folder that did not come from the hub.
+        device: where it runs.
+        cache: embeddings of images encoded already, by the content of their pixels.
+        text_cache: embeddings of texts encoded already.
+    """
+
+    def __init__(self, checkpoint: str, commit: str | None, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.commit = commit
+        self.device = device
+        self.cache = FeatureCache(_CACHE_BYTES)
+        self.text_cache = FeatureCache(_CACHE_BYTES)
+        self._lock = threading.RLock()
+
+    def image_embeddings(self, images: Sequence[np.ndarray], batch_size: int) -> Tensor:
+        """Embeddings, (B, D) float32, of (H, W, 3) uint8 images; a pass only for distinct ones not in the cache."""
+        keys = [_content_key(image) for image in images]
+        image_of = dict(zip(keys, images, strict=True))
+        with self._frozen():
+            found = self.cache.found_or_made(
+                list(image_of), lambda part: self._encode_images([image_of[key] for key in part]).float(), batch_size
+            )
+        return torch.stack([found[key] for key in keys])
+
+    def text_embeddings(self, texts: Sequence[str], batch_size: int) -> Tensor:
+        """Embeddings, (B, D) float32, of texts; a pass only for distinct ones not in the cache."""
+        with self._frozen():
+            found = self.text_cache.found_or_made(
+                list(dict.fromkeys(texts)), lambda part: self._encode_texts(part).float(), batch_size
+            )
+        return torch.stack([found[text] for text in texts])
+
+    def prepare_texts(self) -> None:
+        """Read now what texts need, so that its errors come before a long run."""
+        raise TypeError(f"{self.checkpoint} has no text tower")
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Neither gradients nor the surrounding precision and inference mode reach the network."""
+        with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
+            yield
+
+    @abstractmethod
+    def _encode_images(self, images: list[np.ndarray]) -> Tensor: ...
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        raise TypeError(f"{self.checkpoint} has no text tower")
+
+
+class CLIPNetwork(EmbeddingNetwork):
+    """CLIP: the projected embeddings of its image and its text tower."""
+
+    def __init__(self, files: BaselineFiles, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(files.checkpoint, files.commit, device)
+        self._files, self._dtype = files, dtype
+        self._processor = read_processor(files, "CLIPImageProcessor")
+        self._network = _read_network(files.folder, "CLIPModel", device, dtype, {}, ())
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return read_tokenizer(self._files)
+
+    def prepare_texts(self) -> None:
+        """Read the tokenizer now."""
+        self._tokenizer  # noqa: B018  # a cached property: to look at it is to read it
+
+    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+        pixels_B3HW = brought_to(self._processor(images), self.device).to(self._dtype)
+        # Not get_image_features, which gives a tensor in transformers 4 and a named tuple of several in 5.
+        pooled_BD = self._network.vision_model(pixel_values=pixels_B3HW).pooler_output
+        embeddings_BD: Tensor = self._network.visual_projection(pooled_BD)
+        return embeddings_BD
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        # All to one length, so that no text's embedding depends on its company; attention is causal, so padding after
+        # the end-of-text token, where the embedding is read, changes nothing.
+        tokens = self._tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self._network.config.text_config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        )
+        pooled_BD = self._network.text_model(
+            input_ids=brought_to(tokens["input_ids"], self.device),
+            attention_mask=brought_to(tokens["attention_mask"], self.device),
+        ).pooler_output
+        embeddings_BD: Tensor = self._network.text_projection(pooled_BD)
+        return embeddings_BD
+
+
+class DINONetwork(EmbeddingNetwork):
+    """DINO: the class token of the last hidden state, after the final layer norm."""
+
+    def __init__(self, files: BaselineFiles, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(files.checkpoint, files.commit, device)
+        self._dtype = dtype
+        self._processor = read_processor(files, "ViTImageProcessor")
+        self._network = _read_network(
+            files.folder, "ViTModel", device, dtype, {"add_pooling_layer": False}, ("pooler.", "classifier.")
+        )
+
+    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+        pixels_B3HW = brought_to(self._processor(images), self.device).to(self._dtype)
+        hidden_BND: Tensor = self._network(pixel_values=pixels_B3HW).last_hidden_state
+        return hidden_BND[:, 0]
+
+
+class DINOv3Network(EmbeddingNetwork):
+    """DINOv3: the class token after the final layer norm, which transformers calls the pooler output.
+
+    transformers prepares images for it through torchvision alone. The same steps are taken here with torch, in the
+    same order and from the checkpoint's own preprocessor_config.json: scale to [0, 1], resize with antialiasing in
+    float32, normalise.
+    """
+
+    def __init__(self, files: BaselineFiles, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(files.checkpoint, files.commit, device)
+        self._dtype = dtype
+        self._processing = read_float_processing(files)
+        self._network = _read_network(files.folder, "DINOv3ViTModel", device, dtype, {}, ())
+
+    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+        pixels_B3HW = torch.cat([self._prepared(image) for image in images])
+        embeddings_BD: Tensor = self._network(pixel_values=pixels_B3HW.to(self._dtype)).pooler_output
+        return embeddings_BD
+
+    def _prepared(self, image: np.ndarray) -> Tensor:
+        processing = self._processing
+        image_3HW = brought_to(torch.from_numpy(image.copy()).permute(2, 0, 1), self.device)
+        scaled_13HW = image_3HW[None].to(torch.float32) * processing.rescale_factor
+        resized_13HW = F.interpolate(
+            scaled_13HW, processing.size, mode=processing.resample, align_corners=False, antialias=True
+        )
+        mean, std = (
+            brought_to(torch.tensor(values, dtype=torch.float32, device="cpu"), self.device)[:, None, None]
+            for values in (processing.mean, processing.std)
+        )
+        return (resized_13HW - mean) / std
+
+
+class SigLIP2Network(EmbeddingNetwork):
+    """MaSC's own backbone without masks: its pooling head over all patches, and its text tower."""
+
+    def __init__(self, backbone: SigLIP2Backbone, max_num_patches: int) -> None:
+        super().__init__(backbone.source.model, backbone.checkpoint.commit, backbone.device)
+        self._backbone, self._max_num_patches = backbone, max_num_patches
+
+    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+        features = self._backbone.encode_images(
+            [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images],
+            max_num_patches=self._max_num_patches,
+            batch_size=len(images),
+        )
+        return self._backbone.pool(features, features.valid_BN)
+
+    def prepare_texts(self) -> None:
+        """Read the text tower and the tokenizer now."""
+        self._backbone.load(text_tower=True)
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        return self._backbone.encode_texts(texts, batch_size=len(texts))
+
+
+_shared: WeakValueDictionary[Hashable, EmbeddingNetwork] = WeakValueDictionary()
+_shared_lock = threading.Lock()
+
+
+def shared_network(key: Hashable, make: Callable[[], EmbeddingNetwork]) -> EmbeddingNetwork:
+    """The process's one network of this key, made if no baseline holds it; freed with the last baseline on it."""
+    with _shared_lock:
+        network = _shared.get(key)
+        if network is None:
+            network = _shared[key] = make()
+        return network
+
+
+def _content_key(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    """What an image's embedding depends on: its shape and a 128-bit digest of its pixels."""
+    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def _read_network(
+    folder: Path,
+    class_name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    unused: tuple[str, ...],
+) -> Any:
+    """Read a network through its transformers class; weights whose names begin as in ``unused`` may be left over."""
+    import transformers
+
+    dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    # transformers 4 draws random weights before it reads the real ones; a training around it must not notice.
+    untouched_dice = torch.random.fork_rng(devices=[])
+    with quiet_transformers(), torch.inference_mode(False), torch.device("cpu"), untouched_dice:
+        try:
+            network, report = getattr(transformers, class_name).from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **{dtype_name: dtype, **options},
+            )
+        except Exception as error:  # from KeyError to SafetensorError, by what is damaged
+            raise ValueError(
+                f"{folder} cannot be read as a {class_name} ({type(error).__name__}: {error}); it may be damaged or "
+                "its config.json may not fit its weights: download it again"
+            ) from error
+    # transformers fills what is missing with random numbers, drops what is left over, and only warns.
+    left_over = [key for key in report["unexpected_keys"] if not key.startswith(unused)]
+    for what, keys in (("lacks", report["missing_keys"]), ("has, beyond its config.json,", left_over)):
+        if keys:
+            raise ValueError(
+                f"{folder} {what} {len(keys)} weights of a {class_name}, {min(keys)} first; give a full checkpoint"
+            )
+    return network.eval().requires_grad_(False).to(device)
