@@ -17,7 +17,8 @@ from PIL import Image
 
 import masc_metrics
 from masc_metrics import load_backbone
-from masc_metrics.bench.samples import COLUMNS, read_samples
+from masc_metrics.bench.sample import COLUMNS
+from masc_metrics.bench.samples import read_samples
 from masc_metrics.cli import main
 from masc_metrics.functional import concept_preservation, prompt_following
 
@@ -216,7 +217,7 @@ def test_scores_of_an_earlier_run_stay_until_new_ones_are_whole(
     assert out.read_text() == "earlier"
     assert not list(tmp_path.glob("*.part"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masc_metrics.bench.runner.concept_preservation", lambda *_, **__: 1 / 0)
+        patch.setattr("masc_metrics.bench.scoring.concept_preservation", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             score(samples, checkpoint)
     assert out.read_text() == "earlier"
@@ -232,13 +233,13 @@ def test_lines_are_counted_past_quoted_line_breaks_and_blank_lines(tmp_path: Pat
     header = ",".join(["extra", *COLUMNS])
     body = '\n\n0,a,b,c,d,"a cat\non\na beach",cat\n1, a,b,c,d, "a, b",\n2,a,b,c,d,a, b,cat\n3,a,b,c,d,a\n'
     file.write_bytes(b"\xef\xbb\xbf" + (header + body).encode())
-    samples = read_samples(file)
+    samples = read_samples(file).samples
     assert [sample.line for sample in samples] == [3, 6, 7, 8]
     assert "fewer cells than there are columns" in samples[3].error
     assert samples[0].prompt == "a cat\non\na beach"
     assert (samples[1].subject, samples[1].error) == (None, "")
     assert "more cells than there are columns" in samples[2].error
-    assert samples[0].generated_image == tmp_path / "a"
+    assert samples[0].generated_image == str(tmp_path / "a")
 
 
 def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, checkpoint: Path, rows: list[dict[str, str]]) -> None:

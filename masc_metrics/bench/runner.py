@@ -1,131 +1,231 @@
-"""Scores for a sample list, row by row; a bad row is reported and the rest goes on."""
+"""A run: every rank scores its part of a sample list into the run's folder, and the first makes one file of it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import torch
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.bench.samples import COLUMNS, Sample, open_picture
-from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, load_backbone
+from masc_metrics.bench.baselines import BASELINES, Baseline, load_baseline
+from masc_metrics.bench.outcome import Outcome, header, row
+from masc_metrics.bench.pictures import Opening, opened_batches
+from masc_metrics.bench.ranks import Ranks, share
+from masc_metrics.bench.report import Summary
+from masc_metrics.bench.run_folder import RunFolder, Shard, write_whole
+from masc_metrics.bench.sample import Sample
+from masc_metrics.bench.samples import SampleList
+from masc_metrics.bench.score_file import ScoreFile, is_device
+from masc_metrics.bench.scoring import MASC, Scoring
+from masc_metrics.bench.settings import run_settings
+from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.prompts import strip_subject
+from masc_metrics.precision import DEFAULT_DTYPE
+
+SCORES = (*MASC, *BASELINES)
+DEFAULT_WORKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One sample's outcome.
+class Request:
+    """What a run is asked for.
 
     Attributes:
-        sample: the row.
-        cp: concept preservation; NaN if undefined, None if the row failed.
-        pf: prompt following; likewise.
-        stripped_prompt: the text that was embedded; empty if the row failed.
-        error: why it failed; empty if it did not.
+        scores: names, of ``SCORES``.
+        model: hub id or folder of MaSC's checkpoint, or "tiny".
+        revision: branch, tag or commit of it.
+        cache_dir: where downloads are kept.
+        local_files_only: never use the network.
+        baseline_models: other checkpoints for baselines, by name.
+        dtype: of all networks.
+        max_num_patches: patch budget of one image.
+        batch_size: samples opened, encoded and scored at a time.
+        min_coverage: see :class:`masc_metrics.bench.scoring.Scoring`.
+        workers: processes that open pictures, on each rank.
+        cache_bytes: of features kept; None is the backbone's own bound.
     """
 
-    sample: Sample
-    cp: float | None
-    pf: float | None
-    stripped_prompt: str
-    error: str
+    scores: tuple[str, ...] = MASC
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    baseline_models: tuple[tuple[str, str], ...] = ()
+    dtype: torch.dtype = DEFAULT_DTYPE
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES
+    batch_size: int = DEFAULT_ENCODE_BATCH_SIZE
+    min_coverage: float | None = None
+    workers: int = DEFAULT_WORKERS
+    cache_bytes: int | None = None
 
 
-Pictures = tuple[Image.Image, Image.Image, Image.Image, Image.Image]
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What scores.
+
+    Attributes:
+        checkpoint: MaSC's, on this machine.
+        backbone: read from it.
+        baselines: by name.
+    """
+
+    checkpoint: Checkpoint
+    backbone: SigLIP2Backbone
+    baselines: dict[str, Baseline]
 
 
-def score_samples(
-    samples: Sequence[Sample],
-    backbone: SigLIP2Backbone,
+def load_networks(request: Request, device: torch.device) -> Networks:
+    """Read all that a run needs.
+
+    Raises:
+        OSError: if a checkpoint cannot be had; the text says how to get it.
+        ValueError: if it is none that serves.
+        ImportError: if a baseline needs a newer transformers.
+    """
+    where: dict[str, Any] = {"cache_dir": request.cache_dir, "local_files_only": request.local_files_only}
+    backbone = load_backbone(request.model, device=device, dtype=request.dtype, revision=request.revision, **where)
+    backbone.load(text_tower="pf" in request.scores)
+    if request.cache_bytes is not None:
+        backbone.cache.max_bytes = request.cache_bytes
+    models = dict(request.baseline_models)
+    baselines = {
+        name: load_baseline(
+            name,
+            model=models.get(name),
+            device=device,
+            dtype=request.dtype,
+            backbone=backbone,
+            max_num_patches=request.max_num_patches,
+            batch_size=request.batch_size,
+            **where,
+        )
+        for name in request.scores
+        if name in BASELINES
+    }
+    return Networks(backbone.checkpoint, backbone, baselines)
+
+
+def begin(
+    samples: SampleList,
+    request: Request,
+    networks: Networks,
+    ranks: Ranks,
+    folder: RunFolder,
     *,
-    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-    batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
-) -> Iterator[Scored]:
-    """Score samples a batch at a time, in order.
+    restart: bool = False,
+) -> list[int]:
+    """Start a run, or go on with what an earlier start has left.
+
+    Returns:
+        Places in the list of the samples that this rank is to score.
+
+    Raises:
+        OSError: if the folder cannot be written.
+        ValueError: if the earlier start had other settings, which are named, or goes on still.
+    """
+    failure: OSError | ValueError | None = None
+    done: list[int] = []
+    if ranks.rank == 0:
+        settings = run_settings(
+            networks.checkpoint,
+            networks.baselines,
+            model=request.model,
+            scores=request.scores,
+            dtype=str(request.dtype).removeprefix("torch."),
+            max_num_patches=request.max_num_patches,
+            min_coverage=request.min_coverage,
+            samples=len(samples.samples),
+            samples_sha256=samples.sha256,
+            device=str(ranks.device),
+        )
+        try:
+            done = folder.begin(settings, restart=restart)
+        except (OSError, ValueError) as error:
+            failure = error
+    failure, done = ranks.from_first((failure, done))
+    if failure is not None:
+        raise failure
+    left = sorted(set(range(len(samples.samples))) - set(done))
+    references = [samples.samples[number].reference_image for number in left]
+    return [left[place] for place in share(references, ranks.rank, ranks.world)]
+
+
+def score(
+    samples: SampleList,
+    numbers: Sequence[int],
+    request: Request,
+    networks: Networks,
+    shard: Shard,
+    scored: Callable[[int], object],
+) -> None:
+    """Score some samples and keep each batch's outcomes as soon as they are there.
 
     Args:
-        samples: from :func:`masc_metrics.bench.samples.read_samples`.
-        backbone: from :func:`masc_metrics.load_backbone`.
-        max_num_patches: patch budget of one image.
-        batch_size: samples read, encoded and scored at a time.
+        samples: the list.
+        numbers: places in it, from :func:`begin`.
+        request: how.
+        networks: with what.
+        shard: where outcomes are kept.
+        scored: is told how many samples a batch had.
 
-    Yields:
-        One outcome a sample. Input that cannot be scored becomes the outcome's error; anything else, such as too
-        little memory, is raised.
+    Raises:
+        OSError: if the disk is full; what was scored before is kept.
     """
-    for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
-        outcomes: dict[int, Scored] = {}
-        readable: list[tuple[Sample, Pictures]] = []
-        for sample in batch:
-            try:
-                if sample.error:
-                    raise ValueError(sample.error)
-                readable.append((sample, _open(sample)))
-            except (OSError, ValueError) as error:
-                outcomes[sample.line] = _failed(sample, str(error))
-        for outcome in _score(readable, backbone, max_num_patches, batch_size):
-            outcomes[outcome.sample.line] = outcome
-        yield from (outcomes[sample.line] for sample in batch)
-
-
-def _failed(sample: Sample, error: str) -> Scored:
-    return Scored(sample, None, None, "", error)
-
-
-def _open(sample: Sample) -> Pictures:
-    generated, mask, reference, reference_mask = (
-        open_picture(getattr(sample, column), column) for column in COLUMNS[:4]
+    scoring = Scoring(
+        scores=request.scores,
+        backbone=networks.backbone,
+        baselines=networks.baselines,
+        max_num_patches=request.max_num_patches,
+        batch_size=request.batch_size,
+        min_coverage=request.min_coverage,
     )
-    return generated, mask, reference, reference_mask
+    opening = Opening(networks.checkpoint.processing, request.max_num_patches)
+    for batch in opened_batches(
+        samples.samples, numbers, opening, batch_size=request.batch_size, workers=request.workers
+    ):
+        shard.write(scoring.score(samples.samples, batch))
+        scored(len(batch))
 
 
-def _in_columns(error: str, sample: Sample) -> str:
-    """An error about arguments, which are the columns' plurals, in terms of the row: its columns and files."""
+def merge(
+    samples: SampleList,
+    scores: Sequence[str],
+    folder: RunFolder,
+    out: Path,
+    look_at: Callable[[Sample, Outcome], object],
+) -> tuple[Summary, dict[str, Any]]:
+    """One file of all outcomes, in the order of the list, and beside it their summary.
 
-    def column(match: re.Match[str]) -> str:
-        value = getattr(sample, match[1])
-        return f"{match[1]} {value}" if isinstance(value, Path) else match[1]
+    Args:
+        samples: the list.
+        scores: names, in the order of the columns.
+        folder: of the whole run.
+        out: CSV or Parquet; the summary goes to ``<name>.summary.json``, except beside a device.
+        look_at: is shown every sample with its outcome.
 
-    return re.sub(rf"\b({'|'.join(COLUMNS)})s\[0\]", column, error)
+    Returns:
+        The summary, and its figures.
+
+    Raises:
+        OSError: if a file cannot be written, or samples are missing; the folder stays.
+    """
+    summary = Summary(scores)
+    with ScoreFile(out, header(scores), scores) as file:
+        for sample, outcome in zip(samples.samples, folder.outcomes(len(samples.samples)), strict=True):
+            file.write(row(sample, outcome))
+            summary.add(sample, outcome)
+            look_at(sample, outcome)
+    figures = summary.as_dict()
+    if not is_device(out):
+        said = {"settings": folder.settings(), **figures}
+        write_whole(summary_file(out), (json.dumps(said, indent=2) + "\n").encode())
+    return summary, figures
 
 
-def _score(
-    readable: list[tuple[Sample, Pictures]], backbone: SigLIP2Backbone, max_num_patches: int, batch_size: int
-) -> list[Scored]:
-    if not readable:
-        return []
-    generated, masks, references, reference_masks = (
-        list(column) for column in zip(*(pictures for _, pictures in readable), strict=True)
-    )
-    try:
-        pf = prompt_following(
-            generated,
-            masks,
-            [sample.prompt for sample, _ in readable],
-            [sample.subject for sample, _ in readable],
-            backbone=backbone,
-            max_num_patches=max_num_patches,
-            encode_batch_size=batch_size,
-        )
-        cp = concept_preservation(
-            generated,
-            references,
-            reference_masks,
-            backbone=backbone,
-            max_num_patches=max_num_patches,
-            encode_batch_size=batch_size,
-        )
-    except (TypeError, ValueError) as error:
-        if len(readable) > 1:  # one of them is bad: alone, each speaks for itself
-            return [outcome for one in readable for outcome in _score([one], backbone, max_num_patches, batch_size)]
-        sample = readable[0][0]
-        return [_failed(sample, _in_columns(str(error), sample))]
-    return [
-        Scored(sample, cp_score, pf_score, strip_subject(sample.prompt, sample.subject), "")
-        for (sample, _), cp_score, pf_score in zip(readable, cp.tolist(), pf.tolist(), strict=True)
-    ]
+def summary_file(out: Path) -> Path:
+    """Where the summary of a score file goes."""
+    return out.with_name(f"{out.stem}.summary.json")

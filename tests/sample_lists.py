@@ -1,0 +1,52 @@
+"""Small sample lists of rendered scenes in files: several concepts, methods and pictures a concept."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from masc_metrics.bench.sample import COLUMNS
+from masc_metrics.scenes import SCENES, Subject, caption, render
+
+SUBJECTS = (
+    Subject("star", "red", "blue", "striped"),
+    Subject("ball", "green", "yellow", "dotted"),
+    Subject("box", "blue", "white", "checked"),
+)
+
+
+def written(folder: Path, count: int, *, concepts: int = 3, size: int = 48) -> Path:
+    """A CSV of samples, its pictures beside it; the subjects take turns."""
+    for name in ("ref", "out"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        concept = number % concepts
+        subject = SUBJECTS[concept]
+        scene = sorted(SCENES)[number % len(SCENES)]
+        for place, seed in ((f"ref/{concept}", concept), (f"out/{number}", 100 + number)):
+            if not (folder / f"{place}.png").exists():
+                picture = render(subject, scene, seed=seed, size=(size, size))
+                Image.fromarray(picture.image.transpose(1, 2, 0)).save(folder / f"{place}.png")
+                Image.fromarray(picture.mask).save(folder / f"{place}_mask.png")
+        words = caption(subject, scene)
+        name = words.removesuffix(f" {scene}")
+        files = (f"out/{number}.png", f"out/{number}_mask.png", f"ref/{concept}.png", f"ref/{concept}_mask.png")
+        rows.append(
+            dict(zip(COLUMNS, (*files, words, name), strict=True))
+            | {
+                "sample_id": f"s{number}",
+                "method": "AB"[number % 2],
+                "concept": subject.shape,
+                "category": "round" if concept == 1 else "angular",
+                "key": f"{subject.shape}-{number // 2}",
+            }
+        )
+    file = folder / "samples.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
