@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -40,13 +41,15 @@ class FeatureCache:
         max_bytes: bound on the summed size of the tensors kept; 0 keeps nothing. May be set anew at any time.
 
     Raises:
-        ValueError: if ``max_bytes`` is negative.
+        TypeError: if ``max_bytes`` is no integer.
+        ValueError: if it is negative.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._nbytes = 0
         self._lock = threading.Lock()
+        self._max_bytes = 0
         self.max_bytes = max_bytes
 
     @property
@@ -56,6 +59,8 @@ class FeatureCache:
 
     @max_bytes.setter
     def max_bytes(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"max_bytes is {value!r}, a {type(value).__name__}; give an integer, such as 64 * 2**20")
         if value < 0:
             raise ValueError(f"max_bytes is {value}; give 0 to keep nothing, or a positive bound")
         with self._lock:

@@ -17,6 +17,7 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
 from masc_metrics.precision import brought_to
+from masc_metrics.prompts import is_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
 
@@ -228,7 +229,7 @@ def _check_texts(
             raise TypeError(
                 f"subjects[{index}] is a {type(subject).__name__}; give a string, or None to keep the prompt"
             )
-        if prompt.encode(errors="ignore").decode() != prompt:
+        if not is_unicode(prompt):
             raise ValueError(f"prompts[{index}] {prompt!a} holds half of a surrogate pair; repair its encoding")
         texts.append(_strip_subject(prompt, subject) if strip_subject else prompt)
     return texts

@@ -126,7 +126,7 @@ def _explained(model: str, revision: str | None, offline: bool) -> Iterator[None
     except errors.HFValidationError as error:
         raise FileNotFoundError(f"{model!r} is neither a folder here nor a hub id ({error})") from None
     except errors.LocalEntryNotFoundError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = (str(error.__cause__ or error).strip() or "without a reason").splitlines()[0]
         reason = "downloads are switched off" if offline else f"the hub gave nothing ({cause})"
         raise ConnectionError(
             f"checkpoint {name} is no folder here, is not (or not whole) in the local cache, and {reason}. Run "

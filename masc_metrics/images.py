@@ -24,6 +24,9 @@ Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
 # Arithmetic in half precision or after a resize leaves values a hair outside [0, 1]; a wrong value range does not.
 RANGE_SLACK = 1e-3
 
+# What a decoder leaves unclamped; a picture in 0..255 that is darker throughout is black.
+_UNCLAMPED = 2.0
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Modes whose conversion to RGB (or L) clips or reinterprets the values without a word.
@@ -194,8 +197,10 @@ def _check_range(images: Sequence[Tensor], name: str) -> None:
             raise ValueError(f"{name}[{index}] holds NaN or infinite pixels; check what produced it")
         if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
             continue
-        if low >= -1 - RANGE_SLACK and high <= 1 + RANGE_SLACK:
+        if -_UNCLAMPED <= low < -0.5 and high <= _UNCLAMPED:
             remedy = "diffusers' [-1, 1] becomes [0, 1] by (image / 2 + 0.5).clamp(0, 1)"
+        elif low >= -0.5 and high <= _UNCLAMPED:
+            remedy = "a decoder's overshoot goes by image.clamp(0, 1)"
         elif low >= 0 and high <= MAX_UINT8:
             remedy = "values in 0..255 become [0, 1] by image / 255, or give torch.uint8"
         else:

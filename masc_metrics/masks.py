@@ -135,7 +135,9 @@ def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:
             raise ValueError(f"{label} holds NaN or infinite values; check what produced it")
         if plane.is_floating_point():
             if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
-                remedy = "divide by 255" if low >= 0 and high <= MAX_UINT8 else "apply a sigmoid to logits, or clamp"
+                remedy = (
+                    "divide by 255" if low >= 0 and 2 < high <= MAX_UINT8 else "apply a sigmoid to logits, or clamp"
+                )
                 raise ValueError(
                     f"{label} is {plane.dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; {remedy}"
                 )

@@ -48,3 +48,8 @@ def strip_subject(prompt: str, subject: str | None) -> str:
 def holds_subject(prompt: str, subject: str | None) -> bool:
     """Whether stripping finds the subject in the prompt; True where there is no subject to find."""
     return not (subject and subject.strip()) or strip_subject(prompt, subject) != " ".join(prompt.split())
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: one with half of a surrogate pair cannot, and tokenizers refuse it."""
+    return text.encode(errors="ignore").decode() == text

@@ -43,7 +43,8 @@ def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:
     else:
         if isinstance(sample_ids, (str, bytes)) or not isinstance(sample_ids, Sequence):
             raise TypeError(f"sample_ids is a {type(sample_ids).__name__}; give a (B,) tensor or a list of integers")
-        ids = torch.tensor([_check_id(index, value) for index, value in enumerate(sample_ids)], dtype=torch.int64)
+        checked = [_check_id(index, value) for index, value in enumerate(sample_ids)]
+        ids = torch.tensor(checked, dtype=torch.int64, device="cpu")
     if len(ids) != count:
         raise ValueError(f"sample_ids holds {len(ids)} ids but generated_images holds {count}; give one for each")
     return ids

@@ -553,3 +553,38 @@ def test_reading_the_network_moves_no_random_state(checkpoint: Path, monkeypatch
     before = torch.get_rng_state()
     load_backbone(checkpoint).load(text_tower=True)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pooling_never_keeps_padding(backbone: SigLIP2Backbone) -> None:
+    dice = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=dice) for size in ((64, 64), (90, 60))]
+    features = backbone.encode_images(images, max_num_patches=16)
+    assert not features.valid_BN.all(), "one of them is padded"
+    everything = backbone.pool(features, torch.ones_like(features.valid_BN))
+    for image, pooled in zip(images, everything, strict=True):
+        alone = backbone.encode_images([image], max_num_patches=16)
+        assert torch.allclose(backbone.pool(alone, alone.valid_BN)[0], pooled, atol=1e-5)
+
+
+def test_equal_pixels_of_other_shapes_are_other_pictures(backbone: SigLIP2Backbone) -> None:
+    wide, tall = (torch.zeros(1, 3, *size, dtype=torch.uint8) for size in ((32, 64), (64, 32)))
+    backbone.cache.clear()
+    alone = [backbone.encode_images(image, max_num_patches=8).tokens_BND for image in (wide, tall)]
+    backbone.cache.clear()
+    separately = backbone.encode_images(tall, max_num_patches=8).tokens_BND
+    assert torch.allclose(alone[1], separately, atol=1e-6)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [None, 1.5, float("nan"), "64", True])
+def test_a_bound_that_is_no_integer_is_refused(backbone: SigLIP2Backbone, value: object) -> None:
+    before = backbone.cache.max_bytes
+    with pytest.raises(TypeError, match=r"max_bytes is .*; give an integer"):
+        backbone.cache.max_bytes = value  # type: ignore[assignment]
+    assert backbone.cache.max_bytes == before
+
+
+def test_half_a_surrogate_pair_is_refused_before_the_tokenizer(backbone: SigLIP2Backbone) -> None:
+    with pytest.raises(ValueError, match="holds half of a surrogate pair; repair its encoding") as caught:
+        backbone.encode_texts(["a", "a \ud800"])
+    assert str(caught.value).startswith("texts[1] 'a \\ud800'")

@@ -134,6 +134,16 @@ WRONG: list[tuple[object, type[Exception], str]] = [
         ValueError,
         r"images\[0\].*values from 200 to 200, outside \[0, 1\].*image / 255",
     ),
+    (
+        torch.full((1, 3, 8, 8), 1.02),
+        ValueError,
+        r"images\[0\].*values from 1.02 to 1.02, outside \[0, 1\].*overshoot goes by image.clamp\(0, 1\)",
+    ),
+    (
+        torch.linspace(-1.02, 1.01, 192).reshape(1, 3, 8, 8),
+        ValueError,
+        r"images\[0\].*values from -1.02 to 1.01.*\(image / 2 \+ 0.5\).clamp\(0, 1\)",
+    ),
     (torch.full((1, 3, 8, 8), 1e6), ValueError, r"images\[0\].*outside \[0, 1\]; rescale or clamp"),
     (torch.full((1, 3, 8, 8), torch.nan), ValueError, r"images\[0\] holds NaN or infinite pixels"),
     (torch.full((1, 3, 8, 8), torch.inf), ValueError, r"images\[0\] holds NaN or infinite pixels"),

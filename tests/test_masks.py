@@ -109,7 +109,11 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.zeros(2, 3, 8, 8), ValueError, r"masks\[0\] has shape \(3, 8, 8\); give \(H, W\) or \(1, H, W\)"),
     ([torch.zeros(8, 8), torch.zeros(8)], ValueError, r"masks\[1\] has shape \(8,\)"),
     (torch.zeros(2, 0, 8), ValueError, r"masks\[0\] has shape \(0, 8\): no pixels"),
-    (torch.full((2, 8, 8), 1.5), ValueError, r"masks\[0\].*values from 1.5 to 1.5, outside \[0, 1\]; divide by 255"),
+    (
+        torch.full((2, 8, 8), 1.5),
+        ValueError,
+        r"masks\[0\].*values from 1.5 to 1.5, outside \[0, 1\]; apply a sigmoid to logits, or clamp",
+    ),
     (torch.full((2, 8, 8), -3.0), ValueError, r"masks\[0\].*outside \[0, 1\]; apply a sigmoid"),
     (torch.full((2, 8, 8), torch.nan), ValueError, r"masks\[0\] holds NaN or infinite values"),
     (torch.full((2, 8, 8), 256), ValueError, r"masks\[0\] is torch.int64 with values from 256 to 256, outside 0..255"),

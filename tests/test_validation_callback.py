@@ -491,6 +491,36 @@ def test_a_released_text_tower_is_not_read_again_for_known_prompts(
     assert not backbone.text_tower_loaded
 
 
+def test_prompts_are_known_after_a_validation_whose_generator_failed(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> torch.Tensor:
+        raise RuntimeError("no picture")
+
+    callback = validation(checkpoint, Studio(), generate=fails)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    callback._scorer.pf.backbone.release_text_tower()
+    callback.generate = Studio().generate
+    run.validate(toy(lightning), loader(1), verbose=False)
+    assert not callback._scorer.pf.backbone.text_tower_loaded
+
+
+def test_every_batch_is_generated_in_evaluation_mode(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    modes = []
+
+    def careless(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        modes.append(module.training)
+        made = Studio().generate(module, prompts, seed)
+        module.train()
+        return made
+
+    callback = validation(checkpoint, Studio(), generate=careless, batch_size=2)
+    trainer(lightning, tmp_path, callbacks=[callback]).validate(toy(lightning), loader(1), verbose=False)
+    assert len(modes) > 1
+    assert not any(modes)
+
+
 def test_a_missing_checkpoint_is_told_before_anything_is_trained(lightning: ModuleType, tmp_path: Path) -> None:
     module = toy(lightning)
     run = trainer(lightning, tmp_path, callbacks=[validation(tmp_path / "nothing", Studio())])

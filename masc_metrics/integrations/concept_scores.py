@@ -169,10 +169,10 @@ class ConceptScorer:
             self._report(stage, error, batch, cp=id(self.cp) in lost, pf=id(self.pf) in lost)
             for metric, missing in unscored:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
+            if pictures is not None and not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+                self._show(batch, pictures, masks, shown)  # not for want of memory: it encodes them once more
             return error
-        finally:
-            if pictures is not None:
-                self._show(batch, pictures, masks, shown)
+        self._show(batch, checked, masks, shown)
         return None
 
     def report(self) -> Report:

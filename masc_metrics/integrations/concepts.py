@@ -10,6 +10,7 @@ from dataclasses import InitVar, dataclass, field
 
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks
+from masc_metrics.prompts import is_unicode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +57,9 @@ class Concept:
                 raise TypeError(f"prompts[{index}] of {self.subject!r} is a {type(prompt).__name__}; give a string")
             if not prompt.strip():
                 raise ValueError(f"prompts[{index}] of {self.subject!r} is empty; give a text to generate from")
+        for text in (self.subject, self.name, self.noun, *self.prompts):
+            if not is_unicode(text):
+                raise ValueError(f"{text!a} of {self.subject!a} holds half of a surrogate pair; repair its encoding")
         references = check_images(reference_images, "reference_images")
         masks = check_masks(reference_masks, "reference_masks", references.sizes)
         for index, mask in enumerate(masks.masks):
