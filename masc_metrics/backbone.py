@@ -22,7 +22,7 @@ from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid, check_positive
 from masc_metrics.images import Images, check_images, resize
 from masc_metrics.precision import DEFAULT_DTYPE, brought_to, check_device, check_dtype, without_autocast
-from masc_metrics.prompts import is_unicode
+from masc_metrics.prompts import check_texts
 from masc_metrics.towers import TextTower, VisionTower
 
 DEFAULT_ENCODE_BATCH_SIZE = 16
@@ -224,13 +224,7 @@ class SigLIP2Backbone:
             OSError: if the checkpoint cannot be had or has no tokenizer.
         """
         check_positive("batch_size", batch_size)
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"texts[{index}] is a {type(text).__name__}; give strings")
-            if not is_unicode(text):
-                raise ValueError(f"texts[{index}] {text!a} holds half of a surrogate pair; repair its encoding")
+        check_texts(texts, "texts")
         if len(texts) == 0:
             raise ValueError("texts is empty; give at least one string")
         with self._frozen():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ BUNDLED_MODEL = "tiny"
 
 _BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED_MODEL
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+"""Names of PIL's numbers, which the files use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _read(folder: Path, commit: str | None) -> Checkpoint:
             f"{folder} holds no *.safetensors weights, the only ones that are read; convert them with "
             "model.save_pretrained(folder, safe_serialization=True)"
         )
-    model_type = _load_json(config_file).get("model_type")
+    model_type = load_json(config_file).get("model_type")
     if model_type not in ("siglip2", "siglip"):
         raise ValueError(
             f"{folder} is a checkpoint of type {model_type!r}; give a SigLIP2 one, whose config.json says 'siglip2' "
@@ -194,10 +195,37 @@ def readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def read_tokenizer(folder: Path, needed: Sequence[str], remedy: str) -> Any:
+    """A checkpoint's tokenizer, which pads and truncates on the right.
+
+    Args:
+        folder: the checkpoint's.
+        needed: files of which one must be there.
+        remedy: what to do if there is no tokenizer, for the error's end.
+
+    Raises:
+        OSError: if there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        # transformers 5 makes an empty tokenizer of nothing, without a word
+        if not any((folder / name).is_file() for name in needed):
+            raise FileNotFoundError(f"none of {', '.join(needed)} is there")
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
+        raise OSError(
+            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
 def _read_processing(folder: Path, patch_size: int, fixed_size: int | None) -> ImageProcessing:
     for name in _PROCESSOR_FILES:
         if (folder / name).is_file():
-            values = _load_json(folder / name)
+            values = load_json(folder / name)
             values = values.get("image_processor", values)
             if "image_mean" in values and "image_std" in values:
                 break
@@ -207,7 +235,7 @@ def _read_processing(folder: Path, patch_size: int, fixed_size: int | None) -> I
             "save the processor beside the model: AutoProcessor.from_pretrained(original).save_pretrained(folder)"
         )
     resample = values.get("resample", 2)
-    if resample not in _RESAMPLE:
+    if resample not in RESAMPLE:
         raise ValueError(
             f"{folder / name} asks for PIL resampling {resample}; only 2 (bilinear) and 3 (bicubic) exist here"
         )
@@ -220,12 +248,13 @@ def _read_processing(folder: Path, patch_size: int, fixed_size: int | None) -> I
         patch_size=patch_size,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
-        resample=_RESAMPLE[resample],
+        resample=RESAMPLE[resample],
         fixed_size=fixed_size,
     )
 
 
-def _load_json(file: Path) -> dict[str, Any]:
+def load_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; ValueError names the file if it holds none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def strip_subject(prompt: str, subject: str | None) -> str:
@@ -53,3 +54,14 @@ def holds_subject(prompt: str, subject: str | None) -> bool:
 def is_unicode(text: str) -> bool:
     """Whether a text can be encoded: one with half of a surrogate pair cannot, and tokenizers refuse it."""
     return text.encode(errors="ignore").decode() == text
+
+
+def check_texts(texts: Sequence[str], name: str) -> None:
+    """Raise TypeError unless it is a list of strings, ValueError unless each is Unicode; the text has the name."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(f"{name} is a {type(texts).__name__}; give a list of strings")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] is a {type(text).__name__}; give strings")
+        if not is_unicode(text):
+            raise ValueError(f"{name}[{index}] {text!a} holds half of a surrogate pair; repair its encoding")

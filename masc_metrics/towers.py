@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from masc_metrics import onednn
-from masc_metrics.checkpoint import Checkpoint, quiet_transformers, readable
+from masc_metrics.checkpoint import Checkpoint, quiet_transformers, read_tokenizer, readable
 from masc_metrics.images import ImageProcessing, cut, normalise
 from masc_metrics.precision import brought_to
 
@@ -141,22 +141,13 @@ class TextTower:
             OSError: if there is no tokenizer that can be read.
             ValueError: if weights of the tower are missing.
         """
-        from transformers import AutoTokenizer
-
-        folder = checkpoint.folder
-        try:
-            # transformers 5 makes an empty tokenizer of nothing, without a word
-            if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-                raise FileNotFoundError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
-            raise OSError(
-                f"{folder} has no tokenizer that can be read ({type(error).__name__}: {error}); save it beside the "
-                "model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or prefetch it again"
-            ) from error
-        # The pooled position is the last one, so the side decides what is read there.
-        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        # It pads on the right: the pooled position is the last one, so the side decides what is read there.
+        tokenizer = read_tokenizer(
+            checkpoint.folder,
+            _TOKENIZER_FILES,
+            "save it beside the model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or prefetch it "
+            "again",
+        )
         return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint.text_length)
 
     def encode(self, texts: list[str]) -> Tensor:

@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,17 @@ def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
         process.wait()
     assert process.returncode == 0, printed
     return printed
+
+
+@contextlib.contextmanager
+def started_command(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a process group of its own, of which nothing is left afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "masc_metrics", *arguments], cwd=folder, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)

@@ -1,8 +1,10 @@
-"""Small sample lists of rendered scenes in files: several concepts, methods and pictures a concept."""
+"""Small sample lists of rendered scenes in files, and a look at the files that their runs write."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -50,3 +52,20 @@ def written(folder: Path, count: int, *, concepts: int = 3, size: int = 48) -> P
         writer.writeheader()
         writer.writerows(rows)
     return file
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def lines_in(folder: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("*.jsonl"))
+
+
+def wait_for(lines: int, folder: Path, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while lines_in(folder) < lines:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline, f"only {lines_in(folder)} samples in {limit_s} s"
+        time.sleep(0.005)

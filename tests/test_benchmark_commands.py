@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from benchmark_trees import dreambench_plus_tree, orida_tree
 from PIL import Image
-from test_run import started_command, wait_for
+from processes import started_command
+from sample_lists import rows, wait_for
 
 from masc_metrics import load_backbone
 from masc_metrics.bench.pictures import open_picture
@@ -24,11 +25,6 @@ from masc_metrics.functional import concept_preservation
 TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet")
 METHODS = ("dreambooth_sd_gs7_5_step100_seed42_torch_float16", "emu2_gs3_step50_seed42_torch_bfloat16")
 COLLECTIONS = ("live_subject_animal_00_kitten", "object_00_motorcycle", "object_01_hair_style_toy", "style_03_sketch")
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")

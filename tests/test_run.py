@@ -9,17 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import command
-from sample_lists import written
+from processes import command, started_command
+from sample_lists import lines_in, rows, wait_for, written
 
 from masc_metrics.bench import pictures
 from masc_metrics.bench.outcome import Outcome
@@ -35,11 +32,6 @@ TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quie
 
 def score(samples: Path, *options: str, out: str = "scores.csv") -> int:
     return main(["score", str(samples), "--out", str(samples.parent / out), *TINY, "--workers", "0", *options])
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -66,32 +58,6 @@ def same(one: list[dict[str, str]], other: list[dict[str, str]]) -> None:
 
 
 # Nothing lost
-
-
-@contextmanager
-def started_command(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process group of its own, of which nothing is left afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "masc_metrics", *arguments], cwd=folder, stderr=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=20)
-
-
-def lines_in(folder: Path) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("*.jsonl"))
-
-
-def wait_for(lines: int, folder: Path, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while lines_in(folder) < lines:
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline, f"only {lines_in(folder)} samples in {limit_s} s"
-        time.sleep(0.005)
 
 
 @pytest.mark.timeout(180)
@@ -342,8 +308,12 @@ def test_parquet_holds_what_csv_holds(listed: Path, whole: list[dict[str, str]])
     assert isinstance(table[0]["reference_patches"], float)
 
 
-def test_standard_output_gets_the_rows(listed: Path, whole: list[dict[str, str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_standard_output_gets_the_rows(
+    listed: Path, whole: list[dict[str, str]], tmp_path: Path, processes: str
+) -> None:
     arguments = [sys.executable, "-m", "masc_metrics", "score", str(listed.resolve()), "--out", "/dev/stdout", *TINY]
+    arguments += ["--devices", processes]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
     same(list(csv.DictReader(done.stdout.splitlines())), whole)
     assert "mean of 24 samples" in done.stderr

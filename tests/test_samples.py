@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_lists import written
+from sample_lists import rows, written
 
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.samples import read_samples
@@ -19,11 +18,6 @@ from masc_metrics.cli import main
 @pytest.fixture
 def listed(tmp_path: Path) -> Path:
     return written(tmp_path, 6)
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def without_lines(samples: tuple[Sample, ...]) -> list[Sample]:

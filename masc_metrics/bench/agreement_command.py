@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from masc_metrics.bench.agreement import PROTOCOLS, agreement
 from masc_metrics.bench.agreement_report import Agreement, Estimate
 from masc_metrics.bench.ratings import SCORES, SEEDS, Scores, read_ratings, read_scores
-
-UNUSABLE = 2
+from masc_metrics.bench.run_options import count
+from masc_metrics.bench.score_command import UNUSABLE, fail
 
 
 def add_agreement(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,8 +48,8 @@ def add_agreement(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--seeds", choices=SEEDS, default=SEEDS[0], help="what becomes of several seeds of one key [%(default)s]"
     )
-    parser.add_argument("--replicates", type=_count, default=1000, help="bootstrap resamples [%(default)s]")
-    parser.add_argument("--seed", type=_count, default=0, help="of the resamples [%(default)s]")
+    parser.add_argument("--replicates", type=count, default=1000, help="bootstrap resamples [%(default)s]")
+    parser.add_argument("--seed", type=count, default=0, help="of the resamples [%(default)s]")
     parser.add_argument(
         "--compare",
         action="append",
@@ -71,12 +70,6 @@ def add_agreement(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--with-styles", dest="with_styles", action="store_const", const=True, help="keep them [so for cp]"
     )
     parser.set_defaults(run=_run_agreement)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
-    return int(text)
 
 
 def _run_agreement(options: argparse.Namespace) -> int:
@@ -100,8 +93,7 @@ def _run_agreement(options: argparse.Namespace) -> int:
         if options.out:
             options.out.write_text(report.to_json(), encoding="utf-8")
     except (OSError, ValueError, ImportError) as error:
-        print(f"masc-metrics: {error}", file=sys.stderr)
-        return UNUSABLE
+        return fail(UNUSABLE, error)
     return 0
 
 

@@ -1,22 +1,19 @@
-"""The baselines' checkpoint folders: found or downloaded, their image processors and tokenizers read."""
+"""The baselines' checkpoint folders: found or downloaded, their image processors read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masc_metrics.checkpoint import CheckpointSource, quiet_transformers
+from masc_metrics.checkpoint import RESAMPLE, CheckpointSource, load_json, quiet_transformers
 from masc_metrics.hub import fetch
 
 _PROCESSOR_FILE = "preprocessor_config.json"
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
 
 _SAFETENSORS_AT = {
     "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
@@ -91,7 +88,7 @@ def find_files(baseline: str, source: CheckpointSource, model_type: str) -> Base
             f"baseline {baseline}: {files.folder} holds no *.safetensors weights, the only ones that are read; convert "
             "them with model.save_pretrained(folder, safe_serialization=True)"
         )
-    found = _load_json(files.folder / "config.json").get("model_type")
+    found = load_json(files.folder / "config.json").get("model_type")
     if found != model_type:
         raise ValueError(
             f"baseline {baseline}: {files.folder} is a checkpoint of type {found!r}; give one whose config.json says "
@@ -140,13 +137,13 @@ def read_float_processing(files: BaselineFiles) -> FloatProcessing:
     file = files.folder / _PROCESSOR_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{files.folder} holds no {_PROCESSOR_FILE}; copy it from the original checkpoint")
-    values = _load_json(file)
+    values = load_json(file)
     if values.get("do_center_crop"):
         raise ValueError(f"{file} has do_center_crop true, which DINOv3's own files have not; set it to false")
     try:
         processing = FloatProcessing(
             size=(int(values["size"]["height"]), int(values["size"]["width"])),
-            resample=_RESAMPLE[values["resample"]],
+            resample=RESAMPLE[values["resample"]],
             rescale_factor=float(values["rescale_factor"]),
             mean=tuple(float(value) for value in values["image_mean"]),
             std=tuple(float(value) for value in values["image_std"]),
@@ -159,37 +156,3 @@ def read_float_processing(files: BaselineFiles) -> FloatProcessing:
     if len(processing.mean) != 3 or len(processing.std) != 3:
         raise ValueError(f"{file} has image_mean {processing.mean} and image_std {processing.std}; both need three")
     return processing
-
-
-def read_tokenizer(files: BaselineFiles) -> Any:
-    """The checkpoint's tokenizer, which pads and truncates on the right.
-
-    Raises:
-        OSError: if there is none that can be read.
-    """
-    from transformers import AutoTokenizer
-
-    folder = files.folder
-    try:
-        # transformers 5 makes an empty tokenizer of nothing, without a word
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise FileNotFoundError("neither tokenizer.json nor vocab.json is there")
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything from OSError to TypeError, by what is missing
-        raise OSError(
-            f"{folder} has no tokenizer that can be read ({type(error).__name__}: {error}); copy the original "
-            "checkpoint's tokenizer files into it"
-        ) from error
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return tokenizer
-
-
-def _load_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return values

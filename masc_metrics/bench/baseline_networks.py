@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baseline_files import BaselineFiles, read_float_processing, read_processor, read_tokenizer
+from masc_metrics.bench.baseline_files import BaselineFiles, read_float_processing, read_processor
 from masc_metrics.cache import FeatureCache
-from masc_metrics.checkpoint import quiet_transformers
+from masc_metrics.checkpoint import quiet_transformers, read_tokenizer
 from masc_metrics.precision import brought_to, without_autocast
 
 _CACHE_BYTES = 64 * 2**20
@@ -95,7 +95,8 @@ class CLIPNetwork(EmbeddingNetwork):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return read_tokenizer(self._files)
+        remedy = "copy the original checkpoint's tokenizer files into it"
+        return read_tokenizer(self._files.folder, ("tokenizer.json", "vocab.json"), remedy)
 
     def prepare_texts(self) -> None:
         """Read the tokenizer now."""

@@ -25,6 +25,7 @@ from masc_metrics.bench.baseline_networks import (
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
 from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype
+from masc_metrics.prompts import check_texts
 
 BASELINES: tuple[str, ...] = ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
 """Names of all baselines; those on "-i" compare two images, those on "-t" an image and a text."""
@@ -120,11 +121,7 @@ class Baseline:
         """
         self._check_kind("text")
         _check_images("generated", generated)
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise TypeError(f"prompts is a {type(prompts).__name__}; give a list of strings")
-        for index, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise TypeError(f"prompts[{index}] is a {type(prompt).__name__}; give strings")
+        check_texts(prompts, "prompts")
         _check_lengths(len(generated), "prompts", len(prompts))
         if len(generated) == 0:
             return []

@@ -13,18 +13,10 @@ from typing import TYPE_CHECKING
 from masc_metrics.bench import dreambench_plus, orida
 from masc_metrics.bench.outcome import Outcome
 from masc_metrics.bench.run_folder import write_whole
+from masc_metrics.bench.run_options import add_run_options, positive, request_of
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.samples import SampleList
-from masc_metrics.bench.score_command import (
-    ROWS_FAILED,
-    UNUSABLE,
-    add_run_options,
-    check_out,
-    fail,
-    positive,
-    request_of,
-    run,
-)
+from masc_metrics.bench.score_command import ROWS_FAILED, UNUSABLE, check_out, fail, run
 from masc_metrics.bench.score_file import is_device
 
 if TYPE_CHECKING:

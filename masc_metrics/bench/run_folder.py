@@ -111,9 +111,10 @@ class RunFolder:
         try:
             for number in range(count):
                 file, offset, _ = places[number]
-                stream = streams.setdefault(file, file.open("rb")) if file not in streams else streams[file]
-                stream.seek(offset)
-                yield Outcome(**json.loads(stream.readline()))
+                if file not in streams:
+                    streams[file] = file.open("rb")
+                streams[file].seek(offset)
+                yield Outcome(**json.loads(streams[file].readline()))
         finally:
             for stream in streams.values():
                 stream.close()
@@ -157,11 +158,9 @@ class RunFolder:
             with file.open("rb") as stream:
                 offset = 0
                 for line in stream:
-                    with suppress(ValueError, TypeError):  # cut short, or zeros after a loss of power
-                        outcome = Outcome(**json.loads(line)) if line.endswith(b"\n") else None
-                        number, failed = (-1, True) if outcome is None else (outcome.number, bool(outcome.error))
-                        if number not in places or places[number][2]:
-                            places[number] = (file, offset, failed)
+                    outcome = _outcome(line)
+                    if outcome is not None and (outcome.number not in places or places[outcome.number][2]):
+                        places[outcome.number] = (file, offset, bool(outcome.error))
                     offset += len(line)
         return places
 
@@ -216,3 +215,13 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
                 yield from _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif earlier != now:
         yield f"{name} was {json.dumps(earlier)} and is {json.dumps(now)}"
+
+
+def _outcome(line: bytes) -> Outcome | None:
+    """What a line says; None if it was cut short, or is zeros after a loss of power."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Outcome(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

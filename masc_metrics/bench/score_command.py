@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
-from masc_metrics.bench.baselines import BASELINES
 from masc_metrics.bench.outcome import Outcome
 from masc_metrics.bench.ranks import Ranks, best_device, start_ranks
 from masc_metrics.bench.remarks import Remarks
 from masc_metrics.bench.report import mean_lines, method_lines
 from masc_metrics.bench.run_folder import RunFolder
+from masc_metrics.bench.run_options import add_run_options, request_of, share
 from masc_metrics.bench.runner import (
-    DEFAULT_WORKERS,
-    SCORES,
     Networks,
     Request,
     begin,
@@ -34,18 +28,13 @@ from masc_metrics.bench.runner import (
 from masc_metrics.bench.sample import COLUMNS, GROUPS, Sample
 from masc_metrics.bench.samples import SampleList, read_samples
 from masc_metrics.bench.score_file import is_device, is_parquet
-from masc_metrics.bench.scoring import MASC
 from masc_metrics.bench.tables import pyarrow_parquet
-from masc_metrics.checkpoint import DEFAULT_MODEL
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.precision import DEFAULT_DTYPE, check_device
+from masc_metrics.precision import check_device
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def add_score(commands: Commands) -> None:
@@ -62,112 +51,10 @@ def add_score(commands: Commands) -> None:
     add_run_options(parser)
     parser.add_argument(
         "--min-coverage",
-        type=_share,
+        type=share,
         help="leave out samples of which a mask marks at most this share of its pixels, such as 0.05 [none]",
     )
     parser.set_defaults(run=_run_score)
-
-
-def add_run_options(parser: argparse.ArgumentParser, scores: tuple[str, ...] = MASC) -> None:
-    """Add the arguments that every command has that scores samples."""
-    parser.add_argument("--out", type=Path, required=True, help="CSV or Parquet file to write the scores to")
-    parser.add_argument(
-        "--scores",
-        type=_scores,
-        default=scores,
-        help=f"which, with commas between: {', '.join(SCORES)} [{','.join(scores)}]",
-    )
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="hub id or folder of a SigLIP2 checkpoint, or tiny [%(default)s]"
-    )
-    parser.add_argument(
-        "--baseline-model",
-        action="append",
-        default=[],
-        type=_named,
-        metavar="NAME=MODEL",
-        help="hub id or folder of a baseline's checkpoint, such as dino-i=facebook/dino-vits8",
-    )
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps... [the best there is]")
-    parser.add_argument("--devices", type=positive, default=1, help="processes on this node, a device each [1]")
-    parser.add_argument("--num-nodes", type=positive, default=1, help="nodes, for SLURM [1]")
-    parser.add_argument("--workers", type=_count, default=DEFAULT_WORKERS, help="that open pictures, a process [2]")
-    default_dtype = next(name for name, dtype in _DTYPES.items() if dtype == DEFAULT_DTYPE)
-    parser.add_argument("--dtype", choices=_DTYPES, default=default_dtype, help="precision [%(default)s]")
-    parser.add_argument(
-        "--max-num-patches",
-        type=positive,
-        default=DEFAULT_MAX_NUM_PATCHES,
-        help="patch budget of an image [%(default)s]",
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=DEFAULT_ENCODE_BATCH_SIZE, help="samples at a time [%(default)s]"
-    )
-    add_hub_options(parser)
-    parser.add_argument("--local-files-only", action="store_true", help="never use the network")
-    parser.add_argument("--restart", action="store_true", help="throw away what an unfinished run has scored")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
-    """Add where checkpoints come from."""
-    parser.add_argument("--revision", help="branch, tag or commit on the hub [its main branch]")
-    parser.add_argument("--cache-dir", help="where downloads are kept [the hub's usual place]")
-
-
-def positive(text: str) -> int:
-    """An argument that is an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
-    return value
-
-
-def _scores(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in SCORES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no score {unknown[0]!r}; there are {', '.join(SCORES)}")
-    return names
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, _, model = text.partition("=")
-    if name not in BASELINES or not model:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL with one of {', '.join(BASELINES)}")
-    return name, model
-
-
-def request_of(options: argparse.Namespace, **changes: Any) -> Request:
-    """What the arguments ask for."""
-    settings: dict[str, Any] = {
-        "scores": options.scores,
-        "model": options.model,
-        "revision": options.revision,
-        "cache_dir": options.cache_dir,
-        "local_files_only": options.local_files_only,
-        "baseline_models": tuple(options.baseline_model),
-        "dtype": _DTYPES[options.dtype],
-        "max_num_patches": options.max_num_patches,
-        "batch_size": options.batch_size,
-        "workers": options.workers,
-    }
-    return Request(**settings | changes)
 
 
 def _run_score(options: argparse.Namespace) -> int:
@@ -210,16 +97,17 @@ def run(
         networks = load_networks(request, ranks.device)
     except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, error, ranks)
-    beside = Path() if is_device(options.out) else options.out.parent
-    passing = is_device(options.out)  # nothing to go on with: its work lies where it is in nobody's way
-    beside = ranks.from_first(tempfile.mkdtemp() if passing else str(options.out.parent))
-    folder = RunFolder(Path(beside) / f"{options.out.name}.run")
+    beside = options.out.parent
+    passing = tempfile.mkdtemp() if is_device(options.out) and ranks.rank == 0 else None
+    if is_device(options.out):  # nothing to go on with: its work lies where it is in nobody's way
+        beside = Path(ranks.from_first(passing))
+    folder = RunFolder(beside / f"{options.out.name}.run")
     try:
         return _run_in(folder, samples, request, options, name, look_at, ranks, networks)
     finally:
         folder.release()
-        if passing:
-            shutil.rmtree(beside, ignore_errors=True)
+        if passing is not None:  # by the first rank, which reads what all have written
+            shutil.rmtree(passing, ignore_errors=True)
 
 
 def _run_in(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,16 +48,16 @@ class ScoreFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        whole = False
         try:
-            with suppress(OSError) if error is not None else nullcontext():  # a full disk has been said, in write
-                self._rows.close()
-            whole = error is None
+            self._rows.close()
+            if error is None and self._part != self._out:
+                os.replace(self._part, self._out)
+        except OSError:
+            if error is None:  # else a full disk has been said, in write
+                raise
         finally:
-            if self._part != self._out and not whole:
+            if self._part != self._out:
                 self._part.unlink(missing_ok=True)
-        if self._part != self._out and whole:
-            os.replace(self._part, self._out)
 
     def write(self, cells: Cells) -> None:
         """Write one row: an undefined score is nan, one that is not there an empty cell (null in Parquet)."""
