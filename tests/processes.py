@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+EVERY_COMMAND = Path(__file__).parent / "every_command"
+
 
 def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, arguments: Any) -> None:
     os.environ |= {
@@ -66,9 +68,14 @@ def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any,
 
 
 def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
-    """What the command prints; its children end with it."""
+    """What the command prints; its children end with it, and each of its processes closes its process group."""
     process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(EVERY_COMMAND)},
     )
     try:
         printed, _ = process.communicate(timeout=limit_s)

@@ -13,6 +13,7 @@ another pose. Everything is offline: the scores come from the small bundled chec
 import argparse
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
@@ -87,6 +88,8 @@ def main() -> None:
     trainer.validate(model, validation)
     trainer.fit(model, DataLoader(training_rows(), batch_size=6, shuffle=True), validation)
     trainer.print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})
+    if torch.distributed.is_initialized():  # Lightning leaves CPU groups open, and torch may crash on that at exit
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -91,7 +93,14 @@ def start_ranks(device: torch.device, devices: int, num_nodes: int) -> Ranks:
     )
     if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has launched it already
         fabric.launch()
+    atexit.register(_end_connection)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device, fabric)
+
+
+def _end_connection() -> None:
+    """End gloo's threads before the interpreter ends: one that frees a tensor too late aborts the process."""
+    if distributed.is_initialized():  # Lightning does this for NCCL alone
+        distributed.destroy_process_group()
 
 
 def share(references: list[str], rank: int, world: int) -> list[int]:
