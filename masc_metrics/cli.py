@@ -13,8 +13,8 @@ from pathlib import Path
 
 import masc_metrics
 from masc_metrics.backbone import load_backbone
-from masc_metrics.bench.agreement_command import add_agreement
-from masc_metrics.bench.benchmark_commands import add_dreambench_plus, add_orida
+from masc_metrics.bench.agreement.command import add_agreement
+from masc_metrics.bench.datasets.command import add_dreambench_plus, add_orida
 from masc_metrics.bench.run_options import add_hub_options
 from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, add_score, fail
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import krippendorff
 import numpy as np
 
-from masc_metrics.bench.agreement import agreement
-from masc_metrics.bench.agreement_report import Agreement
-from masc_metrics.bench.ratings import Scores
+from masc_metrics.bench.agreement.protocols import agreement
+from masc_metrics.bench.agreement.ratings import Scores
+from masc_metrics.bench.agreement.report import Agreement
 
 Values = Mapping[tuple[str, str], float]
 

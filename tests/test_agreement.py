@@ -15,8 +15,8 @@ import pytest
 from agreement_cases import GROUPS, KEYS, METHODS, SCORERS, alpha, drawn, listed, report, scores
 from scipy import stats
 
-from masc_metrics.bench.agreement_report import Agreement
-from masc_metrics.bench.ratings import Scores
+from masc_metrics.bench.agreement.ratings import Scores
+from masc_metrics.bench.agreement.report import Agreement
 
 
 def test_pooled_alpha_is_one_range_over_all_methods_and_rounded_at_each_step() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from agreement_cases import GROUPS, KEYS, SCORERS, Values, report, scores
 
-from masc_metrics.bench.agreement_command import add_agreement
+from masc_metrics.bench.agreement.command import add_agreement
 
 Run = Callable[..., int]
 SETTINGS = {"dreambooth_sd": "_gs7_5_step100_seed42_torch_float16", "emu2": "_gs3_step50_seed42_torch_bfloat16"}

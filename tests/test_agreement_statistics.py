@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from masc_metrics.bench import agreement_statistics
-from masc_metrics.bench.agreement import auc
-from masc_metrics.bench.agreement_statistics import (
+from masc_metrics.bench.agreement import statistics
+from masc_metrics.bench.agreement.protocols import auc
+from masc_metrics.bench.agreement.statistics import (
     Numbers,
     alpha_resamples,
     krippendorff_alpha,
@@ -77,10 +77,10 @@ def test_many_distinct_scores_do_not_go_through_the_library(monkeypatch: pytest.
     asked = []
     monkeypatch.setattr(krippendorff, "alpha", lambda **_: asked.append(1) or 0.25)
     assert krippendorff_alpha(ratings_UK) == 0.25
-    monkeypatch.setattr(agreement_statistics, "LIBRARY_CELLS", 60 * 120**2 - 1)
+    monkeypatch.setattr(statistics, "LIBRARY_CELLS", 60 * 120**2 - 1)
     assert krippendorff_alpha(ratings_UK) == pytest.approx(by_library, abs=1e-10)
     assert len(asked) == 1
-    monkeypatch.setattr(agreement_statistics, "LIBRARY_CELLS", 60 * 120**2)
+    monkeypatch.setattr(statistics, "LIBRARY_CELLS", 60 * 120**2)
     assert krippendorff_alpha(ratings_UK) == 0.25
 
 
@@ -149,7 +149,7 @@ def test_rank_statistics_are_scipys() -> None:
 
 @pytest.mark.parametrize("cells", [2**22, 0])
 def test_rank_resamples_are_those_of_the_repeated_keys(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
-    monkeypatch.setattr(agreement_statistics, "_TABLE_CELLS", cells)
+    monkeypatch.setattr(statistics, "_TABLE_CELLS", cells)
     scores_K, ratings_K, concepts_K = sample()
     ratings_K[concepts_K > 2] = 2  # some resamples have one rating alone, some no high or low one
     weights_RC = np.random.default_rng(7).multinomial(5, np.full(5, 0.2), 40).astype(np.float64)

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from masc_metrics import functional, scores
 
 PACKAGE = Path(masc_metrics.__file__).parent
 
-# A room imports from rooms above it alone. Folders are one room; what is optional comes after the core.
+# A room imports from rooms above it alone. A folder is one room unless its own folders are listed; what is optional
+# comes after the core.
 CORE = [
     "grid",
     "precision",
@@ -37,7 +39,8 @@ CORE = [
     "accumulation",
     "metrics",
 ]
-OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", "bench", "cli", "__main__"]
+BENCH = ["bench/baselines", "bench", "bench/agreement", "bench/datasets"]
+OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 ROOMS = [*CORE, *OPTIONAL]
 LINES_WORTH_A_SECOND_LOOK = 300
 
@@ -45,8 +48,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(file: Path) -> str:
-    relative = file.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+    return room_in(file.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_in(parts: Sequence[str]) -> str:
+    """The innermost room on the way to a module, else its own name."""
+    return "/".join(parts[:2]) if "/".join(parts[:2]) in ROOMS else parts[0]
 
 
 def imports_of(file: Path) -> set[str]:
@@ -63,7 +70,7 @@ def imports_of(file: Path) -> set[str]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "masc_metrics" and len(parts) > 1:
-                found.add(parts[1])
+                found.add(room_in(parts[1:]))
     return found
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone
-from masc_metrics.bench import baseline_networks
-from masc_metrics.bench.baselines import BASELINES, DEFAULT_BASELINE_MODELS, Baseline, load_baseline
+from masc_metrics.bench.baselines import networks
+from masc_metrics.bench.baselines.registry import BASELINES, DEFAULT_BASELINE_MODELS, Baseline, load_baseline
 
 HAS_DINOV3 = hasattr(transformers, "DINOv3ViTModel")
 needs_dinov3 = pytest.mark.skipif(not HAS_DINOV3, reason="DINOv3 came with transformers 4.56")
@@ -176,11 +176,11 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Images in each pass of any image network."""
     counts: list[int] = []
-    classes: list[type[baseline_networks.EmbeddingNetwork]] = [
-        baseline_networks.CLIPNetwork,
-        baseline_networks.DINONetwork,
-        baseline_networks.DINOv3Network,
-        baseline_networks.SigLIP2Network,
+    classes: list[type[networks.EmbeddingNetwork]] = [
+        networks.CLIPNetwork,
+        networks.DINONetwork,
+        networks.DINOv3Network,
+        networks.SigLIP2Network,
     ]
     for network_class in classes:
         original = network_class._encode_images
@@ -277,7 +277,7 @@ def test_pixels_are_pillows_whatever_the_transformers_version(clip: Path, dino: 
         (_load("clip-i", clip)._network, _clip_pixels(image)),
         (_load("dino-i", dino)._network, _dino_pixels(image)),
     ):
-        assert isinstance(network, baseline_networks.CLIPNetwork | baseline_networks.DINONetwork)
+        assert isinstance(network, networks.CLIPNetwork | networks.DINONetwork)
         torch.testing.assert_close(network._processor([image]), _tensor(pixels), atol=2e-6, rtol=0)
 
 
@@ -286,7 +286,7 @@ def test_pixels_are_pillows_whatever_the_transformers_version(clip: Path, dino: 
 def test_dinov3s_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[int, int]) -> None:
     image = _picture(*size, 5)
     network = _load("dinov3-i", dinov3)._network
-    assert isinstance(network, baseline_networks.DINOv3Network)
+    assert isinstance(network, networks.DINOv3Network)
     torch.testing.assert_close(network._prepared(image), _tensor(_dinov3_pixels(image)), atol=2e-5, rtol=0)
 
 
@@ -351,13 +351,13 @@ def test_a_pass_holds_batch_size_images_at_most(dino: Path, passes: list[int]) -
 def test_each_distinct_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = _load("clip-t", clip)
     seen: list[str] = []
-    original = baseline_networks.CLIPNetwork._encode_texts
+    original = networks.CLIPNetwork._encode_texts
 
-    def noted(self: baseline_networks.CLIPNetwork, texts: list[str]) -> Tensor:
+    def noted(self: networks.CLIPNetwork, texts: list[str]) -> Tensor:
         seen.extend(texts)
         return original(self, texts)
 
-    monkeypatch.setattr(baseline_networks.CLIPNetwork, "_encode_texts", noted)
+    monkeypatch.setattr(networks.CLIPNetwork, "_encode_texts", noted)
     image = _picture(30, 30, 1)
     baseline.score_texts([image] * 3, ["a cat", "a dog", "a cat"])
     baseline.score_texts([image], ["a dog"])
@@ -394,7 +394,7 @@ def test_surrounding_modes_change_nothing(dino: Path) -> None:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.random.get_rng_state(), state)
     network = baseline._network
-    assert isinstance(network, baseline_networks.DINONetwork)
+    assert isinstance(network, networks.DINONetwork)
     assert not network._network.training
     assert not any(parameter.requires_grad for parameter in network._network.parameters())
 
@@ -404,7 +404,7 @@ def test_bfloat16_runs_the_network_in_it_and_stays_near(clip: Path) -> None:
     exact = _load("clip-i", clip).score(images[:1], images[1:])
     baseline = _load("clip-i", clip, dtype=torch.bfloat16)
     network = baseline._network
-    assert isinstance(network, baseline_networks.CLIPNetwork)
+    assert isinstance(network, networks.CLIPNetwork)
     assert network._network.dtype == torch.bfloat16
     rough = baseline.score(images[:1], images[1:])
     assert rough != exact
@@ -482,7 +482,7 @@ def test_wrong_sequences_are_named(clip: Path) -> None:
 def test_features_that_overflow_are_an_error_not_a_score(dino: Path, tmp_path: Path) -> None:
     baseline = _load("dino-i", _copy(dino, tmp_path))  # a network of its own, to be broken
     images = [_picture(8, 8, seed) for seed in range(3)]
-    broken = baseline_networks._content_key(images[2])
+    broken = networks._content_key(images[2])
     for values in ([torch.nan] * 32, [torch.inf, *[0.0] * 31]):
         baseline._network.cache.put(broken, torch.tensor(values))
         with pytest.raises(RuntimeError, match=r"dino-i: the features of generated\[1\] are not finite"):
@@ -592,6 +592,6 @@ def test_the_commit_is_the_snapshots_and_a_folder_has_none(
     snapshot.mkdir(parents=True)
     _copy(dino, snapshot)
     assert _load("dino-i", snapshot).commit == "0123abcd"
-    monkeypatch.setattr("masc_metrics.bench.baseline_files.fetch", lambda *_: snapshot)
+    monkeypatch.setattr("masc_metrics.bench.baselines.files.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", device="cpu")
     assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits16", "0123abcd")

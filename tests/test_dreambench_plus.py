@@ -10,10 +10,10 @@ import pytest
 from benchmark_trees import COLLECTIONS, METHODS, dreambench_plus_tree, prompts_of
 from PIL import Image
 
-from masc_metrics.bench.dreambench_plus import (
+from masc_metrics.bench.datasets.dreambench_plus import (
     METHODS as KNOWN_METHODS,
 )
-from masc_metrics.bench.dreambench_plus import (
+from masc_metrics.bench.datasets.dreambench_plus import (
     MIN_COVERAGE,
     PF_WITHOUT,
     STYLE_PROMPTS,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from benchmark_trees import orida_picture, orida_tree
 
-from masc_metrics.bench.orida import MIN_COVERAGE, Orida, read_orida, same_against_cross
+from masc_metrics.bench.datasets.orida import MIN_COVERAGE, Orida, read_orida, same_against_cross
 
 
 def ids(orida: Orida, category: str) -> list[str]:

@@ -391,7 +391,7 @@ def test_scores_of_one_kind_need_the_files_of_one_kind(tmp_path: Path, whole: li
 
 def test_a_baseline_stands_beside_masc_in_one_table(listed: Path, whole: list[dict[str, str]]) -> None:
     from masc_metrics import load_backbone
-    from masc_metrics.bench.baselines import load_baseline
+    from masc_metrics.bench.baselines.registry import load_baseline
 
     assert score(listed, "--scores", "siglip2-t,cp,siglip2-i", out="both.csv") == 0
     found = rows(listed.parent / "both.csv")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
-from masc_metrics.bench.baselines import BASELINES
+from masc_metrics.bench.baselines.registry import BASELINES
 from masc_metrics.bench.runner import DEFAULT_WORKERS, SCORES, Request
 from masc_metrics.bench.scoring import MASC
 from masc_metrics.checkpoint import DEFAULT_MODEL

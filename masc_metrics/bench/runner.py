@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, load_backbone
-from masc_metrics.bench.baselines import BASELINES, Baseline, load_baseline
+from masc_metrics.bench.baselines.registry import BASELINES, Baseline, load_baseline
 from masc_metrics.bench.outcome import Outcome, header, row
 from masc_metrics.bench.pictures import Opening, opened_batches
 from masc_metrics.bench.ranks import Ranks, share

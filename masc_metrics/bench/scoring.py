@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines import Baseline
+from masc_metrics.bench.baselines.registry import Baseline
 from masc_metrics.bench.outcome import MEASURES, Outcome
 from masc_metrics.bench.pictures import Opened, Picture, in_columns
 from masc_metrics.bench.sample import Sample

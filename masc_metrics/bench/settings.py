@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masc_metrics import __version__
-from masc_metrics.bench.baselines import Baseline
+from masc_metrics.bench.baselines.registry import Baseline
 from masc_metrics.checkpoint import Checkpoint
 from masc_metrics.masks import FOREGROUND_THRESHOLD
 

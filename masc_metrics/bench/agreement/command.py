@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from masc_metrics.bench.agreement import PROTOCOLS, agreement
-from masc_metrics.bench.agreement_report import Agreement, Estimate
-from masc_metrics.bench.ratings import SCORES, SEEDS, Scores, read_ratings, read_scores
+from masc_metrics.bench.agreement.protocols import PROTOCOLS, agreement
+from masc_metrics.bench.agreement.ratings import SCORES, SEEDS, Scores, read_ratings, read_scores
+from masc_metrics.bench.agreement.report import Agreement, Estimate
 from masc_metrics.bench.run_options import count
 from masc_metrics.bench.score_command import UNUSABLE, fail
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.bench.baseline_files import find_files
-from masc_metrics.bench.baseline_networks import (
+from masc_metrics.bench.baselines.files import find_files
+from masc_metrics.bench.baselines.networks import (
     CLIPNetwork,
     DINONetwork,
     DINOv3Network,

@@ -12,8 +12,9 @@ from importlib.metadata import version
 
 import numpy as np
 
-from masc_metrics.bench.agreement_keys import SampleKey, check_names, kept_keys, key_set_digest, score_matrix
-from masc_metrics.bench.agreement_report import (
+from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys, key_set_digest, score_matrix
+from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, SCORES, Scores, concept_of
+from masc_metrics.bench.agreement.report import (
     Agreement,
     Difference,
     Estimate,
@@ -22,7 +23,7 @@ from masc_metrics.bench.agreement_report import (
     ScorerAgreement,
     Source,
 )
-from masc_metrics.bench.agreement_statistics import (
+from masc_metrics.bench.agreement.statistics import (
     Indices,
     Numbers,
     alpha_resamples,
@@ -31,7 +32,6 @@ from masc_metrics.bench.agreement_statistics import (
     rank_resamples,
     rank_statistics,
 )
-from masc_metrics.bench.ratings import HIGHEST_RATING, SCORES, Scores, concept_of
 
 __all__ = ["PROTOCOLS", "agreement", "auc"]
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baseline_files import BaselineFiles, read_float_processing, read_processor
+from masc_metrics.bench.baselines.files import BaselineFiles, read_float_processing, read_processor
 from masc_metrics.cache import FeatureCache
 from masc_metrics.checkpoint import quiet_transformers, read_tokenizer
 from masc_metrics.precision import brought_to, without_autocast

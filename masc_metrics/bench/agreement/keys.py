@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from masc_metrics.bench.agreement_report import Dropped
-from masc_metrics.bench.agreement_statistics import Numbers
-from masc_metrics.bench.ratings import Scores
+from masc_metrics.bench.agreement.ratings import Scores
+from masc_metrics.bench.agreement.report import Dropped
+from masc_metrics.bench.agreement.statistics import Numbers
 
 SampleKey = tuple[str, str]
 """Method and key."""

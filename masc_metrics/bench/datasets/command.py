@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masc_metrics.bench import dreambench_plus, orida
+from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.outcome import Outcome
 from masc_metrics.bench.run_folder import write_whole
 from masc_metrics.bench.run_options import add_run_options, positive, request_of

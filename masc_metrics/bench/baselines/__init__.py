@@ -1,0 +1,1 @@
+"""Scores of whole images by other networks, to stand beside MaSC."""

@@ -1,0 +1,1 @@
+"""The paper's two benchmarks: their folders, and their commands."""
