@@ -208,6 +208,20 @@ def test_a_table_of_ratings_has_a_column_a_group(tmp_path: Path) -> None:
     assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty or nan": 1}]
 
 
+def test_groups_can_be_named_where_there_is_more_than_ratings(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.csv", f"method,key,seed,ann,bob,eve,set\nemu2,{KITTEN},3,4,0,1,live\n")
+    assert [group.name for group in read_ratings(file, "cp", groups=["bob", "ann"])] == ["bob", "ann"]
+    raw(tmp_path)
+    write(tmp_path / "raw_data" / "pilot" / "1-emu2.json", {KITTEN: [1, 1]})
+    assert [group.name for group in read_ratings(tmp_path, "cp")] == ["group1", "group2", "pilot"]
+    named = read_ratings(tmp_path, "cp", groups=["group2", "group1"])
+    assert [group.name for group in named] == ["group1", "group2"]
+    with pytest.raises(ValueError, match=r"r.csv has no column 'anna'; check the group's spelling"):
+        read_ratings(file, "cp", groups=["anna", "bob"])
+    with pytest.raises(ValueError, match=r"no folder 'group3' with ratings, but group1, group2, pilot"):
+        read_ratings(tmp_path, "cp", groups=["group1", "group3"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -44,6 +44,13 @@ def add_agreement(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="NAME",
         help="another column of the score files, as a scorer of its own beside the one named as --score; repeatable",
     )
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column or folder of the ratings that is a group of raters; repeatable [all but method and key]",
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="[%(default)s]")
     parser.add_argument(
         "--seeds", choices=SEEDS, default=SEEDS[0], help="what becomes of several seeds of one key [%(default)s]"
@@ -80,7 +87,7 @@ def _run_agreement(options: argparse.Namespace) -> int:
         pairs = options.compare or ([names] if len(names) == 2 else [])
         report = agreement(
             scorers,
-            read_ratings(options.ratings, options.score, seeds=options.seeds),
+            read_ratings(options.ratings, options.score, groups=options.group, seeds=options.seeds),
             score=options.score,
             protocol=options.protocol,
             with_styles=options.with_styles,

@@ -125,7 +125,7 @@ def read_scores(
     return [collected.scores(name or collected.name)]
 
 
-def read_ratings(source: Path, score: str, *, seeds: str = "mean") -> list[Scores]:
+def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds: str = "mean") -> list[Scores]:
     """Read what groups of people gave, 0..4, one :class:`Scores` a group.
 
     Args:
@@ -134,11 +134,12 @@ def read_ratings(source: Path, score: str, *, seeds: str = "mean") -> list[Score
             (``<group>/*-<method>.json``, of which the last file by name wins); or a table with the columns ``method``,
             ``key`` and one for each of two or more groups.
         score: "cp" or "pf"; a table holds one of them.
+        groups: names of columns or folders to read; empty: all of them, of a table but ``method`` and ``key``.
         seeds: of a table, as in :func:`read_scores`.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is neither, has fewer than two groups, or holds something that is no rating.
+        ValueError: if it is neither, has fewer than two groups or not those in ``groups``, or holds what is no rating.
         ImportError: for Parquet without pyarrow.
     """
     if not source.is_dir():
@@ -146,13 +147,21 @@ def read_ratings(source: Path, score: str, *, seeds: str = "mean") -> list[Score
             raise ValueError(
                 f"{source} is no folder and no table; give data_human_rating or a {', '.join(_TABLES)} file"
             )
-        parts = _read_table(source, seeds, None, HIGHEST_RATING)
+        parts = _read_table(source, seeds, groups or None, HIGHEST_RATING)
+        missing = set(groups) - {part.name for part in parts}
+        if missing:
+            raise ValueError(f"{source} has no column {min(missing)!r}; check the group's spelling")
         if len(parts) < 2:
             raise ValueError(f"{source} has {len(parts)} columns of ratings; give one for each of two or more groups")
         return [part.scores(part.name, column=part.name) for part in parts]
     for choices in (("data_human_rating",), ("merged_data", "raw_data")):
         source = next((source / choice for choice in choices if (source / choice).is_dir()), source)
     folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _json_files(folder))
+    missing = set(groups) - {folder.name for folder in folders}
+    if missing:
+        names = ", ".join(folder.name for folder in folders) or "nothing"
+        raise ValueError(f"{source} has no folder {min(missing)!r} with ratings, but {names}; name groups of these")
+    folders = [folder for folder in folders if not groups or folder.name in groups]
     if len(folders) < 2:
         raise ValueError(
             f"{source} has {len(folders)} folders with JSON files, but two groups of raters are needed; give the "
