@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import command, started_command
 from sample_lists import lines_in, rows, wait_for, written
@@ -99,6 +102,56 @@ def test_torchrun_starts_the_ranks_as_well(tmp_path: Path, whole: list[dict[str,
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command([*torchrun, "-m", "masc_metrics", "score", str(samples), "--out", str(tmp_path / "scores.csv"), *TINY])
     same(rows(tmp_path / "scores.csv"), whole)
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_killed_alone_leaves_no_process_and_loses_nothing(tmp_path: Path, whole: list[dict[str, str]]) -> None:
+    samples = written(tmp_path, 24, size=160)  # of pictures that no pipe holds
+    arguments = ["score", str(samples), "--out", str(tmp_path / "scores.csv"), *TINY, "--batch-size", "1"]
+    with started_command([*arguments, "--devices", "2"], tmp_path) as process:
+        wait_for(4, tmp_path / "scores.csv.run", process)
+        process.kill()  # the first rank; the second one and the four that open pictures are its children and theirs
+        _, told = process.communicate(timeout=30)  # which ends when the last of them has closed its stderr
+    assert "another rank ended before its part was done" in told.decode()
+    kept = lines_in(tmp_path / "scores.csv.run")
+    assert 12 <= kept < 24, "the second rank has done its part"
+    assert score(samples) == 0
+    assert len(rows(tmp_path / "scores.csv")) == 24
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the worker that ends is this process's copy")
+def test_a_killed_worker_is_told_of_and_the_run_goes_on_later(
+    tmp_path: Path, whole: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 24)
+    real = pictures.Opening.open
+
+    def killed_at_the_ninth(self: pictures.Opening, number: int, *arguments: Any) -> pictures.Opened:
+        if number == 9:
+            time.sleep(1)  # until what was opened before is scored
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, number, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures.Opening, "open", killed_at_the_ninth)
+        assert score(samples, "--workers", "1", "--batch-size", "1") == 2
+    told = capsys.readouterr().err
+    assert "a process that opens pictures was ended from outside, as for want of memory; give fewer --workers" in told
+    assert "what was scored is kept in" in told
+    assert 0 < lines_in(tmp_path / "scores.csv.run") < 24
+    assert score(samples) == 0
+    same(rows(tmp_path / "scores.csv"), whole)
+
+
+def test_a_device_without_memory_is_told_of_with_the_remedy(
+    listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> list[Outcome]:
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Scoring, "score", full)
+    assert score(listed, out="full.csv") == 2
+    assert "the device's memory is full; give a smaller --batch-size (Tried to allocate 2.00" in capsys.readouterr().err
 
 
 def interrupted(samples: Path, after: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -196,8 +199,21 @@ def opened_batches(
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=min(workers, len(batches)),
+        worker_init_fn=_end_with_the_parent,
     )
     return iter(loader)
+
+
+def _end_with_the_parent(worker: int) -> None:
+    # torch tells a worker of its parent's death, but at its end it waits until its last batch has been read: for ever.
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(batch: list[Opened]) -> list[Opened]:

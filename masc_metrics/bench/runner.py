@@ -173,7 +173,8 @@ def score(
         scored: is told how many samples a batch had.
 
     Raises:
-        OSError: if the disk is full; what was scored before is kept.
+        OSError: if the disk or the device's memory is full, or a process that opens pictures was killed; what was
+            scored before is kept.
     """
     scoring = Scoring(
         scores=request.scores,
@@ -184,11 +185,21 @@ def score(
         min_coverage=request.min_coverage,
     )
     opening = Opening(networks.checkpoint.processing, request.max_num_patches)
-    for batch in opened_batches(
-        samples.samples, numbers, opening, batch_size=request.batch_size, workers=request.workers
-    ):
-        shard.write(scoring.score(samples.samples, batch))
-        scored(len(batch))
+    try:
+        for batch in opened_batches(
+            samples.samples, numbers, opening, batch_size=request.batch_size, workers=request.workers
+        ):
+            shard.write(scoring.score(samples.samples, batch))
+            scored(len(batch))
+    except torch.cuda.OutOfMemoryError as error:
+        raise OSError(f"the device's memory is full; give a smaller --batch-size ({error})") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that opens pictures was ended from outside, as for want of memory; give fewer --workers or a "
+            f"smaller --batch-size ({error})"
+        ) from error
 
 
 def merge(

@@ -146,7 +146,8 @@ def _run_in(
             return 0
         summary, figures = merge(samples, request.scores, folder, options.out, seen)
     except KeyboardInterrupt:
-        print(f"masc-metrics: interrupted; start again to go on with {folder.folder}", file=sys.stderr)
+        rest = "" if is_device(options.out) else f"; start again to go on with {folder.folder}"
+        print(f"masc-metrics: interrupted{rest}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         kept = "" if is_device(options.out) else f"; what was scored is kept in {folder.folder}: start again"
