@@ -88,7 +88,8 @@ def main() -> None:
     trainer.validate(model, validation)
     trainer.fit(model, DataLoader(training_rows(), batch_size=6, shuffle=True), validation)
     trainer.print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})
-    if torch.distributed.is_initialized():  # Lightning leaves CPU groups open, and torch may crash on that at exit
+    if torch.distributed.is_initialized():  # Lightning leaves CPU groups open, and torch may crash at exit on that
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

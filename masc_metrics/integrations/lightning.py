@@ -163,12 +163,12 @@ class MaSCValidation(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate after every n-th epoch, if no validation loop has seen its end."""
-        # A run that is resumed at an epoch's end comes by here again, without a batch.
-        if trainer.current_epoch == self._trained_epoch and self._epoch_is_due(trainer):
+        if self._epoch_is_due(trainer):
             self._validate(trainer, pl_module, max(0, _stepped(trainer) - 1))
 
     def _epoch_is_due(self, trainer: L.Trainer) -> bool:
-        if trainer.current_epoch == self._last_epoch:
+        # A run that is resumed at an epoch's end comes by again without a batch, in some Lightnings with a validation.
+        if trainer.current_epoch != self._trained_epoch or trainer.current_epoch == self._last_epoch:
             return False
         if _is_dev_run(trainer):  # which is to touch everything once
             return True

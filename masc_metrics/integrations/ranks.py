@@ -37,13 +37,13 @@ def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: 
         if own_forward is not None:
             module.forward = own_forward
 
-    def once() -> None:
+    def once(_: None) -> None:  # torch 2.4's FSDP fails in a forward without arguments
         restore()  # the function may call the module itself
         results.append(function())
 
     module.forward = once
     try:
-        wrapper()
+        wrapper(None)
     finally:
         restore()
     return results[0]
