@@ -101,7 +101,7 @@ def start_ranks(device: torch.device, devices: int, num_nodes: int) -> Ranks:
 def _end_connection() -> None:
     """End gloo's threads before the interpreter ends: one that frees a tensor too late aborts the process."""
     if distributed.is_initialized():  # Lightning does this for NCCL alone
-        time.sleep(0.1)  # lets them free what they hold: to do so while the group ends blocks both before torch 2.8
+        time.sleep(0.2)  # lets them free what they hold: to do so while the group ends blocks both before torch 2.8
         distributed.destroy_process_group()
 
 
