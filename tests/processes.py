@@ -32,6 +32,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     try:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
         torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
+        time.sleep(0.2)  # before torch 2.8 the next line may hang on a collective that is being tidied up
         torch.distributed.destroy_process_group()
     except BaseException:
         (folder / f"{rank}.txt").write_text(traceback.format_exc())
