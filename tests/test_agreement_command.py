@@ -163,7 +163,7 @@ def test_what_is_undefined_is_told_below_the_table(run: Run, capsys: pytest.Capt
         (["scores.csv", "none"], "none is no folder and no table"),
         (["scores.csv", "none.csv"], "none.csv"),
         (["scores.csv", "ratings.csv", "--column", "clip"], "--column is 'clip', which no score file has"),
-        (["scores.csv", "ratings.csv", "--group", "x"], "ratings.csv has no column x; name one of"),
+        (["scores.csv", "ratings.csv", "--group", "x"], "ratings.csv: --group is 'x', but there are ratings by"),
         (["scores.csv", "ratings.csv", "--compare", "cp", "x"], "compare names 'x'"),
         (["scores.csv", "ratings.csv", "--out", "ratings.csv"], "--out is ratings.csv, which is read from"),
         (["a=scores.csv", "ratings.csv", "--out", "scores.csv"], "--out is scores.csv, which is read from"),

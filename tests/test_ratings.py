@@ -215,11 +215,32 @@ def test_groups_can_be_named_where_there_is_more_than_ratings(tmp_path: Path) ->
     write(tmp_path / "raw_data" / "pilot" / "1-emu2.json", {KITTEN: [1, 1]})
     assert [group.name for group in read_ratings(tmp_path, "cp")] == ["group1", "group2", "pilot"]
     named = read_ratings(tmp_path, "cp", groups=["group2", "group1"])
-    assert [group.name for group in named] == ["group1", "group2"]
-    with pytest.raises(ValueError, match=r"r.csv has no column 'anna'; check the group's spelling"):
+    assert [group.name for group in named] == ["group2", "group1"]
+    with pytest.raises(ValueError, match=r"ratings by ann, but two or more groups"):
+        read_ratings(file, "cp", groups=["ann", "ann"])
+    for name in ("key", ""):
+        with pytest.raises(ValueError, match=rf"--group is '{name}', but there are"):
+            read_ratings(file, "cp", groups=["ann", name])
+    with pytest.raises(ValueError, match=r"column set: 'live' is no finite .* name those with --group"):
+        read_ratings(file, "cp")
+    with pytest.raises(ValueError, match=r"empty.csv lists no ratings"):
+        read_ratings(write(tmp_path / "empty.csv", "method,key,ann,bob\n"), "cp")
+    with pytest.raises(ValueError, match=r"--group is 'anna', but there are ratings by seed, ann, bob, eve, set"):
         read_ratings(file, "cp", groups=["anna", "bob"])
-    with pytest.raises(ValueError, match=r"no folder 'group3' with ratings, but group1, group2, pilot"):
+    with pytest.raises(ValueError, match=r"--group is 'group3', but there are ratings by group1, group2, pilot"):
         read_ratings(tmp_path, "cp", groups=["group1", "group3"])
+
+
+def test_json_lines_may_name_a_group_late(tmp_path: Path) -> None:
+    lines = (
+        {"method": "emu2", "key": KITTEN, "ann": 1},
+        {"method": "emu2", "key": MOTORCYCLE, "ann": 2, "bob": 3},
+    )
+    file = write(tmp_path / "r.jsonl", "broken\n" + "".join(json.dumps(line) + "\n" for line in lines))
+    ann, bob = read_ratings(file, "cp")
+    assert (ann.name, bob.name) == ("ann", "bob")
+    assert bob.values == {("emu2", MOTORCYCLE): 3}
+    assert bob.dropped == {"row that cannot be read": 1, "empty or nan": 1}
 
 
 @pytest.mark.parametrize(
@@ -260,11 +281,11 @@ def test_unusable_ratings_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"9-emu2.json, key {KITTEN}: 5 is no rating from 0 to 4; correct it"):
         read_ratings(tmp_path, "cp")
     bad.unlink()
-    with pytest.raises(ValueError, match=r"has 1 columns of ratings; give one for each of two or more"):
+    with pytest.raises(ValueError, match=r"r.csv: ratings by ann, but two or more groups are needed"):
         read_ratings(write(tmp_path / "r.csv", f"method,key,ann\na,{KITTEN},1\n"), "cp")
     with pytest.raises(ValueError, match=r"line 2, .* column ann: '-1' is no rating"):
         read_ratings(write(tmp_path / "r.csv", f"method,key,ann,bob\na,{KITTEN},-1,2\n"), "cp")
-    with pytest.raises(ValueError, match=r"has 0 folders with JSON files, but two groups"):
+    with pytest.raises(ValueError, match=r"group1: ratings by nobody, but two or more groups .* raw_data/<group>"):
         read_ratings(tmp_path / "raw_data" / "group1", "cp")
     with pytest.raises(ValueError, match=r"r.txt is no folder and no table"):
         read_ratings(tmp_path / "r.txt", "cp")

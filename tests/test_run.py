@@ -151,7 +151,10 @@ def test_a_device_without_memory_is_told_of_with_the_remedy(
 
     monkeypatch.setattr(Scoring, "score", full)
     assert score(listed, out="full.csv") == 2
-    assert "the device's memory is full; give a smaller --batch-size (Tried to allocate 2.00" in capsys.readouterr().err
+    assert (
+        "memory is full; give a smaller --batch-size or fewer --workers (Tried to allocate 2.0"
+        in capsys.readouterr().err
+    )
 
 
 def interrupted(samples: Path, after: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

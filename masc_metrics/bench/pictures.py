@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import signal
 import threading
 import time
 import warnings
@@ -199,14 +201,15 @@ def opened_batches(
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=min(workers, len(batches)),
-        worker_init_fn=_end_with_the_parent,
+        worker_init_fn=functools.partial(_end_with_the_parent, os.getpid()),
     )
     return iter(loader)
 
 
-def _end_with_the_parent(worker: int) -> None:
-    # torch tells a worker of its parent's death, but at its end it waits until its last batch has been read: for ever.
-    parent = os.getppid()
+def _end_with_the_parent(parent: int, worker: int) -> None:
+    # At its end a worker waits until its last batch has been read, which is for ever if its parent is dead, and long
+    # if both are interrupted. So it leaves Control-C to its parent, and looks after it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -84,6 +84,8 @@ def start_ranks(device: torch.device, devices: int, num_nodes: int) -> Ranks:
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Its launcher says one thing alone, as information: that it kills all ranks because one has died.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # gloo, for a few numbers between processes: nothing here is worth the GPUs' own channel and its short patience.
     strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
     fabric = Fabric(

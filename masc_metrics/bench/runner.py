@@ -173,7 +173,7 @@ def score(
         scored: is told how many samples a batch had.
 
     Raises:
-        OSError: if the disk or the device's memory is full, or a process that opens pictures was killed; what was
+        OSError: if the disk or memory is full, or a process that opens pictures was killed; what was
             scored before is kept.
     """
     scoring = Scoring(
@@ -191,10 +191,10 @@ def score(
         ):
             shard.write(scoring.score(samples.samples, batch))
             scored(len(batch))
-    except torch.cuda.OutOfMemoryError as error:
-        raise OSError(f"the device's memory is full; give a smaller --batch-size ({error})") from error
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        raise OSError(f"memory is full; give a smaller --batch-size or fewer --workers ({error})") from error
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise ChildProcessError(
             f"a process that opens pictures was ended from outside, as for want of memory; give fewer --workers or a "

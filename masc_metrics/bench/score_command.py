@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from masc_metrics.bench.outcome import Outcome
 from masc_metrics.bench.ranks import Ranks, best_device, start_ranks
 from masc_metrics.bench.remarks import Remarks
@@ -83,8 +85,8 @@ def run(
         look_at: is shown every sample with its outcome, on rank 0.
 
     Returns:
-        The exit code. Ranks other than the first end with 0 if they have done their part: launchers take anything else
-        for a crash.
+        The exit code. Ranks other than the first end with 0 once they have begun: launchers take anything else for a
+        crash and kill the others, while the first one learns at its end that somebody's part is missing.
     """
     unasked = [name for name, _ in request.baseline_models if name not in request.scores]
     if unasked:
@@ -97,6 +99,8 @@ def run(
         networks = load_networks(request, ranks.device)
     except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, error, ranks)
+    except torch.cuda.OutOfMemoryError as error:
+        return fail(NO_CHECKPOINT, MemoryError(f"device {ranks.device} has no room for the networks ({error})"), ranks)
     beside = options.out.parent
     passing = tempfile.mkdtemp() if is_device(options.out) and ranks.rank == 0 else None
     if is_device(options.out):  # nothing to go on with: its work lies where it is in nobody's way
@@ -148,11 +152,11 @@ def _run_in(
     except KeyboardInterrupt:
         rest = "" if is_device(options.out) else f"; start again to go on with {folder.folder}"
         print(f"masc-metrics: interrupted{rest}", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED if ranks.rank == 0 else 0
     except OSError as error:
         kept = "" if is_device(options.out) else f"; what was scored is kept in {folder.folder}: start again"
         print(f"masc-metrics: {error}{kept}", file=sys.stderr)
-        return UNUSABLE
+        return UNUSABLE if ranks.rank == 0 else 0
     folder.remove()
     remarks.say()
     for line in (*mean_lines(summary, request.scores), *method_lines(figures, request.scores)):

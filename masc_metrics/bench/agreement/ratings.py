@@ -147,27 +147,27 @@ def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds:
             raise ValueError(
                 f"{source} is no folder and no table; give data_human_rating or a {', '.join(_TABLES)} file"
             )
-        parts = _read_table(source, seeds, groups or None, HIGHEST_RATING)
-        missing = set(groups) - {part.name for part in parts}
-        if missing:
-            raise ValueError(f"{source} has no column {min(missing)!r}; check the group's spelling")
-        if len(parts) < 2:
-            raise ValueError(f"{source} has {len(parts)} columns of ratings; give one for each of two or more groups")
-        return [part.scores(part.name, column=part.name) for part in parts]
-    for choices in (("data_human_rating",), ("merged_data", "raw_data")):
-        source = next((source / choice for choice in choices if (source / choice).is_dir()), source)
-    folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and _json_files(folder))
-    missing = set(groups) - {folder.name for folder in folders}
-    if missing:
-        names = ", ".join(folder.name for folder in folders) or "nothing"
-        raise ValueError(f"{source} has no folder {min(missing)!r} with ratings, but {names}; name groups of these")
-    folders = [folder for folder in folders if not groups or folder.name in groups]
-    if len(folders) < 2:
+        parts = _read_table(source, seeds, groups, HIGHEST_RATING)
+        found = [part.scores(part.name, column=part.name) for part in parts]
+    else:
+        for choices in (("data_human_rating",), ("merged_data", "raw_data")):
+            source = next((source / choice for choice in choices if (source / choice).is_dir()), source)
+        folders = {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and _json_files(path)}
+        _check_groups(source, groups, list(folders))
+        found = [_read_group(folders[name], score) for name in dict.fromkeys(groups or folders)]
+    if len(found) < 2:
         raise ValueError(
-            f"{source} has {len(folders)} folders with JSON files, but two groups of raters are needed; give the "
-            "folder with merged_data/group1 and group2, or raw_data/<group>"
+            f"{source}: ratings by {', '.join(group.name for group in found) or 'nobody'}, but two or more groups are "
+            "needed; give a table with a column for each, or the folder with merged_data/group1, or raw_data/<group>"
         )
-    return [_read_group(folder, score) for folder in folders]
+    return found
+
+
+def _check_groups(source: Path, groups: Sequence[str], there: Sequence[str]) -> None:
+    for group in groups:
+        if group not in there:
+            names = ", ".join(there) or "nobody"
+            raise ValueError(f"{source}: --group is {group!r}, but there are ratings by {names}; name groups of these")
 
 
 def _read_group(folder: Path, score: str) -> Scores:
@@ -243,16 +243,22 @@ def _number(cell: object, place: str) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _read_table(file: Path, seeds: str, wanted: Sequence[str] | None, highest: float | None = None) -> list[_Collected]:
-    """One collection a wanted column that the file has; of None, a column that is not method or key."""
-    parts: list[_Collected] = []
-    for row in read_rows(file, ("method", "key")):
-        if not parts:
-            there = [name for name in row.cells if name not in ("method", "key")]
-            names = there if wanted is None else [name for name in wanted if name in there]
-            if wanted is not None and not names:
-                raise ValueError(f"{file} has no column {' or '.join(wanted)}; name one of {', '.join(there)}")
-            parts = [_Collected(name, file, seeds, highest) for name in names]
+def _read_table(file: Path, seeds: str, wanted: Sequence[str], highest: float | None = None) -> list[_Collected]:
+    """One collection a wanted column: of scores, of those that the file has; of ratings, of all, if none is named."""
+    rows = list(read_rows(file, ("method", "key")))  # JSON Lines may name a column late
+    if not rows:
+        what = "scores" if highest is None else "ratings"
+        raise ValueError(f"{file} lists no {what}; give one row a sample below the column names")
+    there = list(dict.fromkeys(name for row in rows for name in row.cells if name not in ("method", "key")))
+    if highest is None:
+        names = [name for name in wanted if name in there]
+        if not names:
+            raise ValueError(f"{file} has no column {' or '.join(wanted)}; name one of {', '.join(there)}")
+    else:
+        _check_groups(file, wanted, there)
+        names = list(dict.fromkeys(wanted or there))
+    parts = [_Collected(name, file, seeds, highest) for name in names]
+    for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
         for part in parts:
             if row.error:
@@ -261,9 +267,12 @@ def _read_table(file: Path, seeds: str, wanted: Sequence[str] | None, highest: f
                 part.drop("row without method or key")
             else:
                 place = f"{file}, line {row.line}, method {method}, key {key}, column {part.name}"
-                part.add(method, key, row.cells.get(part.name), place)
-    if wanted is not None and not parts:
-        raise ValueError(f"{file} lists no scores; give one row a sample below the column names")
+                try:
+                    part.add(method, key, row.cells.get(part.name), place)
+                except ValueError as error:
+                    if highest is None or wanted:
+                        raise
+                    raise ValueError(f"{error}; if raters gave other columns alone, name those with --group") from error
     return parts
 
 
