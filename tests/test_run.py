@@ -119,7 +119,7 @@ def test_a_rank_killed_alone_leaves_no_process_and_loses_nothing(tmp_path: Path,
     assert len(rows(tmp_path / "scores.csv")) == 24
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the worker that ends is this process's copy")
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the worker is to be a copy of this process")
 def test_a_killed_worker_is_told_of_and_the_run_goes_on_later(
     tmp_path: Path, whole: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +141,18 @@ def test_a_killed_worker_is_told_of_and_the_run_goes_on_later(
     assert 0 < lines_in(tmp_path / "scores.csv.run") < 24
     assert score(samples) == 0
     same(rows(tmp_path / "scores.csv"), whole)
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the worker that answers is this process's copy"
+)
+def test_workers_leave_control_c_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ended by itself would wait for its last batch to be read, and the run some seconds for it."""
+    monkeypatch.setattr(pictures.Opening, "open", lambda *_: signal.getsignal(signal.SIGINT))
+    opening = pictures.Opening.__new__(pictures.Opening)
+    samples: Any = [None]
+    asked: Any = pictures.opened_batches(samples, [0], opening, batch_size=1, workers=1)
+    assert list(asked) == [[signal.SIG_IGN]]
 
 
 def test_a_device_without_memory_is_told_of_with_the_remedy(

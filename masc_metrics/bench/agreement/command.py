@@ -34,8 +34,8 @@ def add_agreement(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "ratings",
         type=Path,
         metavar="RATINGS",
-        help="data_human_rating of DreamBench++, or a table (CSV, Parquet, JSON Lines) with the columns method, key and "
-        "one for each group of raters",
+        help="data_human_rating of DreamBench++, or a table (CSV, Parquet, JSON Lines) with the columns method, key "
+        "and one for each group of raters",
     )
     parser.add_argument("--score", choices=SCORES, required=True, help="what the people rated")
     parser.add_argument(
