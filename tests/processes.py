@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from masc_metrics.bench.ranks import end_connection
+
 EVERY_COMMAND = Path(__file__).parent / "every_command"
 
 
@@ -32,8 +34,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     try:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
         torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
-        time.sleep(0.2)  # before torch 2.8 the next line may hang on a collective that is being tidied up
-        torch.distributed.destroy_process_group()
+        end_connection()
     except BaseException:
         (folder / f"{rank}.txt").write_text(traceback.format_exc())
         raise
@@ -76,7 +77,7 @@ def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(EVERY_COMMAND)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(EVERY_COMMAND), os.environ.get("PYTHONPATH", "")])},
     )
     try:
         printed, _ = process.communicate(timeout=limit_s)

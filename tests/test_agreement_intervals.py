@@ -9,7 +9,7 @@ import pytest
 from agreement_cases import GROUPS, KEYS, SCORERS, alpha, listed, report, scores
 from scipy import stats
 
-from masc_metrics.bench.agreement.ratings import concept_of
+from masc_metrics.bench.agreement.names import concept_of
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from masc_metrics.bench.agreement import statistics
-from masc_metrics.bench.agreement.protocols import auc
 from masc_metrics.bench.agreement.statistics import (
     Numbers,
     alpha_resamples,
+    auc,
     krippendorff_alpha,
     rank_resamples,
     rank_statistics,

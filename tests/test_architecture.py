@@ -53,7 +53,8 @@ def room_of(file: Path) -> str:
 
 def room_in(parts: Sequence[str]) -> str:
     """The innermost room on the way to a module, else its own name."""
-    return "/".join(parts[:2]) if "/".join(parts[:2]) in ROOMS else parts[0]
+    inner = "/".join(parts[:2])
+    return inner if inner in ROOMS else parts[0]
 
 
 def imports_of(file: Path) -> set[str]:

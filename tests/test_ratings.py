@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from masc_metrics.bench.agreement.ratings import Scores, concept_of, method_name, read_ratings, read_scores, sample_key
+from masc_metrics.bench.agreement.names import concept_of, method_name, sample_key
+from masc_metrics.bench.agreement.ratings import Scores, read_ratings, read_scores
 
 KITTEN, MOTORCYCLE = "live_subject_animal_00_kitten-0", "object_00_motorcycle-3"
 

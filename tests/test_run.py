@@ -37,6 +37,11 @@ def score(samples: Path, *options: str, out: str = "scores.csv") -> int:
     return main(["score", str(samples), "--out", str(samples.parent / out), *TINY, "--workers", "0", *options])
 
 
+patched_workers = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="only a forked worker has what the test has patched"
+)
+
+
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("list"), 24)
@@ -119,7 +124,7 @@ def test_a_rank_killed_alone_leaves_no_process_and_loses_nothing(tmp_path: Path,
     assert len(rows(tmp_path / "scores.csv")) == 24
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the worker is to be a copy of this process")
+@patched_workers
 def test_a_killed_worker_is_told_of_and_the_run_goes_on_later(
     tmp_path: Path, whole: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,9 +148,7 @@ def test_a_killed_worker_is_told_of_and_the_run_goes_on_later(
     same(rows(tmp_path / "scores.csv"), whole)
 
 
-@pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="the worker that answers is this process's copy"
-)
+@patched_workers
 def test_workers_leave_control_c_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ended by itself would wait for its last batch to be read, and the run some seconds for it."""
     monkeypatch.setattr(pictures.Opening, "open", lambda *_: signal.getsignal(signal.SIGINT))

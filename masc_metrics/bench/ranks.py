@@ -96,11 +96,11 @@ def start_ranks(device: torch.device, devices: int, num_nodes: int) -> Ranks:
     )
     if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has launched it already
         fabric.launch()
-    atexit.register(_end_connection)
+    atexit.register(end_connection)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device, fabric)
 
 
-def _end_connection() -> None:
+def end_connection() -> None:
     """End gloo's threads before the interpreter ends: one that frees a tensor too late aborts the process."""
     if distributed.is_initialized():  # Lightning does this for NCCL alone
         time.sleep(0.2)  # lets them free what they hold: to do so while the group ends blocks both before torch 2.8

@@ -13,7 +13,8 @@ from importlib.metadata import version
 import numpy as np
 
 from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys, key_set_digest, score_matrix
-from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, SCORES, Scores, concept_of
+from masc_metrics.bench.agreement.names import concept_of
+from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, SCORES, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
     Difference,
@@ -27,13 +28,10 @@ from masc_metrics.bench.agreement.statistics import (
     Indices,
     Numbers,
     alpha_resamples,
-    auc,
     krippendorff_alpha,
     rank_resamples,
     rank_statistics,
 )
-
-__all__ = ["PROTOCOLS", "agreement", "auc"]
 
 PROTOCOLS = ("pooled", "dreambench-plus")
 CONFIDENCE = 0.95

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masc_metrics.bench.tables import read_rows
+from masc_metrics.bench.agreement.names import method_name, sample_key
+from masc_metrics.bench.tables import Row, read_rows
 
 SCORES = ("cp", "pf")
 """What people rated, in the order of a ``[cp, pf]`` pair."""
@@ -25,9 +25,6 @@ SEEDS = ("mean", "last")
 HIGHEST_RATING = 4.0
 
 _TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
-_SETTINGS = re.compile(r"(?<=.)_(?:gs|scale|step|seed)\d.*", re.DOTALL)
-_ENCODERS = {"huge": "h", "giant": "g"}
-_KEY = re.compile(r"(?P<concept>.+)-(?P<prompt>\d+)(?:_\d+)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +51,6 @@ class Scores:
     column: str = ""
 
 
-def method_name(folder_or_stem: str) -> str:
-    """The method's short name, as the shipped rating files spell it.
-
-    Run settings are cut off, from ``_gs``, ``_scale``, ``_step`` or ``_seed`` and a digit on; ``vit_huge`` and
-    ``vit_giant`` become ``vit_h`` and ``vit_g`` and stand before ``sd`` or ``sdxl``; a title ("BLIP-Diffusion") becomes
-    lower case with underscores.
-
-    Example:
-        >>> method_name("ip_adapter_plus_vit_huge_sdxl_scale0_6_gs7_5_step100_seed42_torch_float16")
-        'ip_adapter_plus_vit_h_sdxl'
-
-    Source: the folders and files of DreamBench++ (github.com/yuangpeng/dreambench_plus).
-    """
-    name = re.sub(r"[\s-]+", "_", folder_or_stem.strip()).lower()
-    name = _SETTINGS.sub("", name)
-    name = re.sub(r"_vit_(huge|giant)(?=_|$)", lambda found: f"_vit_{_ENCODERS[found[1]]}", name)
-    return re.sub(r"_(sd|sdxl)_vit_([hg])$", r"_vit_\2_\1", name)
-
-
-def sample_key(key: str) -> str:
-    """The key without a seed: ``object_00_motorcycle-3`` of ``object_00_motorcycle-3_0``."""
-    found = _KEY.fullmatch(key.strip())
-    return f"{found['concept']}-{found['prompt']}" if found else key.strip()
-
-
-def concept_of(key: str) -> str:
-    """The concept of a key: what stands before its last ``-<prompt>``, else before its last ``/``, else all of it."""
-    found = _KEY.fullmatch(key)
-    if found:
-        return found["concept"]
-    return key.rpartition("/")[0] or key.rpartition("-")[0] or key
-
-
 def read_scores(
     source: Path, score: str, *, columns: Sequence[str] = (), name: str | None = None, seeds: str = "mean"
 ) -> list[Scores]:
@@ -108,8 +72,12 @@ def read_scores(
         ImportError: for Parquet without pyarrow.
     """
     if source.suffix.lower() in _TABLES and not source.is_dir():
+        rows, there = _table(source, "scores")
         wanted = tuple(columns) or (score,)
-        found = _read_table(source, seeds, wanted)
+        named = [column for column in wanted if column in there]
+        if not named:
+            raise ValueError(f"{source} has no column {' or '.join(wanted)}; name one of {', '.join(there)}")
+        found = _columns(source, rows, named, seeds)
         names = [f"{name}:{part.name}" if name and len(found) > 1 else name or part.name for part in found]
         return [part.scores(called, column=part.name) for called, part in zip(names, found, strict=True)]
     files = _json_files(source) if source.is_dir() else [source]
@@ -147,7 +115,14 @@ def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds:
             raise ValueError(
                 f"{source} is no folder and no table; give data_human_rating or a {', '.join(_TABLES)} file"
             )
-        parts = _read_table(source, seeds, groups, HIGHEST_RATING)
+        rows, there = _table(source, "ratings")
+        _check_groups(source, groups, there)
+        try:
+            parts = _columns(source, rows, dict.fromkeys(groups or there), seeds, HIGHEST_RATING)
+        except ValueError as error:
+            if groups:
+                raise
+            raise ValueError(f"{error}; if raters gave other columns alone, name those with --group") from error
         found = [part.scores(part.name, column=part.name) for part in parts]
     else:
         for choices in (("data_human_rating",), ("merged_data", "raw_data")):
@@ -243,20 +218,18 @@ def _number(cell: object, place: str) -> float | None:
     return None if math.isnan(number) else number
 
 
-def _read_table(file: Path, seeds: str, wanted: Sequence[str], highest: float | None = None) -> list[_Collected]:
-    """One collection a wanted column: of scores, of those that the file has; of ratings, of all, if none is named."""
-    rows = list(read_rows(file, ("method", "key")))  # JSON Lines may name a column late
+def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
+    """Its rows, and its columns but method and key, of which JSON Lines may name one late."""
+    rows = list(read_rows(file, ("method", "key")))
     if not rows:
-        what = "scores" if highest is None else "ratings"
         raise ValueError(f"{file} lists no {what}; give one row a sample below the column names")
-    there = list(dict.fromkeys(name for row in rows for name in row.cells if name not in ("method", "key")))
-    if highest is None:
-        names = [name for name in wanted if name in there]
-        if not names:
-            raise ValueError(f"{file} has no column {' or '.join(wanted)}; name one of {', '.join(there)}")
-    else:
-        _check_groups(file, wanted, there)
-        names = list(dict.fromkeys(wanted or there))
+    return rows, list(dict.fromkeys(name for row in rows for name in row.cells if name not in ("method", "key")))
+
+
+def _columns(
+    file: Path, rows: Sequence[Row], names: Iterable[str], seeds: str, highest: float | None = None
+) -> list[_Collected]:
+    """One collection a column."""
     parts = [_Collected(name, file, seeds, highest) for name in names]
     for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
@@ -267,12 +240,7 @@ def _read_table(file: Path, seeds: str, wanted: Sequence[str], highest: float | 
                 part.drop("row without method or key")
             else:
                 place = f"{file}, line {row.line}, method {method}, key {key}, column {part.name}"
-                try:
-                    part.add(method, key, row.cells.get(part.name), place)
-                except ValueError as error:
-                    if highest is None or wanted:
-                        raise
-                    raise ValueError(f"{error}; if raters gave other columns alone, name those with --group") from error
+                part.add(method, key, row.cells.get(part.name), place)
     return parts
 
 

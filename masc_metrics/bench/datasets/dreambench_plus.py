@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from masc_metrics.bench.agreement.ratings import method_name
+from masc_metrics.bench.agreement.names import method_name
 from masc_metrics.bench.datasets.dreambench_plus_tree import (
     CATEGORY_PATHS,
     COPIED,
@@ -53,7 +53,7 @@ METHODS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The benchmark's own methods: short name -> how its folder's name begins; run settings follow, see
-:func:`masc_metrics.bench.agreement.ratings.method_name`. Any other folder is a method too."""
+:func:`masc_metrics.bench.agreement.names.method_name`. Any other folder is a method too."""
 
 MIN_COVERAGE = 0.05
 """The paper's filter: a pair is left out when either mask has at most 5 % non-zero pixels at native size."""

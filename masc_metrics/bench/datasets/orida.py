@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_metrics.bench.agreement.protocols import auc
+from masc_metrics.bench.agreement.statistics import auc
 from masc_metrics.bench.pictures import open_picture
 from masc_metrics.bench.sample import Sample
 from masc_metrics.grid import check_positive
