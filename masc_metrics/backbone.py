@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from masc_metrics.arguments import check_positive
 from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, image_keys
 from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid, check_positive
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import Images, check_images, resize
-from masc_metrics.precision import DEFAULT_DTYPE, brought_to, check_device, check_dtype, without_autocast
+from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, to_device, without_autocast
 from masc_metrics.prompts import check_texts
 from masc_metrics.towers import TextTower, VisionTower
 
@@ -158,7 +159,7 @@ class SigLIP2Backbone:
             processing = self.checkpoint.processing
             grids = tuple(processing.grid(height, width, max_num_patches) for height, width in batch.sizes)
             pixels = [
-                brought_to(resize(image, grid, processing), self.device)
+                to_device(resize(image, grid, processing), self.device)
                 for image, grid in zip(batch.images, grids, strict=True)
             ]
             keys = image_keys(grids, pixels)
@@ -170,11 +171,11 @@ class SigLIP2Backbone:
             found: dict[ImageKey, Tensor] = {}
             for grid, dtype in dict.fromkeys((key.grid, key.dtype) for key in keys):  # so that nothing is padded
                 alike = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
-                found |= self.cache.found_or_made(alike, encode, self._images_in_a_pass(grid, batch_size))
+                found |= self.cache.get_or_compute(alike, encode, self._images_in_a_pass(grid, batch_size))
             tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
             counts_B = torch.tensor([rows * columns for rows, columns in grids], device="cpu")
             valid_BN = torch.arange(tokens_BND.shape[1], device="cpu") < counts_B[:, None]
-            return PatchFeatures(tokens_BND, brought_to(valid_BN, self.device), grids)
+            return PatchFeatures(tokens_BND, to_device(valid_BN, self.device), grids)
 
     def _images_in_a_pass(self, grid: Grid, batch_size: int) -> int:
         on_a_cpu = max(1, _CPU_PATCHES_IN_A_PASS // (grid[0] * grid[1]))
@@ -230,7 +231,7 @@ class SigLIP2Backbone:
         with self._frozen():
             lowered = [text.lower() for text in texts]
             distinct = list(dict.fromkeys(lowered))
-            found = self.text_cache.found_or_made(distinct, lambda part: self._text.encode(part).float(), batch_size)
+            found = self.text_cache.get_or_compute(distinct, lambda part: self._text.encode(part).float(), batch_size)
             return torch.stack([found[text] for text in lowered])
 
 

@@ -10,15 +10,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from numbers import Integral
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_metrics.arguments import check_integer
 from masc_metrics.grid import Grid
-from masc_metrics.precision import brought_to
+from masc_metrics.precision import to_device
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -59,10 +59,7 @@ class FeatureCache:
 
     @max_bytes.setter
     def max_bytes(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"max_bytes is {value!r}, a {type(value).__name__}; give an integer, such as 64 * 2**20")
-        if value < 0:
-            raise ValueError(f"max_bytes is {value}; give 0 to keep nothing, or a positive bound")
+        check_integer("max_bytes", value, least=0, hint=", such as 64 * 2**20")
         with self._lock:
             self._max_bytes = value
             self._make_room(0)
@@ -98,7 +95,7 @@ class FeatureCache:
             self._tensors[key] = tensor
             self._nbytes += tensor.nbytes
 
-    def found_or_made(
+    def get_or_compute(
         self, keys: Sequence[_Key], make: Callable[[list[_Key]], Tensor], at_a_time: int
     ) -> dict[_Key, Tensor]:
         """What belongs to each of the distinct keys: kept already, or made now and kept.
@@ -155,7 +152,7 @@ def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
     """(lanes, count) odd 64-bit numbers, the same in every process."""
     generator = torch.Generator().manual_seed(salt)
     numbers = torch.randint(-(2**63), 2**63 - 1, (_LANES, count), dtype=torch.int64, generator=generator, device="cpu")
-    return brought_to(numbers | 1, device)
+    return to_device(numbers | 1, device)
 
 
 def content_digests(pixels_B3HW: Tensor) -> Tensor:

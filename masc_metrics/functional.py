@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_metrics.arguments import check_choice, check_positive, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
-from masc_metrics.precision import brought_to
+from masc_metrics.precision import to_device
 from masc_metrics.prompts import is_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
@@ -177,15 +178,12 @@ def prompt_following(
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:
     """Raise ValueError unless the pooling is one of the paper's three, TypeError unless the other is a boolean."""
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling is {pooling!r}; give one of {', '.join(map(repr, get_args(Pooling)))}")
-    if not isinstance(strip_subject, bool):
-        raise TypeError(f"strip_subject is a {type(strip_subject).__name__}; give True or False")
+    check_choice("pooling", pooling, get_args(Pooling))
+    check_type("strip_subject", strip_subject, bool, "True or False")
 
 
 def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int) -> None:
-    if not isinstance(backbone, SigLIP2Backbone):
-        raise TypeError(f"backbone is a {type(backbone).__name__}; give what masc_metrics.load_backbone returns")
+    check_type("backbone", backbone, SigLIP2Backbone, "what masc_metrics.load_backbone returns")
     check_positive("max_num_patches", max_num_patches)
     check_positive("encode_batch_size", encode_batch_size)
 
@@ -285,7 +283,7 @@ def _encoded_pairs(
 def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
     """(B, N) coverage of the images of the features, which are the samples of the part; 0 on padding."""
     rows = [
-        brought_to(grid_coverage(masks.masks[index], grid), features.valid_BN.device)
+        to_device(grid_coverage(masks.masks[index], grid), features.valid_BN.device)
         for index, grid in zip(part, features.grids, strict=True)
     ]
     width = features.valid_BN.shape[1]

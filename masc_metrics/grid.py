@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from numbers import Integral
+
+from masc_metrics.arguments import check_positive
 
 DEFAULT_MAX_NUM_PATCHES = 1024
 
@@ -16,14 +17,6 @@ Grid = tuple[int, int]
 _SMALLEST_SCALE = 1e-6
 _LARGEST_SCALE = 100.0
 _TOLERANCE = 1e-5
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raise TypeError unless the value is an integer, ValueError unless it is at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give an integer")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; give at least 1")
 
 
 def _grid_at(scale: float, height: int, width: int, patch_size: int) -> Grid:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from masc_metrics.grid import Grid, naflex_grid
-from masc_metrics.precision import brought_to
+from masc_metrics.precision import to_device
 
 Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
 
@@ -113,9 +113,29 @@ def check_images(images: Images, name: str) -> ImageBatch:
         )
     if len(images) == 0:
         raise ValueError(f"{name} is empty; give at least one image")
-    checked = tuple(_check_one(image, f"{name}[{index}]") for index, image in enumerate(images))
-    _check_range(checked, name)
-    return ImageBatch(tuple(image.float().clamp(0, 1) if image.is_floating_point() else image for image in checked))
+    return ImageBatch(_checked(list(images), [f"{name}[{index}]" for index in range(len(images))]))
+
+
+def check_image(image: Tensor | Image.Image, label: str) -> Tensor:
+    """Check one image; :func:`check_images` for a single one.
+
+    Args:
+        image: a (3, H, W) tensor, uint8 in 0..255 or floating point in [0, 1], or a PIL image.
+        label: name of the image in error texts.
+
+    Returns:
+        (3, H, W), uint8 in 0..255 or float32 in [0, 1], on the device it came on.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_images`.
+    """
+    return _checked([image], [label])[0]
+
+
+def _checked(images: Sequence[object], labels: Sequence[str]) -> tuple[Tensor, ...]:
+    checked = [_check_form(image, label) for image, label in zip(images, labels, strict=True)]
+    _check_range(checked, labels)
+    return tuple(image.float().clamp(0, 1) if image.is_floating_point() else image for image in checked)
 
 
 def _type_name(value: object) -> str:
@@ -130,7 +150,7 @@ def _from_numpy_hint(value: object) -> str:
     return f"; torch.from_numpy(array){moved} turns one of shape {value.shape}"
 
 
-def _check_one(image: object, label: str) -> Tensor:
+def _check_form(image: object, label: str) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image, label)
     if not isinstance(image, Tensor):
@@ -190,11 +210,11 @@ def value_bounds(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
     return [(low, high) for low, high in torch.stack(bounds).tolist()] if bounds else []
 
 
-def _check_range(images: Sequence[Tensor], name: str) -> None:
+def _check_range(images: Sequence[Tensor], labels: Sequence[str]) -> None:
     positions = [index for index, image in enumerate(images) if image.is_floating_point()]
     for index, (low, high) in zip(positions, value_bounds([images[index] for index in positions]), strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{name}[{index}] holds NaN or infinite pixels; check what produced it")
+            raise ValueError(f"{labels[index]} holds NaN or infinite pixels; check what produced it")
         if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
             continue
         if -_UNCLAMPED <= low < -0.5 and high <= _UNCLAMPED:
@@ -206,7 +226,7 @@ def _check_range(images: Sequence[Tensor], name: str) -> None:
         else:
             remedy = "rescale or clamp it"
         raise ValueError(
-            f"{name}[{index}] is {images[index].dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; "
+            f"{labels[index]} is {images[index].dtype} with values from {low:.3g} to {high:.3g}, outside [0, 1]; "
             f"{remedy}"
         )
 
@@ -266,7 +286,7 @@ def normalise(pixels_B3HW: Tensor, processing: ImageProcessing) -> Tensor:
     if not pixels_B3HW.is_floating_point():
         pixels_B3HW = pixels_B3HW.float() / MAX_UINT8
     mean, std = (
-        brought_to(torch.tensor(values, dtype=torch.float32, device="cpu"), pixels_B3HW.device)[:, None, None]
+        to_device(torch.tensor(values, dtype=torch.float32, device="cpu"), pixels_B3HW.device)[:, None, None]
         for values in (processing.mean, processing.std)
     )
     return (pixels_B3HW - mean) / std

@@ -20,7 +20,7 @@ from torch import Tensor
 from masc_metrics.grid import Grid
 from masc_metrics.images import FLOAT_DTYPES, MAX_UINT8, RANGE_SLACK, check_values, pil_to_array, value_bounds
 
-Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image]"
+Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | MaskBatch"
 
 FOREGROUND_THRESHOLD = 0.5
 """Coverage above it is a reference's foreground; coverage at or above it is hidden from a generated image's background.
@@ -41,6 +41,9 @@ class MaskBatch:
     """
 
     masks: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.masks)
 
 
 def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]]) -> MaskBatch:
@@ -69,23 +72,56 @@ def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]])
             raise ValueError(f"{name} has shape {tuple(masks.shape)}; give (B, H, W) or (B, 1, H, W)")
     elif isinstance(masks, Image.Image):
         raise TypeError(f"{name} is a single PIL image; put it into a list")
-    elif isinstance(masks, (str, bytes)) or not isinstance(masks, Sequence):
+    elif isinstance(masks, (str, bytes)) or not isinstance(masks, (Sequence, MaskBatch)):
         raise TypeError(
             f"{name} is a {type(masks).__name__}; give a (B, H, W) tensor, or a list of (H, W) tensors or PIL images"
         )
     if len(masks) != len(image_sizes):
         raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask an image")
-    planes = [_check_one(mask, f"{name}[{index}]") for index, mask in enumerate(masks)]
-    for index, (plane, size) in enumerate(zip(planes, image_sizes, strict=True)):
+    labels = [f"{name}[{index}]" for index in range(len(masks))]
+    if isinstance(masks, MaskBatch):
+        _check_aspects(masks.masks, labels, image_sizes)
+        return masks
+    return MaskBatch(_checked(list(masks), labels, image_sizes))
+
+
+def check_mask(mask: Tensor | Image.Image, label: str, image_size: tuple[int, int]) -> Tensor:
+    """Check one mask; :func:`check_masks` for a single one.
+
+    Args:
+        mask: an (H, W) or (1, H, W) tensor or a PIL image, with the values that :func:`check_masks` accepts.
+        label: name of the mask in error texts.
+        image_size: (height, width) of its image.
+
+    Returns:
+        (H, W) float32 in [0, 1], on the device it came on.
+
+    Raises:
+        TypeError, ValueError: as :func:`check_masks`.
+
+    Warns:
+        UserWarning: as :func:`check_masks`.
+    """
+    return _checked([mask], [label], [image_size])[0]
+
+
+def _checked(
+    masks: Sequence[object], labels: Sequence[str], image_sizes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, ...]:
+    planes = [_check_form(mask, label) for mask, label in zip(masks, labels, strict=True)]
+    _check_aspects(planes, labels, image_sizes)
+    return tuple(_to_unit_range(planes, labels))
+
+
+def _check_aspects(planes: Sequence[Tensor], labels: Sequence[str], image_sizes: Sequence[tuple[int, int]]) -> None:
+    for plane, label, size in zip(planes, labels, image_sizes, strict=True):
         if not _same_aspect((plane.shape[0], plane.shape[1]), size):
             raise ValueError(
-                f"{name}[{index}] is {tuple(plane.shape)} but its image is {tuple(size)}; give masks the shape of "
-                "their image"
+                f"{label} is {tuple(plane.shape)} but its image is {tuple(size)}; give masks the shape of their image"
             )
-    return MaskBatch(tuple(_to_unit_range(planes, name)))
 
 
-def _check_one(mask: object, label: str) -> Tensor:
+def _check_form(mask: object, label: str) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = _from_pil(mask, label)
     if not isinstance(mask, Tensor):
@@ -126,11 +162,10 @@ def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> boo
     return abs(rows * width - columns * height) <= max(height, width)
 
 
-def _to_unit_range(planes: Sequence[Tensor], name: str) -> list[Tensor]:
+def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tensor]:
     unit: list[Tensor] = []
     bounds = value_bounds([plane.byte() if plane.dtype == torch.bool else plane for plane in planes])
-    for index, (plane, (low, high)) in enumerate(zip(planes, bounds, strict=True)):
-        label = f"{name}[{index}]"
+    for plane, label, (low, high) in zip(planes, labels, bounds, strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{label} holds NaN or infinite values; check what produced it")
         if plane.is_floating_point():

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.accumulation import Reduction, SampleMetric
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_POOLING, Pooling, check_pooling, concept_preservation, prompt_following
@@ -22,6 +21,7 @@ from masc_metrics.masks import Masks
 from masc_metrics.precision import DEFAULT_DTYPE
 from masc_metrics.prompts import holds_subject
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
+from masc_metrics.sample_metric import Reduction, SampleMetric
 
 
 class MaSCConceptPreservation(SampleMetric):

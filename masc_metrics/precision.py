@@ -33,10 +33,10 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def brought_to(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; on a GPU without waiting for what that is busy with, so that it is never idle.
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device without blocking on queued GPU work.
 
-    A plain copy waits for all work before it, and the next pictures would be prepared while the GPU has nothing to do.
+    A plain copy to a GPU waits for all work queued before it, so the GPU would idle while the next batch is prepared.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # an expanded one cannot be pinned

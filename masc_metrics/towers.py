@@ -13,48 +13,25 @@ import torch
 from torch import Tensor
 
 from masc_metrics import onednn
-from masc_metrics.checkpoint import Checkpoint, quiet_transformers, read_tokenizer, readable
+from masc_metrics.checkpoint import Checkpoint
 from masc_metrics.images import ImageProcessing, cut, normalise
-from masc_metrics.precision import brought_to
+from masc_metrics.precision import to_device
+from masc_metrics.reading import read_network, read_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
 def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Read one tower, "Vision" or "Text", through its transformers class; the other one's weights stay on disk."""
-    import transformers
-
     family = {"siglip2": "Siglip2", "siglip": "Siglip"}[checkpoint.model_type]
-    tower_class = getattr(transformers, f"{family}{tower}Model")
-    dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    # transformers 4 draws random weights before it reads the real ones; a training around it must not notice.
-    untouched_dice = torch.random.fork_rng(devices=[])
-    with (
-        quiet_transformers(),
-        readable(checkpoint.folder),
-        torch.inference_mode(False),
-        torch.device("cpu"),
-        untouched_dice,
-    ):
-        network, report = tower_class.from_pretrained(
-            checkpoint.folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **{dtype_name: dtype},
-        )
-    # transformers fills what is missing with random numbers, drops what is left over, and only warns.
-    other_tower = ("text_model." if tower == "Vision" else "vision_model.", "logit_")
-    for what, keys in (
-        ("lacks", report["missing_keys"]),
-        ("has, beyond its config.json,", [key for key in report["unexpected_keys"] if not key.startswith(other_tower)]),
-    ):
-        if keys:
-            raise ValueError(
-                f"{checkpoint.folder} {what} {len(keys)} weights of its {tower.lower()} tower, {min(keys)} first; give "
-                "a full SigLIP2 checkpoint"
-            )
-    network = network.eval().requires_grad_(False).to(device)
+    network = read_network(
+        checkpoint.folder,
+        f"{family}{tower}Model",
+        device,
+        dtype,
+        part=f"its {tower.lower()} tower",
+        unused=("text_model." if tower == "Vision" else "vision_model.", "logit_"),
+    )
     if device.type == "cpu" and onednn.is_available(dtype):
         onednn.use_onednn(network, network.config.hidden_act)
     return network
@@ -155,6 +132,6 @@ class TextTower:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        ids = brought_to(tokens["input_ids"], self.network.device)
+        ids = to_device(tokens["input_ids"], self.network.device)
         embedding_BD: Tensor = self.network(input_ids=ids).pooler_output
         return embedding_BD

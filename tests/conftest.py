@@ -11,8 +11,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 import torch
-from checkpoints import build_checkpoint
 from hypothesis import settings
+from support.checkpoints import build_checkpoint
 
 from masc_metrics import SigLIP2Backbone, load_backbone, release_backbones
 

@@ -232,7 +232,7 @@ class ConceptScorer:
         )
 
 
-def what_is_wrong(scores: ConceptScores, reports: Sequence[Report]) -> str:
+def problem_summary(scores: ConceptScores, reports: Sequence[Report]) -> str:
     """What failed and what its scores are worth less for, in one text; empty if nothing is wrong.
 
     Args:

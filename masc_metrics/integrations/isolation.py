@@ -15,7 +15,7 @@ _LIGHTNINGS_SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 @contextmanager
-def undisturbed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def isolated(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and no gradients inside; afterwards everything is as before, however it ends.
 
     That is every part's train or eval mode, every parameter's ``requires_grad``, torch's default dtype, all random

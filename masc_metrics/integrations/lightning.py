@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 
-from masc_metrics.grid import check_positive
+from masc_metrics.arguments import check_positive
 from masc_metrics.images import Images
-from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, what_is_wrong
+from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, problem_summary
 from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
-from masc_metrics.integrations.isolation import seed_all, undisturbed
+from masc_metrics.integrations.isolation import isolated, seed_all
 from masc_metrics.integrations.picture_log import draw_panel, is_remote, log_picture
 from masc_metrics.integrations.ranks import call_unsharded, gathered, is_sharded
 from masc_metrics.plots import Shot
@@ -184,7 +184,7 @@ class MaSCValidation(L.Callback):
         sharded = is_sharded(trainer.strategy.model or pl_module)
         self._scorer.start(pl_module.device)
         error: Exception | None = None
-        with undisturbed(pl_module, pl_module.device):
+        with isolated(pl_module, pl_module.device):
             for number, batch in self._share(trainer, orders, sharded):
                 prompts = [order.prompt for order in batch or orders[: self.batch_size]]
                 generate = functools.partial(self._generate, trainer, pl_module, number, prompts, sharded)
@@ -205,7 +205,7 @@ class MaSCValidation(L.Callback):
         self._log(trainer, pl_module, orders, scores, logged_step if between_steps else None)
         if not trainer.is_global_zero:
             return
-        if message := what_is_wrong(scores, reports):
+        if message := problem_summary(scores, reports):
             warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
         shots = {index: shot for report in reports for index, shot in report.shots.items()}
         try:

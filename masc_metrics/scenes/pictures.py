@@ -11,7 +11,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.grid import check_positive
+from masc_metrics.arguments import check_positive
 from masc_metrics.scenes.backgrounds import SCENES, Plane, mix, paint
 from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject, with_article
 

@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc_metrics.checkpoint import RESAMPLE, CheckpointSource, load_json, quiet_transformers
+from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.hub import fetch
-
-_PROCESSOR_FILE = "preprocessor_config.json"
+from masc_metrics.reading import (
+    PROCESSOR_FILES,
+    check_folder,
+    load_json,
+    quiet_transformers,
+    read_processor_values,
+)
 
 _SAFETENSORS_AT = {
     "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
@@ -81,13 +86,10 @@ def find_files(baseline: str, source: CheckpointSource, model_type: str) -> Base
             text = str(error).replace(f"masc-metrics prefetch {source.model}", download)
             raise type(error)(f"baseline {baseline}: {text}") from error
         files = BaselineFiles(source.model, folder, folder.name)
-    if not (files.folder / "config.json").is_file():
-        raise FileNotFoundError(f"baseline {baseline}: {files.folder} holds no config.json, so it is no checkpoint")
-    if not any(files.folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"baseline {baseline}: {files.folder} holds no *.safetensors weights, the only ones that are read; convert "
-            "them with model.save_pretrained(folder, safe_serialization=True)"
-        )
+    try:
+        check_folder(files.folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"baseline {baseline}: {error}") from None
     found = load_json(files.folder / "config.json").get("model_type")
     if found != model_type:
         raise ValueError(
@@ -112,8 +114,8 @@ def read_processor(files: BaselineFiles, class_name: str) -> Callable[[list[np.n
     """
     import transformers
 
-    if not (files.folder / _PROCESSOR_FILE).is_file():
-        raise FileNotFoundError(f"{files.folder} holds no {_PROCESSOR_FILE}; copy it from the original checkpoint")
+    if not (files.folder / PROCESSOR_FILES[0]).is_file():
+        raise FileNotFoundError(f"{files.folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint")
     # Since transformers 5 the plain name is torchvision's, which resizes to other pixels.
     pil_class = getattr(transformers, f"{class_name}Pil", None) or getattr(transformers, class_name)
     with quiet_transformers():
@@ -134,25 +136,9 @@ def read_float_processing(files: BaselineFiles) -> FloatProcessing:
         OSError: if the checkpoint has no processor file.
         ValueError: if the file asks for something else than one size, bilinear or bicubic, and three channels.
     """
-    file = files.folder / _PROCESSOR_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"{files.folder} holds no {_PROCESSOR_FILE}; copy it from the original checkpoint")
-    values = load_json(file)
-    if values.get("do_center_crop"):
-        raise ValueError(f"{file} has do_center_crop true, which DINOv3's own files have not; set it to false")
-    try:
-        processing = FloatProcessing(
-            size=(int(values["size"]["height"]), int(values["size"]["width"])),
-            resample=RESAMPLE[values["resample"]],
-            rescale_factor=float(values["rescale_factor"]),
-            mean=tuple(float(value) for value in values["image_mean"]),
-            std=tuple(float(value) for value in values["image_std"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} lacks or misstates size (height and width), resample (2 or 3), rescale_factor, image_mean or "
-            f"image_std ({type(error).__name__}: {error}); copy it from the original checkpoint"
-        ) from error
-    if len(processing.mean) != 3 or len(processing.std) != 3:
-        raise ValueError(f"{file} has image_mean {processing.mean} and image_std {processing.std}; both need three")
-    return processing
+    values = read_processor_values(files.folder)
+    if values.center_crop:
+        raise ValueError(f"{values.file} has do_center_crop true, unlike DINOv3's own files; set it to false")
+    if values.size is None:
+        raise ValueError(f"{values.file} gives no size with height and width; copy it from the original checkpoint")
+    return FloatProcessing(values.size, values.resample, values.rescale_factor, values.mean, values.std)

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -23,8 +22,8 @@ from torch import Tensor
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.baselines.files import BaselineFiles, read_float_processing, read_processor
 from masc_metrics.cache import FeatureCache
-from masc_metrics.checkpoint import quiet_transformers, read_tokenizer
-from masc_metrics.precision import brought_to, without_autocast
+from masc_metrics.precision import to_device, without_autocast
+from masc_metrics.reading import read_network, read_tokenizer
 
 _CACHE_BYTES = 64 * 2**20
 """About 32000 images of CLIP's 512 values, or 21000 of DINOv3's 768."""
@@ -54,7 +53,7 @@ class EmbeddingNetwork(ABC):
         keys = [_content_key(image) for image in images]
         image_of = dict(zip(keys, images, strict=True))
         with self._frozen():
-            found = self.cache.found_or_made(
+            found = self.cache.get_or_compute(
                 list(image_of), lambda part: self._encode_images([image_of[key] for key in part]).float(), batch_size
             )
         return torch.stack([found[key] for key in keys])
@@ -62,7 +61,7 @@ class EmbeddingNetwork(ABC):
     def text_embeddings(self, texts: Sequence[str], batch_size: int) -> Tensor:
         """Embeddings, (B, D) float32, of texts; a pass only for distinct ones not in the cache."""
         with self._frozen():
-            found = self.text_cache.found_or_made(
+            found = self.text_cache.get_or_compute(
                 list(dict.fromkeys(texts)), lambda part: self._encode_texts(part).float(), batch_size
             )
         return torch.stack([found[text] for text in texts])
@@ -91,7 +90,7 @@ class CLIPNetwork(EmbeddingNetwork):
         super().__init__(files.checkpoint, files.commit, device)
         self._files, self._dtype = files, dtype
         self._processor = read_processor(files, "CLIPImageProcessor")
-        self._network = _read_network(files.folder, "CLIPModel", device, dtype, {}, ())
+        self._network = read_network(files.folder, "CLIPModel", device, dtype, part="a CLIPModel")
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -103,7 +102,7 @@ class CLIPNetwork(EmbeddingNetwork):
         self._tokenizer  # noqa: B018  # a cached property: to look at it is to read it
 
     def _encode_images(self, images: list[np.ndarray]) -> Tensor:
-        pixels_B3HW = brought_to(self._processor(images), self.device).to(self._dtype)
+        pixels_B3HW = to_device(self._processor(images), self.device).to(self._dtype)
         # Not get_image_features, which gives a tensor in transformers 4 and a named tuple of several in 5.
         pooled_BD = self._network.vision_model(pixel_values=pixels_B3HW).pooler_output
         embeddings_BD: Tensor = self._network.visual_projection(pooled_BD)
@@ -120,8 +119,8 @@ class CLIPNetwork(EmbeddingNetwork):
             return_tensors="pt",
         )
         pooled_BD = self._network.text_model(
-            input_ids=brought_to(tokens["input_ids"], self.device),
-            attention_mask=brought_to(tokens["attention_mask"], self.device),
+            input_ids=to_device(tokens["input_ids"], self.device),
+            attention_mask=to_device(tokens["attention_mask"], self.device),
         ).pooler_output
         embeddings_BD: Tensor = self._network.text_projection(pooled_BD)
         return embeddings_BD
@@ -134,12 +133,18 @@ class DINONetwork(EmbeddingNetwork):
         super().__init__(files.checkpoint, files.commit, device)
         self._dtype = dtype
         self._processor = read_processor(files, "ViTImageProcessor")
-        self._network = _read_network(
-            files.folder, "ViTModel", device, dtype, {"add_pooling_layer": False}, ("pooler.", "classifier.")
+        self._network = read_network(
+            files.folder,
+            "ViTModel",
+            device,
+            dtype,
+            part="a ViTModel",
+            options={"add_pooling_layer": False},
+            unused=("pooler.", "classifier."),
         )
 
     def _encode_images(self, images: list[np.ndarray]) -> Tensor:
-        pixels_B3HW = brought_to(self._processor(images), self.device).to(self._dtype)
+        pixels_B3HW = to_device(self._processor(images), self.device).to(self._dtype)
         hidden_BND: Tensor = self._network(pixel_values=pixels_B3HW).last_hidden_state
         return hidden_BND[:, 0]
 
@@ -156,7 +161,7 @@ class DINOv3Network(EmbeddingNetwork):
         super().__init__(files.checkpoint, files.commit, device)
         self._dtype = dtype
         self._processing = read_float_processing(files)
-        self._network = _read_network(files.folder, "DINOv3ViTModel", device, dtype, {}, ())
+        self._network = read_network(files.folder, "DINOv3ViTModel", device, dtype, part="a DINOv3ViTModel")
 
     def _encode_images(self, images: list[np.ndarray]) -> Tensor:
         pixels_B3HW = torch.cat([self._prepared(image) for image in images])
@@ -165,13 +170,13 @@ class DINOv3Network(EmbeddingNetwork):
 
     def _prepared(self, image: np.ndarray) -> Tensor:
         processing = self._processing
-        image_3HW = brought_to(torch.from_numpy(image.copy()).permute(2, 0, 1), self.device)
+        image_3HW = to_device(torch.from_numpy(image.copy()).permute(2, 0, 1), self.device)
         scaled_13HW = image_3HW[None].to(torch.float32) * processing.rescale_factor
         resized_13HW = F.interpolate(
             scaled_13HW, processing.size, mode=processing.resample, align_corners=False, antialias=True
         )
         mean, std = (
-            brought_to(torch.tensor(values, dtype=torch.float32, device="cpu"), self.device)[:, None, None]
+            to_device(torch.tensor(values, dtype=torch.float32, device="cpu"), self.device)[:, None, None]
             for values in (processing.mean, processing.std)
         )
         return (resized_13HW - mean) / std
@@ -216,41 +221,3 @@ def shared_network(key: Hashable, make: Callable[[], EmbeddingNetwork]) -> Embed
 def _content_key(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
     """What an image's embedding depends on: its shape and a 128-bit digest of its pixels."""
     return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-
-
-def _read_network(
-    folder: Path,
-    class_name: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-    unused: tuple[str, ...],
-) -> Any:
-    """Read a network through its transformers class; weights whose names begin as in ``unused`` may be left over."""
-    import transformers
-
-    dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    # transformers 4 draws random weights before it reads the real ones; a training around it must not notice.
-    untouched_dice = torch.random.fork_rng(devices=[])
-    with quiet_transformers(), torch.inference_mode(False), torch.device("cpu"), untouched_dice:
-        try:
-            network, report = getattr(transformers, class_name).from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **{dtype_name: dtype, **options},
-            )
-        except Exception as error:  # from KeyError to SafetensorError, by what is damaged
-            raise ValueError(
-                f"{folder} cannot be read as a {class_name} ({type(error).__name__}: {error}); it may be damaged or "
-                "its config.json may not fit its weights: download it again"
-            ) from error
-    # transformers fills what is missing with random numbers, drops what is left over, and only warns.
-    left_over = [key for key in report["unexpected_keys"] if not key.startswith(unused)]
-    for what, keys in (("lacks", report["missing_keys"]), ("has, beyond its config.json,", left_over)):
-        if keys:
-            raise ValueError(
-                f"{folder} {what} {len(keys)} weights of a {class_name}, {min(keys)} first; give a full checkpoint"
-            )
-    return network.eval().requires_grad_(False).to(device)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_metrics.arguments import check_positive
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.bench.baselines.files import find_files
 from masc_metrics.bench.baselines.networks import (
@@ -23,7 +24,7 @@ from masc_metrics.bench.baselines.networks import (
     shared_network,
 )
 from masc_metrics.checkpoint import CheckpointSource
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, check_positive
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype
 from masc_metrics.prompts import check_texts
 

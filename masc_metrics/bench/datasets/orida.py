@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from masc_metrics.arguments import check_positive
 from masc_metrics.bench.agreement.statistics import auc
 from masc_metrics.bench.pictures import open_picture
 from masc_metrics.bench.sample import Sample
-from masc_metrics.grid import check_positive
 
 MIN_COVERAGE = 0.005
 """A mask with at most this share of non-zero pixels is empty."""

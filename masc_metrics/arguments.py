@@ -1,0 +1,39 @@
+"""Checks of arguments. Every error has one form: the argument's name, its value or type, and what to give instead."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from numbers import Integral
+
+
+def check_type(name: str, value: object, types: type | tuple[type, ...], give: str) -> None:
+    """Raise TypeError ``<name> is a <type>; give <give>`` unless the value is an instance of the types."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {give}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise ValueError ``<name> is <value>; give <choices>`` unless the value is one of the choices."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} is {value!r}; give {', '.join(others)} or {last}")
+
+
+def check_integer(name: str, value: object, *, least: int, hint: str = "") -> None:
+    """Raise TypeError unless the value is an integer, and ValueError unless it is at least ``least``.
+
+    Args:
+        name: the argument's name.
+        value: its value.
+        least: smallest value accepted.
+        hint: ends the error text, such as an example.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give an integer{hint}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; give at least {least}{hint}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """:func:`check_integer` with 1 as the smallest value accepted."""
+    check_integer(name, value, least=1)

@@ -1,0 +1,299 @@
+"""What the two metrics share: settings, states that add up over batches and processes, and the mean over samples.
+
+Shape suffix: B samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from masc_metrics.arguments import check_choice, check_positive
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
+from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype
+from masc_metrics.sample_ids import first_of_each_id
+
+Reduction = Literal["mean", "none"]
+
+
+class SampleMetric(Metric):
+    """A metric whose value is the mean of one score a sample, from the process's shared backbone.
+
+    Scores arrive one a sample and in float64. Samples without an id add to three scalar sums (``"mean"``) or to a list
+    (``"none"``); samples with an id always go into a list with their ids, because whether one is a repeat is known
+    only when the ranks' lists stand together.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+    _undefined_because: str
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        dtype: torch.dtype = DEFAULT_DTYPE,
+        reduction: Reduction = "mean",
+        encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+        **metric_kwargs: Any,
+    ) -> None:
+        super().__init__(**metric_kwargs)
+        check_choice("reduction", reduction, get_args(Reduction))
+        check_positive("max_num_patches", max_num_patches)
+        check_positive("encode_batch_size", encode_batch_size)
+        check_dtype(dtype)
+        self.reduction = reduction
+        self.max_num_patches = max_num_patches
+        self.encode_batch_size = encode_batch_size
+        # A given backbone keeps its own device and dtype; a source is looked up anew on whatever device this is.
+        self._given_backbone = model_name_or_path if isinstance(model_name_or_path, SigLIP2Backbone) else None
+        self._backbone_dtype = self._given_backbone.dtype if self._given_backbone else dtype
+        self._source = (
+            self._given_backbone.source
+            if self._given_backbone
+            else CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)  # type: ignore[arg-type]
+        )
+        self._warned_undefined = False
+        if self._device.type == "meta":  # built under a meta-device context: states are real all the same
+            self._device = torch.device("cpu")
+        self._add_states()
+
+    def _settings(self) -> tuple[object, ...]:
+        """All that decides a score; metrics that differ in it never share states."""
+        return (self._source, self._backbone_dtype, self.max_num_patches, self.reduction)
+
+    def extra_repr(self) -> str:
+        """Model and settings, for ``repr``."""
+        _, *settings = self._settings()
+        return ", ".join([repr(self._source.model), *map(str, settings)])
+
+    def _add_states(self) -> None:
+        # A MetricCollection lets metrics share states whose names and values agree after the first batch, so two
+        # settings that happen to agree there would be one for ever. Names that spell the settings prevent it.
+        digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
+        summed = ("score_sum", "sample_count", "undefined_sum") if self.reduction == "mean" else ("scores",)
+        self._names = {role: f"{role}_{digest}" for role in (*summed, "keyed_scores", "keyed_ids")}
+        if self.reduction == "mean":
+            zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
+            count = torch.zeros((), dtype=torch.int64, device=self._device)
+            self.add_state(self._names["score_sum"], zero, dist_reduce_fx="sum")
+            self.add_state(self._names["sample_count"], count, dist_reduce_fx="sum")
+            self.add_state(self._names["undefined_sum"], count.clone(), dist_reduce_fx="sum")
+        else:
+            self.add_state(self._names["scores"], [], dist_reduce_fx="cat")
+        self.add_state(self._names["keyed_scores"], [], dist_reduce_fx="cat")
+        self.add_state(self._names["keyed_ids"], [], dist_reduce_fx="cat")
+
+    def _state(self, role: str) -> Any:
+        return getattr(self, self._names[role])
+
+    def _listed(self, role: str) -> Tensor:
+        """A list state as one tensor: empty, and of the right dtype, where there is nothing."""
+        value = self._state(role)
+        if isinstance(value, list) and not value:
+            dtype = torch.int64 if role == "keyed_ids" else sum_dtype(self.device)
+            return torch.empty(0, dtype=dtype, device=self.device)
+        tensor: Tensor = dim_zero_cat(value)
+        return tensor.to(self.device)
+
+    @property
+    def backbone(self) -> SigLIP2Backbone:
+        """The process's shared frozen backbone for this metric's checkpoint, device and dtype."""
+        return self._given_backbone or shared_backbone(self._source, self.device, self._backbone_dtype)
+
+    @property
+    def undefined_count(self) -> int:
+        """Samples so far, on this process, that have no score; repeats by id included."""
+        keyed = self._listed("keyed_scores").isnan().sum()
+        if self.reduction == "mean":
+            return int(self._state("undefined_sum") + keyed)
+        return int(self._listed("scores").isnan().sum() + keyed)
+
+    def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
+        """Add one batch of scores; never in place, since a reset under inference mode leaves inference tensors."""
+        scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
+        if ids is not None:
+            self._append("keyed_scores", scores_B)
+            self._append("keyed_ids", ids.to(self.device))
+        elif self.reduction == "none":
+            self._append("scores", scores_B)
+        else:
+            undefined_B = scores_B.isnan()
+            for role, addend in (
+                ("score_sum", scores_B.nan_to_num(nan=0.0).sum()),
+                ("sample_count", (~undefined_B).sum()),
+                ("undefined_sum", undefined_B.sum()),
+            ):
+                setattr(self, self._names[role], self._state(role) + addend)
+
+    def _append(self, role: str, values: Tensor) -> None:
+        setattr(self, self._names[role], [*self._state(role), values])
+
+    def compute(self) -> Tensor:
+        """The mean over all defined samples, or with ``reduction="none"`` every sample's score.
+
+        Returns:
+            A float32 scalar, NaN if no sample is defined; or (n,) float32 with NaN where a sample is undefined, in
+            the order of ids, then the samples without id in the order of ranks and updates.
+        """
+        keyed = first_of_each_id(self._listed("keyed_scores"), self._listed("keyed_ids"))
+        if self.reduction == "none":
+            every = torch.cat([keyed, self._listed("scores")])
+            self._warn_undefined(every.isnan().sum(), every.numel())
+            return every.float()
+        defined = ~keyed.isnan()
+        total = self._state("score_sum") + keyed[defined].sum()
+        count = self._state("sample_count") + defined.sum()
+        undefined = self._state("undefined_sum") + (~defined).sum()
+        self._warn_undefined(undefined, int(count + undefined))
+        mean: Tensor = (total / count).float()
+        return mean
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def in_shape() -> Any:
+            # torchmetrics makes a scalar of anything with one element
+            return wrapped().reshape(-1) if self.reduction == "none" else wrapped()
+
+        return in_shape
+
+    def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
+        if not self._warned_undefined and int(undefined):
+            self._warned_undefined = True
+            rank_zero_warn(
+                f"{type(self).__name__}: {int(undefined)} of {samples} samples are undefined, because "
+                f"{self._undefined_because}; they are left out of the mean and are NaN in per-sample output. Check "
+                "their masks.",
+                UserWarning,
+            )
+
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def all_or_nothing(*args: Any, **kwargs: Any) -> None:
+            # torchmetrics counts an update before it is tried
+            count, computed = self._update_count, self._computed
+            try:
+                wrapped(*args, **kwargs)
+            except BaseException:
+                self._update_count, self._computed = count, computed
+                raise
+
+        return all_or_nothing
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Score one batch alone and add it to the rest, with one pass of the encoder.
+
+        Takes what ``update`` takes and returns what ``compute`` returns, for this batch.
+        """
+        # torchmetrics sets the accumulated states aside while it scores the batch, and loses them if that raises.
+        # Lists are copied, because a reset empties them in place; tensors are never changed in place.
+        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the states of another metric of this class and these settings, after this one's own samples.
+
+        Args:
+            incoming_state: the metric, or its ``metric_state``.
+
+        Raises:
+            ValueError: if it is a metric of another class or with other settings than this one's.
+        """
+        if isinstance(incoming_state, SampleMetric):
+            # The checkpoint may lie elsewhere there; the other settings decide the score.
+            if type(incoming_state) is not type(self) or incoming_state._settings()[1:] != self._settings()[1:]:
+                raise ValueError(f"cannot merge {incoming_state} into {self}; merge metrics of one class and settings")
+            states = {role: incoming_state._state(role) for role in self._names}
+        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._names.values()):
+            states = {role: incoming_state[name] for role, name in self._names.items()}
+        else:
+            raise ValueError("incoming_state is no metric of this class and settings, nor the metric_state of one")
+        for role, name in self._names.items():
+            setattr(self, name, self._state(role) + states[role])
+        self._computed = None  # what was computed before is no longer so
+        self._update_count += getattr(incoming_state, "update_count", 1)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """States made persistent, under their plain names: where the checkpoint lay does not matter to them."""
+        states = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for role, name in self._names.items():
+            if prefix + name in states:
+                states[prefix + role] = states.pop(prefix + name)
+        if not any(self._persistent.values()):
+            _drop_marks(states, prefix)
+        return states
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for role, name in self._names.items():
+            if prefix + role in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + role)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        # A rank without data offers an empty list, for which torchmetrics gathers float32 whatever the others hold.
+        for role, name in self._names.items():
+            if self._reductions[name] is dim_zero_cat:
+                setattr(self, name, [self._listed(role)])
+        super()._sync_dist(dist_sync_fn, process_group=process_group)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        """Follow the surrounding module to its device, but never to its dtype."""
+        device = fn(torch.empty(0, dtype=torch.float32, device=self.device)).device
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, sum_dtype(device) if tensor.is_floating_point() else tensor.dtype)
+
+        return super()._apply(move, exclude_state)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one or several values within the metric's bounds, -1 and 1; needs matplotlib.
+
+        Args:
+            val: a result of ``compute`` or ``forward``, or a list of them; None calls ``compute``.
+            ax: matplotlib axes to draw into.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)
+
+
+def _drop_marks(states: Any, prefix: str) -> None:
+    """Take back torch's version marks of a metric that saves nothing, and of a collection around it.
+
+    They would make a checkpoint with metrics a few bytes longer than one without. Version 1 is every module's unless
+    its class says otherwise, so nothing misses the mark.
+    """
+    marks = getattr(states, "_metadata", {})
+    own = prefix.removesuffix(".")
+    for path in (own, own.rpartition(".")[0]):
+        if path and marks.get(path) == {"version": 1} and not any(key.startswith(f"{path}.") for key in states):
+            del marks[path]

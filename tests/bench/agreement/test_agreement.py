@@ -1,0 +1,218 @@
+"""Agreement of scores with people: the protocols step by step, intervals, tests, and what the report tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import krippendorff
+import numpy as np
+import pytest
+from scipy import stats
+from support.agreement_cases import GROUPS, KEYS, METHODS, SCORERS, alpha, drawn, listed, report, scores
+
+from masc_metrics.bench.agreement.ratings import Scores
+from masc_metrics.bench.agreement.report import Agreement
+
+
+def test_pooled_alpha_is_one_range_over_all_methods_and_rounded_at_each_step() -> None:
+    rounding_mattered = False
+    for seed in range(20):
+        groups, scorers = drawn(seed)
+        # One method's scores lie elsewhere, as a range a method would hide.
+        values = {at: value + (at[0] == "emu2") * 0.3 for at, value in scorers["fair"].items()}
+        low, high = min(values.values()), max(values.values())
+        scaled = [(value - low) / (high - low) for value in listed(values)]
+        exact = [alpha(scaled, [rating / 4 for rating in listed(group.values)]) for group in groups]
+        found = report(scores("fair", values), groups=groups, replicates=0).scorers[0]
+        assert [found.alpha_to[group.name].value for group in groups] == [round(each, 3) for each in exact]
+        expected = round((round(exact[0], 3) + round(exact[1], 3)) / 2, 3)
+        assert found.alpha.value == expected
+        assert found.scaling_range == (low, high)
+        rounding_mattered |= expected != round(sum(exact) / 2, 3)
+    assert rounding_mattered
+
+
+def test_the_ceiling_is_the_groups_alpha_on_the_same_keys() -> None:
+    some = {at: value for at, value in SCORERS["good"].items() if at[1] != "object_00_cup-0"}
+    keys = [at for at in KEYS if at in some]
+    found = report(scores("good", some))
+    assert found.ceiling.value == round(alpha(*(listed(group.values, keys) for group in GROUPS)), 3)
+    assert found.ceiling.value != round(alpha(*(listed(group.values) for group in GROUPS)), 3)
+
+
+def test_three_groups_are_each_agreed_with_and_agree_together() -> None:
+    third = scores("group3", {at: float(rating > 1) * 3 for at, rating in GROUPS[0].values.items()})
+    found = report(scores("good", SCORERS["good"]), groups=[*GROUPS, third])
+    each = [estimate.value for estimate in found.scorers[0].alpha_to.values()]
+    assert len(each) == 3
+    assert found.scorers[0].alpha.value == round(sum(value or 0 for value in each) / 3, 3)
+    data = [listed(group.values) for group in (*GROUPS, third)]
+    assert found.ceiling.value == round(krippendorff.alpha(data, level_of_measurement="interval"), 3)
+
+
+def test_a_scorer_that_rates_0_to_4_is_scaled_like_people() -> None:
+    rated = {at: min(3.0, max(1.0, rating)) for at, rating in GROUPS[0].values.items()}
+    judge, stretched = (report(scores("judge", rated, rates=rates)).scorers[0] for rates in (True, False))
+    assert (judge.scaled_like_people, judge.scaling_range) == (True, (0, 4))
+    assert judge.alpha_to["group2"].value == round(alpha(listed(rated), listed(GROUPS[1].values)), 3)
+    assert (stretched.scaled_like_people, stretched.scaling_range) == (False, (1, 3))
+    assert stretched.alpha_to["group2"].value != judge.alpha_to["group2"].value
+
+
+def test_a_group_as_a_scorer_agrees_with_itself_and_reaches_the_ceiling() -> None:
+    found = report(replace(GROUPS[0], name="ann", rates_0_to_4=True))
+    assert found.scorers[0].alpha_to["group1"].value == 1
+    assert found.scorers[0].alpha_to["group2"].value == found.ceiling.value
+
+
+def test_ranks_are_taken_against_the_mean_of_the_groups() -> None:
+    found = report(scores("fair", SCORERS["fair"])).scorers[0]
+    mean = [(a + b) / 2 for a, b in zip(*(listed(group.values) for group in GROUPS), strict=True)]
+    given = listed(SCORERS["fair"])
+    assert found.rho.value == pytest.approx(stats.spearmanr(given, mean).statistic)
+    assert found.tau.value == pytest.approx(stats.kendalltau(given, mean).statistic)
+    high = [score for score, rating in zip(given, mean, strict=True) if rating >= 3.5]
+    low = [score for score, rating in zip(given, mean, strict=True) if rating <= 0.5]
+    assert found.auc.value == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in high for b in low]))
+
+
+def test_only_common_keys_count_and_the_rest_is_told() -> None:
+    good = {at: value for at, value in SCORERS["good"].items() if at[1] != "object_00_cup-0"}
+    good[("unheard_of", "object_00_cup-1")] = 9.0
+    fair = {at: value for at, value in SCORERS["fair"].items() if at[1] != "object_01_car-2"}
+    groups = [scores("group1", GROUPS[0].values, dropped={"empty or nan": 7}), GROUPS[1]]
+    found = report(scores("good", good), scores("fair", fair), groups=groups)
+    kept = sorted(at for at in KEYS if at[1] not in ("object_00_cup-0", "object_01_car-2"))
+    assert (found.keys, found.concepts, found.methods) == (len(kept), 5, METHODS)
+    text = json.dumps([list(at) for at in kept])
+    assert found.key_set_sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert found.scorers[0].scaling_range[1] < 9
+    lacking = "key that another scorer or group lacks"
+    assert [(each.source, each.reason, each.count) for each in found.dropped] == [
+        ("group1", "empty or nan", 7),
+        ("good", lacking, 2),
+        ("good", "method unheard_of, which fair lacks", 1),
+        ("fair", lacking, 2),
+        ("group1", lacking, 4),
+        ("group2", lacking, 4),
+    ]
+
+
+def test_the_key_sets_digest_does_not_depend_on_order_or_scores() -> None:
+    turned = dict(reversed(SCORERS["good"].items()))
+    digests = {report(scores("s", values)).key_set_sha256 for values in (turned, SCORERS["good"], SCORERS["poor"])}
+    assert len(digests) == 1
+
+
+def test_prompt_following_leaves_style_collections_out_unless_told() -> None:
+    good = scores("good", SCORERS["good"])
+    assert report(good).keys == report(good, score="pf", with_styles=True).keys == len(KEYS)
+    for found in (report(good, score="pf"), report(good, with_styles=False)):
+        assert found.keys == len(KEYS) - 6
+        assert [(each.reason, each.count) for each in found.dropped] == [("style collection", 6)] * 3
+
+
+def test_one_extreme_score_moves_alpha_and_is_named() -> None:
+    spoilt = SCORERS["good"] | {KEYS[7]: 3.0}
+    honest, moved = (report(scores("good", values)).scorers[0] for values in (SCORERS["good"], spoilt))
+    assert (honest.alpha.value or 0) - (moved.alpha.value or 0) > 0.3
+    ends = {(each.end, each.rank): (each.method, each.key, each.value) for each in moved.extremes}
+    assert ends["highest", 1] == (*KEYS[7], 3.0)
+    order = sorted(KEYS, key=lambda at: spoilt[at])
+    assert [ends["lowest", rank] for rank in (1, 2, 3)] == [(*at, spoilt[at]) for at in order[:3]]
+    assert ends["highest", 2] == (*order[-2], spoilt[order[-2]])
+
+
+def test_dreambench_plus_takes_alpha_a_method_with_gaps_and_runs() -> None:
+    dice = np.random.default_rng(9)
+
+    def with_gaps(part: Scores) -> Scores:
+        return replace(part, values={at: value for at, value in part.values.items() if dice.random() > 0.15})
+
+    groups = [with_gaps(group) for group in GROUPS]
+    rated = [
+        {at: float(np.clip(v + dice.integers(-1, 2), 0, 4)) for at, v in GROUPS[0].values.items()} for _ in range(3)
+    ]
+    judges = [with_gaps(scores("judge", values, rates=True)) for values in rated]
+    found = report(*judges, groups=groups, protocol="dreambench-plus")
+
+    def gapped(one: Scores, other: Scores, method: str) -> float:
+        keys = sorted({at for at in (*one.values, *other.values) if at[0] == method})
+        data = [[part.values.get(at, math.nan) for at in keys] for part in (one, other)]
+        return round(krippendorff.alpha(data, level_of_measurement="interval"), 3)
+
+    means = []
+    for row, method in zip(found.scorers[0].methods, METHODS, strict=True):
+        runs = [round(sum(gapped(judge, group, method) for group in groups) / 2, 3) for judge in judges]
+        assert (row.method, row.runs, row.ceiling) == (method, tuple(runs), gapped(*groups, method))
+        assert (row.mean, row.deviation) == (round(statistics.mean(runs), 3), round(statistics.stdev(runs), 3))
+        means.append(row.mean)
+    assert found.scorers[0].alpha.value == round(statistics.mean(means), 3)
+    assert found.ceiling.value == round(statistics.mean(gapped(*groups, method) for method in METHODS), 3)
+    assert (found.scorers[0].alpha.low or 9) < found.scorers[0].alpha.value < (found.scorers[0].alpha.high or -9)
+
+
+def test_dreambench_plus_keeps_what_has_a_partner_in_methods_that_all_have() -> None:
+    lone = ("emu2", "object_99_fan-0")  # rated by one group and scored by nobody
+    ann = scores("ann", GROUPS[0].values | {lone: 4.0, ("gan", "object_00_cup-0"): 1.0})
+    good = scores("good", SCORERS["good"] | {("gan", "object_00_cup-0"): 1.0})
+    found = report(good, groups=[ann, GROUPS[1]], protocol="dreambench-plus")
+    assert (found.keys, found.methods) == (len(KEYS), METHODS)
+    assert [(each.source, each.reason, each.count) for each in found.dropped] == [
+        ("good", "method gan, which group2 lacks", 1),
+        ("ann", "key without a partner to agree with", 1),
+        ("ann", "method gan, which group2 lacks", 1),
+    ]
+
+
+def test_what_is_undefined_is_null_with_a_reason() -> None:
+    flat = report(scores("flat", dict.fromkeys(KEYS, 0.5)), scores("good", SCORERS["good"]), compare=[("flat", "good")])
+    scorer = flat.scorers[0]
+    assert (scorer.alpha.value, scorer.rho.value, scorer.auc.value) == (None, None, 0.5)
+    assert scorer.alpha.reason == "every score is 0.5, so there is no range to scale by"
+    assert scorer.rho.reason == "the scores or the mean ratings are all the same"
+    assert (flat.differences[0].p_value, flat.differences[0].difference.value) == (None, None)
+    assert json.loads(flat.to_json())["scorers"][0]["alpha"]["value"] is None
+
+    one_concept = {at: value for at, value in SCORERS["good"].items() if at[1].startswith("object_00")}
+    alone = report(scores("good", one_concept)).scorers[0].alpha
+    assert (alone.value is None, alone.low) == (False, None)
+    assert alone.reason.startswith("no interval")
+
+    middling = [scores(name, {at: 2.0 + (at[1][-1] == "0") for at in KEYS}) for name in ("a", "b")]
+    no_ends = report(scores("good", SCORERS["good"]), groups=middling).scorers[0].auc
+    assert (no_ends.value, no_ends.reason) == (None, "no picture is rated 3.5 or more, or none 0.5 or less")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda good: report(good, score="ap"), r"^score is 'ap'; give one of cp, pf$"),
+        (lambda good: report(good, protocol="best"), r"^protocol is 'best'; give one of pooled, dreambench-plus$"),
+        (lambda good: report(good, replicates=-1), r"^replicates is -1; give 0 or more$"),
+        (lambda good: report(good, good), r"^several scorers are named 'good'; give each a name"),
+        (lambda good: report(), r"^there are 0 scorers and 2 groups"),
+        (lambda good: report(good, groups=GROUPS[:1]), r"^there are 1 scorers and 1 groups"),
+        (lambda good: report(good, compare=[("good", "bad")]), r"^compare names 'bad'; give two of good$"),
+        (
+            lambda good: report(scores("x", {("gan", KEYS[0][1]): 1.0})),
+            r"^no method is common .* Methods of x: gan; group1: dreambooth_sd, emu2; group2",
+        ),
+        (
+            lambda good: report(scores("x", {("emu2", "a"): 1.0, ("emu2", "b"): 2.0})),
+            r"^scorers and groups have fewer than 2 .* x has 2, such as \('emu2', 'a'\); group1 has 30, such as",
+        ),
+        (
+            lambda good: report(scores("x", {("emu2", "a"): 1.0, ("emu2", "b"): 2.0}), protocol="dreambench-plus"),
+            r"^scorers and groups have fewer than 2",
+        ),
+    ],
+)
+def test_unusable_input_is_named_with_the_remedy(change: Callable[[Scores], Agreement], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        change(scores("good", SCORERS["good"]))

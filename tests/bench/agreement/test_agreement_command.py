@@ -1,0 +1,191 @@
+"""The command ``agreement``, from files on disk to the table and the JSON."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.agreement_cases import GROUPS, KEYS, SCORERS, Values, report, scores
+
+from masc_metrics.bench.agreement.command import add_agreement
+
+Run = Callable[..., int]
+SETTINGS = {"dreambooth_sd": "_gs7_5_step100_seed42_torch_float16", "emu2": "_gs3_step50_seed42_torch_bfloat16"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, in a folder with scores.csv, gpt/, gpt2/, ratings.csv and data_human_rating/."""
+    monkeypatch.chdir(tmp_path)
+    table("scores.csv", {"cp": SCORERS["good"], "pf": SCORERS["poor"], "dino-i": SCORERS["fair"]}, SETTINGS)
+    table("ratings.csv", {group.name: group.values for group in GROUPS})
+    for at, folder in enumerate(("gpt", "gpt2")):
+        by_method(Path(folder), "{}.json", {key: min(4.0, value + at) for key, value in GROUPS[0].values.items()})
+    for group in GROUPS:
+        by_method(Path("data_human_rating/merged_data", group.name), "{}-cp.json", group.values)
+    parser = argparse.ArgumentParser(prog="masc-metrics")
+    add_agreement(parser.add_subparsers(required=True))
+
+    def call(*arguments: str) -> int:
+        options = parser.parse_args(["agreement", "--replicates", "60", *arguments])
+        return int(options.run(options))
+
+    return call
+
+
+def table(file: str, columns: dict[str, Values], settings: dict[str, str] | None = None) -> None:
+    with open(file, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["method", "key", *columns])
+        for method, key in KEYS:
+            named = method + (settings or {}).get(method, "")
+            writer.writerow([named, key, *(values[method, key] for values in columns.values())])
+
+
+def by_method(folder: Path, name: str, values: Values) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for method in SETTINGS:
+        content = {key: value for (of, key), value in values.items() if of == method}
+        (folder / name.format(method)).write_text(json.dumps(content))
+
+
+def read(file: str) -> Any:
+    return json.loads(Path(file).read_text())
+
+
+def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("scores.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
+    found = read("found.json")
+    expected = report(scores("cp", SCORERS["good"]), replicates=60)
+    alpha = expected.scorers[0].alpha
+    assert [scorer["name"] for scorer in found["scorers"]] == ["cp"]
+    assert found["scorers"][0]["alpha"] == {
+        "value": alpha.value, "low": alpha.low, "high": alpha.high, "left_out": 0, "reason": ""
+    }  # fmt: skip
+    assert found["key_set_sha256"] == expected.key_set_sha256
+    assert found["scorers"][0]["scaling_range"] == list(expected.scorers[0].scaling_range)
+    assert [source["path"] for source in found["sources"]] == ["scores.csv", "ratings.csv", "ratings.csv"]
+    assert found["versions"]["numpy"] == np.__version__
+    assert set(found["versions"]) == {"krippendorff", "scipy", "numpy"}
+
+    lines = capsys.readouterr().out.splitlines()
+    header, row = (next(line for line in lines if line.startswith(start)) for start in ("scorer ", "cp "))
+    assert header.split() == [
+        "scorer",
+        "alpha",
+        "group1",
+        "alpha",
+        "group2",
+        "alpha",
+        "rho",
+        "tau",
+        "AUC",
+        "n",
+        "range",
+    ]
+    assert f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]" in row
+    assert [f"{estimate.value:.3f}" for estimate in expected.scorers[0].alpha_to.values()] == row.split()[1:3]
+    assert f"ceiling: alpha {expected.ceiling.value:.3f} [" in "\n".join(lines)
+    lowest = expected.scorers[0].extremes[0]
+    assert f"cp: lowest {lowest.value:.4g} ({lowest.method}, {lowest.key})" in "\n".join(lines)
+
+
+def test_several_scorers_columns_and_names(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--score", "cp", "--column", "dino-i", "--out", "found.json", "--compare", "masc:cp", "GPT-4o")
+    assert run(*given, "masc=scores.csv", "GPT-4o=gpt", "gpt2", "data_human_rating") == 0
+    found = read("found.json")
+    assert [scorer["name"] for scorer in found["scorers"]] == ["masc:cp", "masc:dino-i", "GPT-4o", "gpt2"]
+    assert [scorer["scaled_like_people"] for scorer in found["scorers"]] == [False, False, True, True]
+    assert found["scorers"][2]["alpha_to"]["group1"]["value"] == 1
+    assert {(test["a"], test["b"]) for test in found["differences"]} == {("masc:cp", "GPT-4o")}
+    assert "masc:cp - GPT-4o" in capsys.readouterr().out
+
+
+def test_a_file_whose_name_holds_an_equals_sign_is_a_file(run: Run) -> None:
+    Path("scores.csv").rename("run=2.csv")
+    assert run("run=2.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
+    assert read("found.json")["sources"][0] == {"name": "cp", "path": "run=2.csv", "seeds": "mean"}
+
+
+def test_two_scorers_are_compared_without_being_told(run: Run) -> None:
+    assert run("scores.csv", "gpt", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
+    tests = read("found.json")["differences"]
+    assert [(test["a"], test["b"], test["statistic"]) for test in tests] == [
+        ("cp", "gpt", statistic) for statistic in ("alpha", "rho", "tau", "auc")
+    ]
+
+
+def test_one_name_given_twice_is_two_runs_for_dreambench_plus(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("judge=gpt", "judge=gpt2", "ratings.csv", "--score", "cp", "--out", "found.json")
+    assert run(*given, "--protocol", "dreambench-plus") == 0
+    rows = read("found.json")["scorers"][0]["methods"]
+    assert [row["method"] for row in rows] == ["dreambooth_sd", "emu2"]
+    shown = f"{rows[1]['ceiling']:.3f}   {rows[1]['mean']:.3f} +- {rows[1]['deviation']:.3f}"
+    assert f"emu2           {shown}" in capsys.readouterr().out
+    assert run(*given) == 2
+    assert "several scorers are named 'judge'" in capsys.readouterr().err
+
+
+def test_styles_are_in_for_cp_and_out_for_pf_unless_told(run: Run) -> None:
+    for score, option, keys in (("cp", [], 30), ("pf", [], 24), ("cp", ["--without-styles"], 24),
+                                ("pf", ["--with-styles"], 30)):  # fmt: skip
+        assert run("scores.csv", "ratings.csv", "--score", score, "--out", "found.json", *option) == 0
+        assert read("found.json")["keys"] == keys
+
+
+def test_seeds_are_averaged_or_the_last_one_counts(run: Run) -> None:
+    with open("scores.csv", "a") as stream:
+        stream.write(f"emu2{SETTINGS['emu2']},{KEYS[-1][1]},99,,\n")
+    highest = []
+    for rule in ("mean", "last"):
+        assert run("scores.csv", "ratings.csv", "--score", "cp", "--seeds", rule, "--out", "found.json") == 0
+        highest.append(read("found.json")["scorers"][0]["scaling_range"][1])
+    assert highest == [pytest.approx((99 + SCORERS["good"][KEYS[-1]]) / 2), 99]
+
+
+def test_what_is_undefined_is_told_below_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    table("flat.csv", {"cp": dict.fromkeys(KEYS, 1.0)})
+    assert run("flat.csv", "ratings.csv", "--score", "cp") == 0
+    assert "cp, alpha: every score is 1, so there is no range to scale by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["none.csv", "ratings.csv"], "there is no none.csv; SCORES are files or folders"),
+        (["a=none.csv", "ratings.csv"], "there is no none.csv"),
+        (["scores.csv", "none"], "none is no folder and no table"),
+        (["scores.csv", "none.csv"], "none.csv"),
+        (["scores.csv", "ratings.csv", "--column", "clip"], "--column is 'clip', which no score file has"),
+        (["scores.csv", "ratings.csv", "--group", "x"], "ratings.csv: --group is 'x', but there are ratings by"),
+        (["scores.csv", "ratings.csv", "--compare", "cp", "x"], "compare names 'x'"),
+        (["scores.csv", "ratings.csv", "--out", "ratings.csv"], "--out is ratings.csv, which is read from"),
+        (["a=scores.csv", "ratings.csv", "--out", "scores.csv"], "--out is scores.csv, which is read from"),
+        (["scores.csv", "ratings.csv", "--out", "no/found.json"], "give a file in a folder that exists"),
+    ],
+)
+def test_unusable_input_is_told_and_exits_with_2(
+    run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    before = Path("ratings.csv").read_text() + Path("scores.csv").read_text()
+    assert run(*arguments, "--score", "cp") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("masc-metrics: ")
+    assert told in error
+    assert Path("ratings.csv").read_text() + Path("scores.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["scores.csv", "--score", "cp"], ["scores.csv", "ratings.csv"],
+                  ["scores.csv", "ratings.csv", "--score", "cp", "--replicates", "-1"]]
+)  # fmt: skip
+def test_missing_arguments_exit_with_2(run: Run, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(*arguments)
+    assert left.value.code == 2

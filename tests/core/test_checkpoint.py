@@ -1,0 +1,242 @@
+"""Getting a checkpoint: downloads from a hub, once for all processes, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.hub import COMMIT, GATED, OPEN, Hub, running
+
+from masc_metrics import MaSCConceptPreservation, load_backbone
+from masc_metrics.checkpoint import CheckpointSource
+
+LIMIT_S = 90
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def hub(checkpoint: Path) -> Iterator[Hub]:
+    with running(checkpoint) as hub:
+        yield hub
+
+
+def python(hub: Hub, cache: Path, program: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=hub.environment(cache) | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    assert process.returncode == 0, err
+    return out
+
+
+def test_several_processes_download_once_and_later_ones_not_at_all(hub: Hub, tmp_path: Path) -> None:
+    program = (
+        "from masc_metrics import load_backbone\n"
+        "found = load_backbone().checkpoint\n"
+        "print(found.commit, found.folder, found.processing.patch_size)"
+    )
+    answers = [output(process) for process in [python(hub, tmp_path, program) for _ in range(3)]]
+    assert len(set(answers)) == 1
+    assert answers[0].startswith(f"{COMMIT} {tmp_path}")
+    assert hub.requests["GET", "model.safetensors"] == 1
+    before = hub.requests.total()
+    local = program.replace("load_backbone()", "load_backbone(local_files_only=True)")
+    assert output(python(hub, tmp_path, local)) == answers[0]
+    assert hub.requests.total() == before
+
+
+def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
+    """A process that waited for one that then failed downloads by itself; without network it is an error."""
+    snapshot = tmp_path / "hub" / f"models--{OPEN.replace('/', '--')}" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(COMMIT)
+    program = (
+        "import os, threading, time\n"
+        "from pathlib import Path\n"
+        "from filelock import FileLock\n"
+        "from masc_metrics import checkpoint, hub\n"
+        "held = threading.Event()\n"
+        "def hold(lock):\n"
+        "    with FileLock(lock):\n"
+        "        held.set()\n"
+        "        time.sleep(1)\n"
+        "source = checkpoint.CheckpointSource.of(checkpoint.DEFAULT_MODEL)\n"
+        "lock = hub.lock_file(source.model, source.revision, Path(os.environ['HF_HOME']) / 'hub')\n"
+        "threading.Thread(target=hold, args=[lock]).start()\n"
+        "held.wait()\n"
+        "print(sorted(file.name for file in source.resolve().folder.iterdir()))"
+    )
+    offline = python(hub, tmp_path, "from masc_metrics import load_backbone; load_backbone()", HF_HUB_OFFLINE="1")
+    _, error = offline.communicate(timeout=LIMIT_S)
+    assert "ConnectionError" in error
+    assert "not (or not whole) in the local cache" in error
+    unreachable = python(hub, tmp_path, "from masc_metrics import load_backbone; load_backbone()", HF_ENDPOINT=NOWHERE)
+    _, error = unreachable.communicate(timeout=LIMIT_S)
+    assert "not (or not whole) in the local cache, and the hub gave nothing" in error
+    (snapshot / "config.json").unlink()
+    assert "'model.safetensors'" in output(python(hub, tmp_path, program))
+
+
+def test_prefetch_prints_a_folder_that_works_without_the_hub(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "elsewhere"
+    prefetch = (
+        f"import sys; from masc_metrics.cli import main; sys.exit(main(['prefetch', '--cache-dir', {str(cache)!r}]))"
+    )
+    folder = Path(output(python(hub, tmp_path, prefetch)).removesuffix("\n"))
+    assert folder.is_relative_to(cache)
+    backbone = load_backbone(folder)
+    assert backbone.checkpoint.commit == COMMIT
+    assert backbone.encode_texts(["a cat"]).shape == (1, 64)
+
+
+def test_a_checkpoint_that_cannot_be_had_says_how_to_get_it(hub: Hub, tmp_path: Path) -> None:
+    program = f"""
+import json
+from masc_metrics import load_backbone
+from masc_metrics.checkpoint import CheckpointSource
+def error(model, **settings):
+    try:
+        load_backbone(model, **settings)
+    except Exception as error:
+        return [type(error).__name__, str(error), error.__suppress_context__ or error.__context__ is None]
+print(json.dumps({{
+    "gated": error({GATED!r}),
+    "missing": error("nobody/nothing"),
+    "revision": error({OPEN!r}, revision="v7"),
+    "local": error({OPEN!r}, local_files_only=True),
+    "name": error("no such model!"),
+}}))
+"""
+    errors = json.loads(output(python(hub, tmp_path, program)))
+    assert all(bare for _, _, bare in errors.values()), "no stack of the hub's own errors"
+    kinds = {name: kind for name, (kind, _, _) in errors.items()}
+    assert kinds == {
+        "gated": "PermissionError",
+        "missing": "FileNotFoundError",
+        "revision": "FileNotFoundError",
+        "local": "ConnectionError",
+        "name": "FileNotFoundError",
+    }
+    gated = errors["gated"][1]
+    for part in (GATED, "is gated", f"https://huggingface.co/{GATED}", "hf auth login", "folder of a copy"):
+        assert part in gated
+    assert "'nobody/nothing' is not on the hub, or is private" in errors["missing"][1]
+    assert "has no revision 'v7'" in errors["revision"][1]
+    assert f"downloads are switched off. Run `masc-metrics prefetch {OPEN}`" in errors["local"][1]
+    assert "neither a folder here nor a hub id" in errors["name"][1]
+    offline = json.loads(output(python(hub, tmp_path, program, HF_HUB_OFFLINE="1")))
+    assert "downloads are switched off" in offline["gated"][1]
+    unreachable = json.loads(output(python(hub, tmp_path, program, HF_ENDPOINT=NOWHERE)))
+    assert unreachable["gated"][0] == "ConnectionError"
+    assert "the hub gave nothing" in unreachable["gated"][1]
+
+
+def test_constructors_touch_neither_network_nor_disk(tmp_path: Path) -> None:
+    metric = MaSCConceptPreservation("nobody/nothing", cache_dir=tmp_path / "cache")
+    missing = MaSCConceptPreservation(tmp_path / "not-there-yet")
+    assert not (tmp_path / "cache").exists()
+    assert pickle.loads(pickle.dumps(metric)).backbone.source == metric.backbone.source
+    assert missing.backbone.source.model == str(tmp_path / "not-there-yet")
+
+
+def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    def error(folder: Path | str, kind: type[Exception] = FileNotFoundError) -> str:
+        with pytest.raises(kind) as caught:
+            load_backbone(folder)
+        return str(caught.value)
+
+    def changed(name: str, **values: object) -> Path:
+        folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(checkpoint, folder)
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        return folder
+
+    assert f"no checkpoint folder at {tmp_path / 'nowhere'}" in error(tmp_path / "nowhere")
+    assert "no checkpoint folder at" in error("./nowhere")
+    assert "holds no config.json" in error(tmp_path)
+    assert "type 'clip'; give a SigLIP2 one" in error(changed("config.json", model_type="clip"), ValueError)
+    bicubic = changed("preprocessor_config.json", resample=3)
+    assert load_backbone(bicubic).checkpoint.processing.resample == "bicubic"
+    assert "resample 1" in error(changed("preprocessor_config.json", resample=1), ValueError)
+    assert "both need three values" in error(changed("preprocessor_config.json", image_mean=[0.5]), ValueError)
+    bare = changed("config.json")
+    (bare / "preprocessor_config.json").unlink()
+    assert "with image_mean and image_std" in error(bare)
+    pickled = changed("config.json")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    assert "holds no *.safetensors weights" in error(pickled)
+    broken = changed("config.json")
+    (broken / "config.json").write_text("{")
+    assert "cannot be read as JSON" in error(broken, ValueError)
+    cut = changed("config.json")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    assert f"{cut} cannot be read as a SigLIP2 checkpoint (SafetensorError" in error(cut, ValueError)
+    assert "cannot be read" in error(changed("preprocessor_config.json", image_mean=["a", "b", "c"]), ValueError)
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    deep = changed("config.json", vision_config=vision | {"num_hidden_layers": 3})
+    assert "lacks 16 weights of its vision tower" in error(deep, ValueError)
+    shallow = changed("config.json", vision_config=vision | {"num_hidden_layers": 1})
+    assert "has, beyond its config.json, 16 weights of its vision tower" in error(shallow, ValueError)
+    wide = changed("config.json", vision_config=vision | {"hidden_size": 128})
+    assert "cannot be read as a SigLIP2 checkpoint" in error(wide, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (None, TypeError, "model_name_or_path is a NoneType; give a hub id, a local folder or a SigLIP2Backbone"),
+        (3, TypeError, "model_name_or_path is a int"),
+        (" ", ValueError, "model_name_or_path is empty"),
+    ],
+)
+def test_what_names_no_model_is_named(model: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CheckpointSource.of(model)  # type: ignore[arg-type]
+
+
+def test_wrong_settings_of_a_source_are_named(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder, which has none; leave one out"):
+        CheckpointSource.of(checkpoint, revision="v1")
+    with pytest.raises(TypeError, match="revision is a int; give a branch, tag or commit"):
+        CheckpointSource.of("a/b", revision=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cache_dir is a int; give a folder"):
+        CheckpointSource.of("a/b", cache_dir=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="local_files_only is a str; give True or False"):
+        CheckpointSource.of("a/b", local_files_only="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("warp", ValueError, "device 'warp' is not to be had here"),
+        ("cuda:99", ValueError, "device 'cuda:99' is not to be had here"),
+        ("meta", ValueError, "device 'meta' computes nothing"),
+        (None, TypeError, "device is a NoneType; give a string"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    device: object, error: type[Exception], message: str, checkpoint: Path
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        load_backbone(checkpoint, device=device)  # type: ignore[arg-type]

@@ -1,0 +1,323 @@
+"""The command, run as a user runs it: real photographs in files, bad rows among good ones."""
+
+from __future__ import annotations
+
+import csv
+import math
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.photographs import PROMPTS, Photograph, pasted, photograph
+
+import masc_metrics
+from masc_metrics import load_backbone
+from masc_metrics.bench.sample import COLUMNS
+from masc_metrics.bench.samples import read_samples
+from masc_metrics.cli import main
+from masc_metrics.functional import concept_preservation, prompt_following
+
+PAIRS = [("cat", "coffee"), ("coffee", "rocket"), ("astronaut", "cat"), ("rocket", "astronaut")]
+SIZES = [(300, 451), (256, 256), (200, 333), (400, 150)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[tuple[Photograph, Photograph]]:
+    pairs = zip(PAIRS, SIZES, strict=True)
+    return [(pasted(subject, scene, *size), photograph(subject)) for (subject, scene), size in pairs]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, pictures: list[tuple[Photograph, Photograph]]) -> list[dict[str, str]]:
+    """Four good rows, their files beside them in folders."""
+    listed = []
+    for folder in ("out", "ref"):
+        (tmp_path / folder).mkdir()
+    for generated, reference in pictures:
+        name = generated.name
+        generated.image.save(tmp_path / "out" / f"{name}.png")
+        generated.mask.save(tmp_path / "out" / f"{name}_mask.png")
+        reference.image.save(tmp_path / "ref" / f"{name}.png")
+        reference.mask.convert("1").save(tmp_path / "ref" / f"{name}_mask.png")
+        files = (f"out/{name}.png", f"out/{name}_mask.png", f"ref/{name}.png", f"ref/{name}_mask.png")
+        listed.append(dict(zip(COLUMNS, (*files, PROMPTS[name], name), strict=True)))
+    return listed
+
+
+def write(folder: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = COLUMNS) -> Path:
+    file = folder / "samples.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def score(samples: Path, checkpoint: Path, *options: str) -> tuple[int, Path]:
+    out = samples.parent / "scores.csv"
+    arguments = ["score", str(samples), "--model", str(checkpoint), "--out", str(out), "--max-num-patches", "256"]
+    return main([*arguments, *options]), out
+
+
+def test_every_sample_gets_its_row_its_scores_and_its_stripped_prompt(
+    tmp_path: Path,
+    rows: list[dict[str, str]],
+    pictures: list[tuple[Photograph, Photograph]],
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out = score(write(tmp_path, rows), checkpoint, "--device", "cpu", "--batch-size", "3")
+    printed = capsys.readouterr()
+    assert code == 0
+    generated, references = zip(*pictures, strict=True)
+    backbone = load_backbone(checkpoint)
+    cp = concept_preservation(
+        [photo.image for photo in generated],
+        [photo.image for photo in references],
+        [photo.mask for photo in references],
+        backbone=backbone,
+        max_num_patches=256,
+    ).tolist()
+    pf = prompt_following(
+        [photo.image for photo in generated],
+        [photo.mask for photo in generated],
+        [PROMPTS[photo.name] for photo in generated],
+        [photo.name for photo in generated],
+        backbone=backbone,
+        max_num_patches=256,
+    ).tolist()
+    written = read(out)
+    assert [row["sample_id"] for row in written] == ["1", "2", "3", "4"]
+    assert [float(row["cp"]) for row in written] == pytest.approx(cp, abs=1e-6)
+    assert [float(row["pf"]) for row in written] == pytest.approx(pf, abs=1e-6)
+    assert [row["error"] for row in written] == [""] * 4
+    assert [row["stripped_prompt"] for row in written] == [
+        "A photo of at a brick wall",
+        "in a night sky",
+        "on a beach, astronaut smiling",
+        "in a sunny garden",
+    ]
+    assert f"CP  {sum(cp) / 4:.4f}  mean of 4 samples" in printed.out
+    assert f"PF  {sum(pf) / 4:.4f}  mean of 4 samples" in printed.out
+    assert "4/4" in printed.err, "a progress bar"
+    quiet_code, _ = score(tmp_path / "samples.csv", checkpoint, "--quiet")
+    assert (quiet_code, capsys.readouterr().err) == (0, "")
+
+
+def test_bad_rows_are_named_by_line_and_the_rest_is_scored(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, _ = score(write(tmp_path, rows), checkpoint), capsys.readouterr()
+    expected = read(good[1])
+    Image.fromarray(np.zeros((50, 400), np.uint8)).save(tmp_path / "out" / "wide.png")
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "out" / "red.png")
+    (tmp_path / "out" / "text.png").write_text("no picture")
+    (tmp_path / "out" / "cut.png").write_bytes((tmp_path / "out" / "cat.png").read_bytes()[:2000])
+    first = rows[0]
+    bad = [
+        first | {"generated_image": "out/nowhere.png"},
+        first | {"generated_mask": "out/wide.png"},
+        first | {"prompt": "  "},
+        first | {"reference_image": "out/text.png"},
+        first | {"generated_image": "out/cut.png"},
+        first | {"reference_mask": ""},
+        first | {"generated_mask": "out/red.png", "generated_image": "out/red.png"},
+        first | {"generated_image": "out"},
+    ]
+    mixed = [bad[0], rows[0], *bad[1:4], rows[1], rows[2], *bad[4:], rows[3]]
+    code, out = score(write(tmp_path, mixed), checkpoint, "--batch-size", "4")
+    printed = capsys.readouterr()
+    assert code == 3
+    written = read(out)
+    assert len(written) == len(mixed)
+    scored = [row for row in written if not row["error"]]
+    assert [float(row["cp"]) for row in scored] == pytest.approx([float(row["cp"]) for row in expected], abs=1e-6)
+    assert [float(row["pf"]) for row in scored] == pytest.approx([float(row["pf"]) for row in expected], abs=1e-6)
+    errors = [row["error"] for row in written if row["error"]]
+    for error, part in zip(
+        errors,
+        [
+            "nowhere.png: no such file",
+            "wide.png is (50, 400) but its image is (300, 451); give masks the shape of their image",
+            "prompt is empty; give the text that generated_image ",
+            "text.png: cannot be read as an image",
+            "cut.png: cannot be read as an image",
+            "reference_mask is empty",
+            "red.png has PIL mode 'RGB' and is coloured",
+            "out: cannot be read as an image",
+        ],
+        strict=True,
+    ):
+        assert part in error
+    assert all(row["cp"] == row["pf"] == "" for row in written if row["error"])
+    for line, part in [(2, "nowhere.png"), (4, "(50, 400)"), (5, "prompt is empty"), (9, "cut.png")]:
+        assert any(f"samples.csv, line {line} (sample" in text and part in text for text in printed.err.splitlines())
+    assert "8 of 12 rows failed; the others are in" in printed.err
+    assert "mean of 4 samples" in printed.out
+
+
+def test_sample_ids_are_carried_and_must_be_unique(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["cat/0", "кофе", "cat/0", ""]
+    named = [row | {"sample_id": name} for row, name in zip(rows, names, strict=True)]
+    code, out = score(write(tmp_path, named, (*COLUMNS, "sample_id")), checkpoint)
+    assert code == 3
+    written = read(out)
+    assert [row["sample_id"] for row in written] == names
+    assert written[2]["error"] == "sample_id 'cat/0' stands in line 2 already"
+    assert written[3]["error"].startswith("sample_id is empty")
+    assert written[0]["error"] == written[1]["error"] == ""
+
+
+def test_undefined_scores_are_nan_and_counted(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (451, 300), 0).save(tmp_path / "ref" / "cat_mask.png")
+    code, out = score(write(tmp_path, rows), checkpoint)
+    assert code == 0
+    assert math.isnan(float(read(out)[0]["cp"]))
+    printed = capsys.readouterr()
+    assert "mean of 3 samples, 1 undefined" in printed.out
+    assert "mean of 4 samples\n" in printed.out
+    assert "samples.csv, line 2 (sample 1): CP is undefined, because no reference patch" in printed.err
+
+
+def test_prompts_that_do_not_hold_their_subject_are_said(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows[2]["subject"], rows[3]["subject"] = "dog", ""
+    assert score(write(tmp_path, rows), checkpoint)[0] == 0
+    assert "nothing was stripped from 1 of 4 prompts" in capsys.readouterr().err
+
+
+def test_scores_of_an_earlier_run_stay_until_new_ones_are_whole(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = write(tmp_path, rows), tmp_path / "scores.csv"
+    out.write_text("earlier")
+    assert score(samples, tmp_path / "nowhere")[0] == 1
+    without_tokenizer = shutil.copytree(checkpoint, tmp_path / "without")
+    (without_tokenizer / "tokenizer.json").unlink()
+    capsys.readouterr()
+    assert score(samples, without_tokenizer)[0] == 1
+    printed = capsys.readouterr()
+    assert "has no readable tokenizer" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert out.read_text() == "earlier"
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("masc_metrics.bench.scoring.concept_preservation", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            score(samples, checkpoint)
+    assert out.read_text() == "earlier"
+    assert score(samples, checkpoint)[0] == 0
+    assert len(read(out)) == 4
+    full = main(["score", str(samples), "--model", str(checkpoint), "--out", "/dev/full", "--quiet"])
+    assert full == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_lines_are_counted_past_quoted_line_breaks_and_blank_lines(tmp_path: Path) -> None:
+    file = tmp_path / "samples.csv"
+    header = ",".join(["extra", *COLUMNS])
+    body = '\n\n0,a,b,c,d,"a cat\non\na beach",cat\n1, a,b,c,d, "a, b",\n2,a,b,c,d,a, b,cat\n3,a,b,c,d,a\n'
+    file.write_bytes(b"\xef\xbb\xbf" + (header + body).encode())
+    samples = read_samples(file).samples
+    assert [sample.line for sample in samples] == [3, 6, 7, 8]
+    assert "fewer cells than there are columns" in samples[3].error
+    assert samples[0].prompt == "a cat\non\na beach"
+    assert (samples[1].subject, samples[1].error) == (None, "")
+    assert "more cells than there are columns" in samples[2].error
+    assert samples[0].generated_image == str(tmp_path / "a")
+
+
+def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, checkpoint: Path, rows: list[dict[str, str]]) -> None:
+    photo = photograph("cat")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored a quarter turn to the left of how it is shown
+    turned = photo.image.transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "out" / "turned.png", exif=exif)
+    photo.image.save(tmp_path / "out" / "plain.png")
+    first = rows[0] | {"generated_mask": "ref/cat_mask.png"}
+    both = [first | {"generated_image": f"out/{name}.png"} for name in ("turned", "plain")]
+    code, out = score(write(tmp_path, both), checkpoint)
+    assert code == 0
+    one, other = read(out)
+    assert float(one["cp"]) == pytest.approx(float(other["cp"]), abs=1e-6)
+    assert float(one["pf"]) == pytest.approx(float(other["pf"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["score", "nowhere.csv", "--out", "o.csv"], 2, "nowhere.csv"),
+        (["score", "empty.csv", "--out", "o.csv"], 2, "lacks the columns generated_image, generated_mask"),
+        (["score", "header.csv", "--out", "o.csv"], 2, "header.csv lists no samples"),
+        (["score", "latin.csv", "--out", "o.csv"], 2, "cannot be read as CSV in UTF-8"),
+        (
+            ["score", "open.csv", "--out", "o.csv"],
+            2,
+            "open.csv cannot be read as CSV in UTF-8, in the row after line 1: unexpected end of data; is a quote",
+        ),
+        (["score", "twice.csv", "--out", "o.csv"], 2, "names a column twice"),
+        (["score", "semicolons.csv", "--out", "o.csv"], 2, "with commas between; it names ['generated_image;"),
+        (["score", "one.csv", "--out", "/proc/o.csv"], 2, "/proc/o.csv cannot be written"),
+        (["score", "one.csv", "--out", "o.csv", "--device", "meta"], 2, "device 'meta' computes nothing"),
+        (["score", "one.csv", "--out", "missing/o.csv"], 2, "there is no folder missing; make it first"),
+        (["score", "one.csv", "--out", "one.csv"], 2, "is the sample list itself"),
+        (["score", "one.csv", "--out", "."], 2, "is a folder; give a file in it"),
+        (["score", "one.csv", "--out", "o.csv", "--device", "warp"], 2, "device 'warp' is not to be had here"),
+        (["score", "one.csv", "--out", "o.csv", "--device", "cuda:7"], 2, "device 'cuda:7' is not to be had here"),
+        (["score", "one.csv", "--out", "o.csv", "--model", "./nowhere"], 1, "no checkpoint folder at"),
+        (["prefetch", "./nowhere"], 1, "no checkpoint folder at"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_start_says_why_in_one_line(
+    change: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    header = ",".join(COLUMNS)
+    Path("empty.csv").write_text("")
+    Path("header.csv").write_text(header + "\n")
+    Path("one.csv").write_text(f"{header}\na,b,c,d,e,f\n")
+    Path("open.csv").write_text(f'{header}\na,b,c,d,"e,f\na,b,c,d,e,f\n')
+    Path("twice.csv").write_text(f"{header},subject\n")
+    Path("semicolons.csv").write_text(header.replace(",", ";") + "\n")
+    Path("latin.csv").write_bytes(f"{header}\na,b,c,d,caf".encode() + b"\xe9,f\n")
+    before = Path("one.csv").read_text()
+    assert main(change) == code
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+    assert Path("one.csv").read_text() == before
+    assert not Path("o.csv").exists()
+
+
+def test_the_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = str(Path(sys.executable).parent / "masc-metrics")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == masc_metrics.__version__
+    monkeypatch.setattr(sys, "argv", ["masc_metrics", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("masc_metrics", run_name="__main__")
+    for wrong in ([], ["score"], ["score", "a.csv", "--out", "b.csv", "--batch-size", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)

@@ -1,0 +1,160 @@
+"""Two and three real gloo processes give what one process gives on all the data, and none waits for ever."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import processes
+from support.batches import PATCHES, batch, rows
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+from torchmetrics import MetricCollection
+
+from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
+
+SAMPLES = 7
+ALL = list(range(SAMPLES))
+UNDEFINED = (1, 5)
+
+
+def data(undefined: bool = False) -> dict[str, Any]:
+    values = batch(SAMPLES)
+    if undefined:
+        for index in UNDEFINED:
+            values["reference_masks"][index] = False
+            values["generated_masks"][index] = True
+    return values
+
+
+def collection(checkpoint: str, **settings: Any) -> MetricCollection:
+    return MetricCollection(
+        {
+            "cp": MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, **settings),
+            "pf": MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES, **settings),
+        }
+    )
+
+
+def feed(metrics: MetricCollection, values: dict[str, Any], indices: list[int], keyed: bool, size: int = 2) -> None:
+    for start in range(0, len(indices), size):
+        part = indices[start : start + size]
+        metrics.update(**rows(values, *part), **({"sample_ids": torch.tensor(part)} if keyed else {}))
+
+
+def uneven(rank: int, world: int) -> list[int]:
+    """The first rank takes one sample, the last all that is left."""
+    return ALL[rank : rank + 1] if rank < world - 1 else ALL[rank:]
+
+
+def without_data(rank: int, world: int) -> list[int]:
+    """Rank 0 has nothing, the next all."""
+    return ALL if rank == 1 else []
+
+
+def padded(rank: int, world: int) -> list[int]:
+    """As Lightning's sampler does: seven samples do not divide by two or three, so the last ones are repeats."""
+    return list(DistributedSampler(ALL, num_replicas=world, rank=rank, shuffle=True, seed=3))  # type: ignore[arg-type]
+
+
+def nobody(rank: int, world: int) -> list[int]:
+    return []
+
+
+Share = Callable[[int, int], list[int]]
+# name: how the samples are dealt, whether they carry ids, settings, whether some samples are undefined
+CASES: dict[str, tuple[Share, bool, dict[str, Any], bool]] = {
+    "uneven": (uneven, False, {}, False),
+    "uneven_undefined": (uneven, False, {}, True),
+    "without_data": (without_data, False, {}, False),
+    "padded_ids": (padded, True, {}, False),
+    "padded_ids_undefined": (padded, True, {}, True),
+    "without_data_ids": (without_data, True, {}, False),
+    "none_uneven": (uneven, False, {"reduction": "none"}, True),
+    "none_without_data": (without_data, False, {"reduction": "none"}, False),
+    "none_padded_ids": (padded, True, {"reduction": "none"}, True),
+    "none_without_data_ids": (without_data, True, {"reduction": "none"}, False),
+    "none_ids_on_cpu_lists": (padded, True, {"reduction": "none", "compute_on_cpu": True}, False),
+    "nobody": (nobody, False, {}, False),
+    "nobody_none": (nobody, True, {"reduction": "none"}, False),
+}
+
+
+def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
+    """Every case in one process group, since starting processes costs more than the cases."""
+    warnings.simplefilter("ignore")
+    results: dict[str, Any] = {}
+    for name, (share, keyed, settings, undefined) in CASES.items():
+        metrics = collection(checkpoint, **settings)
+        feed(metrics, data(undefined), share(rank, world), keyed)
+        results[name] = metrics.compute()
+    # Accumulation goes on after a compute, on what this rank had, not on what all had together.
+    metrics = collection(checkpoint)
+    indices = ALL[rank::world]  # at least two each: without news, a rank answers from torchmetrics' cache
+    feed(metrics, data(), indices[:1], keyed=False)
+    metrics.compute()
+    feed(metrics, data(), indices[1:], keyed=False)
+    results["continued"] = metrics.compute()
+    # Every step in common, as forward can be asked to do it.
+    metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, dist_sync_on_step=True)
+    names = ("generated_images", "reference_images", "reference_masks")
+    results["step"] = metric(**{n: v for n, v in rows(data(), rank).items() if n in names})
+    return results
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
+def ranks(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return processes.run(work, request.param, folder, str(checkpoint))
+
+
+def alone(checkpoint: Path, settings: dict[str, Any], undefined: bool) -> dict[str, Tensor]:
+    metrics = collection(str(checkpoint), **{k: v for k, v in settings.items() if k == "reduction"})
+    feed(metrics, data(undefined), ALL, keyed=False)
+    values: dict[str, Tensor] = metrics.compute()
+    return values
+
+
+@pytest.mark.filterwarnings("ignore:.*samples are undefined")
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("nobody")])
+def test_processes_together_equal_one_process_alone(name: str, ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+    _, _, settings, undefined = CASES[name]
+    expected = alone(checkpoint, settings, undefined)
+    for rank in ranks:
+        for metric in ("cp", "pf"):
+            assert rank[name][metric].shape == expected[metric].shape
+            assert torch.allclose(rank[name][metric], expected[metric], atol=1e-6, equal_nan=True)
+
+
+def test_no_data_anywhere_is_nan_or_empty(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert all(value.isnan() for value in rank["nobody"].values())
+        assert all(value.shape == (0,) for value in rank["nobody_none"].values())
+
+
+def test_accumulation_continues_after_a_compute(ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+    expected = alone(checkpoint, {}, undefined=False)
+    for rank in ranks:
+        for metric in ("cp", "pf"):
+            assert torch.allclose(rank["continued"][metric], expected[metric], atol=1e-6)
+
+
+def test_a_synchronised_step_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+    metrics = collection(str(checkpoint))
+    metrics.update(**rows(data(), *range(len(ranks))))
+    for rank in ranks:
+        assert torch.allclose(rank["step"], metrics.compute()["cp"], atol=1e-6)
+
+
+def test_padding_repeats_without_ids_would_have_moved_the_mean(checkpoint: Path) -> None:
+    """So the cases above can fail: two ranks deal eight samples out of seven."""
+    metrics = collection(str(checkpoint))
+    feed(metrics, data(), [index for rank in range(2) for index in padded(rank, 2)], keyed=False)
+    expected = alone(checkpoint, {}, undefined=False)
+    assert not torch.allclose(metrics.compute()["cp"], expected["cp"], atol=1e-4)

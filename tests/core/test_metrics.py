@@ -1,0 +1,620 @@
+"""One contract for both Metric classes: forms, states, copies, collections, forward, undefined samples, bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.batches import CP_ARGUMENTS, PATCHES, PF_ARGUMENTS, batch, counted_encodings, images, masks, only, rows
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.wrappers import BootStrapper, MetricTracker
+
+from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, load_backbone
+from masc_metrics import backbone as backbone_module
+from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.sample_metric import SampleMetric
+
+Build = Callable[..., SampleMetric]
+
+
+class Kind:
+    """One of the two metrics with its arguments."""
+
+    def __init__(self, name: str, checkpoint: Path) -> None:
+        cp = name == "cp"
+        self.name = name
+        self.arguments = CP_ARGUMENTS if cp else PF_ARGUMENTS
+        self.masks = "reference_masks" if cp else "generated_masks"
+        self.metric: Build = partial(
+            MaSCConceptPreservation if cp else MaSCPromptFollowing, checkpoint, max_num_patches=PATCHES
+        )
+        self.function = partial(concept_preservation if cp else prompt_following, max_num_patches=PATCHES)
+        self.undefined_mask = 0 if cp else 1
+
+    def batch(self, count: int, seed: int = 0, **size: int) -> dict[str, Any]:
+        return only(batch(count, seed, **size), self.arguments)
+
+    def undefined_batch(self, count: int, seed: int = 0) -> dict[str, Any]:
+        values = self.batch(count, seed)
+        return values | {self.masks: torch.full_like(values[self.masks], bool(self.undefined_mask))}
+
+
+@pytest.fixture(params=["cp", "pf"])
+def kind(request: pytest.FixtureRequest, checkpoint: Path) -> Kind:
+    return Kind(request.param, checkpoint)
+
+
+# --- values ---
+
+
+def test_the_mean_over_batches_is_the_mean_of_the_samples_scores(kind: Kind, checkpoint: Path) -> None:
+    metric = kind.metric()
+    scores = []
+    for seed, count in enumerate((3, 1, 4)):
+        metric.update(**kind.batch(count, seed=10 * seed))
+        scores.append(kind.function(**kind.batch(count, seed=10 * seed), backbone=load_backbone(checkpoint)))
+    value = metric.compute()
+    assert value.dtype == torch.float32
+    assert value.ndim == 0
+    assert value.item() == pytest.approx(torch.cat(scores).mean().item(), abs=1e-6)
+    assert -1 <= value <= 1
+
+
+def test_reduction_none_gives_every_score_in_order(kind: Kind, checkpoint: Path) -> None:
+    metric = kind.metric(reduction="none")
+    metric.update(**kind.batch(3))
+    metric.update(**kind.batch(2, seed=50))
+    backbone = load_backbone(checkpoint)
+    expected = [
+        kind.function(**kind.batch(3), backbone=backbone),
+        kind.function(**kind.batch(2, 50), backbone=backbone),
+    ]
+    assert torch.allclose(metric.compute(), torch.cat(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("encode_batch_size", [1, 3, 16])
+def test_the_batch_a_sample_comes_in_never_changes_its_score(kind: Kind, encode_batch_size: int) -> None:
+    seven = kind.batch(7)
+    others = [kind.batch(1, seed=70 + i, height=64 + 40 * i, width=200 - 30 * i) for i in range(3)]
+    mixed = {name: [*list(seven[name]), *(value for other in others for value in list(other[name]))] for name in seven}
+    metric = kind.metric(reduction="none", encode_batch_size=encode_batch_size)
+
+    def score(arguments: dict[str, Any]) -> Tensor:
+        metric.reset()
+        metric.backbone.cache.clear()
+        metric.update(**arguments)
+        return metric.compute()
+
+    together = score(mixed)
+    assert torch.allclose(score(seven), together[:7], atol=1e-6)
+    for index in range(7):
+        assert torch.allclose(score(rows(seven, index)), together[index], atol=1e-6)
+    for index, other in enumerate(others):
+        assert torch.allclose(score(other), together[7 + index], atol=1e-6)
+
+
+def test_every_form_of_images_and_masks_gives_the_same_scores(kind: Kind) -> None:
+    arguments = kind.batch(3)
+    metric = kind.metric(reduction="none")
+    metric.update(**arguments)
+    expected = metric.compute()
+
+    def pil(values: Tensor) -> list[Image.Image]:
+        if values.ndim == 4:
+            return [Image.fromarray(value.permute(1, 2, 0).numpy()) for value in values]
+        return [Image.fromarray(value.numpy() * 255) for value in values.to(torch.uint8)]
+
+    changes: list[Callable[[Tensor], Any]] = [list, tuple, pil]
+    for change in changes:
+        metric.reset()
+        metric.update(**{n: change(v) if isinstance(v, Tensor) else v for n, v in arguments.items()})
+        assert torch.equal(metric.compute(), expected)
+    for change in (lambda m: m.float(), lambda m: m.to(torch.uint8) * 255, lambda m: m.long(), lambda m: m[:, None]):
+        metric.reset()
+        metric.update(**arguments | {kind.masks: change(arguments[kind.masks])})
+        assert torch.equal(metric.compute(), expected)
+    metric.reset()
+    floats = {n: v / 255 if isinstance(v, Tensor) and v.dtype == torch.uint8 else v for n, v in arguments.items()}
+    metric.update(**floats)
+    assert torch.allclose(metric.compute(), expected, atol=2e-2)  # resized without rounding
+
+
+def test_pooling_and_stripping_change_what_they_should(checkpoint: Path) -> None:
+    arguments = only(batch(4), PF_ARGUMENTS)
+    backbone = load_backbone(checkpoint)
+
+    def pf(**settings: Any) -> Tensor:
+        metric = MaSCPromptFollowing(backbone, max_num_patches=PATCHES, reduction="none", **settings)
+        metric.update(**arguments | settings.pop("changed", {}))
+        return metric.compute()
+
+    plain = pf()
+    assert torch.equal(pf(pooling="background", strip_subject=True), plain)
+    variants = [plain, pf(pooling="full"), pf(pooling="foreground"), pf(strip_subject=False)]
+    for index, one in enumerate(variants):
+        for other in variants[index + 1 :]:
+            assert not torch.allclose(one, other, atol=1e-4)
+    stripped = [prompt.replace("a cat ", "") for prompt in arguments["prompts"]]
+    arguments |= {"prompts": stripped, "subjects": None}
+    assert torch.allclose(pf(), plain, atol=1e-6)
+    # The background of a mask is the foreground of its complement, and of no mask it is everything.
+    full = pf(pooling="full")
+    arguments["generated_masks"] = torch.zeros_like(arguments["generated_masks"])
+    assert torch.allclose(pf(), full, atol=1e-6)
+    arguments["generated_masks"] = None
+    assert torch.equal(pf(pooling="full"), full)
+    with pytest.raises(TypeError, match="generated_masks is None; pooling='background' needs a mask"):
+        pf()
+
+
+def test_a_prompt_that_is_nothing_but_its_subject_is_scored(checkpoint: Path) -> None:
+    metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
+    metric.update(images(1), masks(1), ["a cat"], ["cat"])
+    assert metric.compute().isfinite()
+
+
+# --- sample ids ---
+
+
+def test_repeated_ids_count_once_the_first_one(kind: Kind) -> None:
+    plain, keyed = kind.metric(), kind.metric()
+    plain.update(**kind.batch(5))
+    keyed.update(**rows(kind.batch(5), 3, 1, 3), sample_ids=[30, 10, 30])
+    keyed.update(**rows(kind.batch(5), 0, 2, 4, 1), sample_ids=torch.tensor([0, 20, 40, 10]))
+    keyed.update(**kind.batch(2, seed=99), sample_ids=[0, 40])  # other pictures under known ids
+    assert keyed.compute().item() == pytest.approx(plain.compute().item(), abs=1e-6)
+    every, listed = kind.metric(reduction="none"), kind.metric(reduction="none")
+    every.update(**kind.batch(5))
+    listed.update(**rows(kind.batch(5), 4, 2, 0), sample_ids=[40, 20, -1])
+    listed.update(**rows(kind.batch(5), 1, 3, 3), sample_ids=(10, 30, 30))
+    assert torch.allclose(listed.compute(), every.compute(), atol=1e-6)
+
+
+def test_samples_with_and_without_ids_add_up(kind: Kind) -> None:
+    whole, parts = kind.metric(), kind.metric()
+    whole.update(**kind.batch(5))
+    parts.update(**rows(kind.batch(5), 0, 1))
+    parts.update(**rows(kind.batch(5), 2, 3, 4), sample_ids=[7, 8, 9])
+    assert parts.compute().item() == pytest.approx(whole.compute().item(), abs=1e-6)
+
+
+# --- undefined samples ---
+
+
+def test_undefined_samples_are_left_out_counted_and_said_once(kind: Kind) -> None:
+    plain, metric = kind.metric(), kind.metric()
+    plain.update(**kind.batch(3))
+    metric.update(**kind.batch(3))
+    metric.update(**kind.undefined_batch(2, seed=5))
+    metric.update(**kind.undefined_batch(1, seed=9), sample_ids=[4])
+    assert metric.undefined_count == 3
+    with pytest.warns(UserWarning, match="3 of 6 samples are undefined"):
+        value = metric.compute()
+    assert value.item() == pytest.approx(plain.compute().item(), abs=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.update(**kind.undefined_batch(1))
+        metric.compute()
+
+
+def test_per_sample_output_is_nan_where_undefined_and_the_mean_of_none_is_nan(kind: Kind) -> None:
+    metric = kind.metric(reduction="none")
+    metric.update(**kind.batch(1))
+    metric.update(**kind.undefined_batch(1))
+    with pytest.warns(UserWarning, match="1 of 2 samples are undefined"):
+        assert metric.compute().isnan().tolist() == [False, True]
+    assert metric.undefined_count == 1
+    none = kind.metric()
+    none.update(**kind.undefined_batch(2))
+    with pytest.warns(UserWarning, match="2 of 2 samples"):
+        assert none.compute().isnan()
+
+
+# --- one network, none of it in the host ---
+
+
+class Host(nn.Module):
+    def __init__(self, *metrics: SampleMetric) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.metrics = nn.ModuleList(metrics)
+
+
+def test_a_host_module_gains_no_state_parameter_buffer_or_submodule(kind: Kind) -> None:
+    metric = kind.metric()
+    host = Host(metric)
+    metric.update(**kind.batch(2))
+    assert list(host.state_dict()) == ["layer.weight", "layer.bias"]
+    assert [name for name, _ in host.named_parameters()] == ["layer.weight", "layer.bias"]
+    assert not list(host.buffers())
+    assert [type(module).__name__ for module in metric.modules()] == [type(metric).__name__]
+    assert host.load_state_dict(Host(kind.metric()).state_dict(), strict=True)
+    host.train().requires_grad_(True)
+    assert not metric.backbone._vision.network.training
+    assert not any(p.requires_grad for p in metric.backbone._vision.network.parameters())
+
+
+def test_copies_pickles_bootstrap_and_tracker_hold_one_network(kind: Kind) -> None:
+    metric = kind.metric()
+    metric.update(**kind.batch(2))
+    reads = []
+    original = backbone_module.VisionTower.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone_module.VisionTower, "read", lambda *args: reads.append(1) or original(*args))
+        copies = [metric.clone(), copy.deepcopy(metric), copy.copy(metric), pickle.loads(pickle.dumps(metric))]
+        bootstrap = BootStrapper(kind.metric(), num_bootstraps=10, sampling_strategy="multinomial")
+        tracker = MetricTracker(kind.metric())
+        tracker.increment()
+        tracker.update(**kind.batch(2))
+        tracker.increment()
+        tracker.update(**kind.batch(2, seed=4))
+        if kind.name == "cp":  # it resamples tensors, so no prompts
+            bootstrap.update(**kind.batch(4))
+            assert bootstrap.compute()["std"].isfinite()
+    assert not reads
+    for other in [*copies, *bootstrap.metrics, *tracker]:
+        assert other.backbone is metric.backbone
+    for other in copies:
+        assert torch.equal(other.compute(), metric.compute())
+    assert len(pickle.dumps(metric)) < 8000
+    given = type(metric)(metric.backbone, max_num_patches=PATCHES)
+    assert given.clone().backbone is given.backbone is metric.backbone
+    assert len(pickle.dumps(given)) < 8000
+
+
+def test_bootstrapping_encodes_each_picture_once(checkpoint: Path) -> None:
+    bootstrap = BootStrapper(MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES), num_bootstraps=10)
+    with counted_encodings() as counts:
+        bootstrap.update(**only(batch(6), CP_ARGUMENTS))
+    assert counts["images"] <= 12
+
+
+def test_both_metrics_in_a_collection_encode_each_picture_once(checkpoint: Path) -> None:
+    collection = MetricCollection(
+        {
+            "cp": MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES),
+            "pf": MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES),
+        },
+        prefix="val/",
+    )
+    with counted_encodings() as counts:
+        for seed in (0, 100, 200):
+            collection.update(**batch(5, seed=seed))
+        collection.update(**batch(5, seed=200))
+    assert counts["images"] == 3 * 10
+    values = collection.compute()
+    assert set(values) == {"val/cp", "val/pf"}
+    collection.reset()
+    assert collection(**batch(2))["val/cp"].isfinite()
+
+
+def test_settings_that_agree_by_chance_do_not_become_one_metric(checkpoint: Path) -> None:
+    """On an image without subject, background and full pooling agree; a compute group would never part them again."""
+    build = partial(MaSCPromptFollowing, checkpoint, max_num_patches=PATCHES)
+    collection = MetricCollection({"background": build(), "full": build(pooling="full"), "twin": build()})
+    first = only(batch(2), PF_ARGUMENTS)
+    collection.update(**first | {"generated_masks": torch.zeros_like(first["generated_masks"])})
+    collection.update(**only(batch(3, seed=8), PF_ARGUMENTS))
+    values = collection.compute()
+    assert abs(values["background"] - values["full"]) > 1e-4
+    assert values["background"] == values["twin"]
+    names = [set(metric._defaults) for metric in collection.values(copy_state=False)]
+    assert not names[0] & names[1]
+    assert names[0] == names[2]
+
+
+# --- devices and precision ---
+
+
+def test_the_surrounding_modules_precision_changes_neither_network_nor_states(kind: Kind) -> None:
+    plain = kind.metric()
+    plain.update(**kind.batch(3))
+    for cast in (
+        lambda host: host.half(),
+        lambda host: host.bfloat16(),
+        lambda host: host.double(),
+        lambda host: host.to(torch.bfloat16),
+        lambda host: host.to(dtype=torch.float16),
+        lambda host: host.to("cpu", torch.bfloat16),
+        lambda host: host.type(torch.float16),
+    ):
+        metric = kind.metric()
+        host = cast(Host(metric))
+        metric.update(**kind.batch(2))
+        host = cast(host)
+        metric.update(**rows(kind.batch(3), 2))
+        dtypes = {state.dtype for state in metric.metric_state.values() if isinstance(state, Tensor)}
+        assert dtypes == {torch.float64, torch.int64}
+        assert metric.backbone is plain.backbone
+        assert torch.allclose(metric.compute(), plain.compute(), atol=1e-6)  # it came in other batches
+        metric.reset()
+        metric.update(**kind.batch(3))
+        assert torch.equal(metric.compute(), plain.compute())
+
+
+def test_autocast_around_update_changes_nothing(kind: Kind) -> None:
+    plain, metric = kind.metric(), kind.metric()
+    plain.update(**kind.batch(3))
+    metric.backbone.cache.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        metric.update(**kind.batch(3))
+        assert torch.equal(metric.compute(), plain.compute())
+
+
+def test_a_metric_built_on_the_meta_device_is_a_real_one(kind: Kind) -> None:
+    with torch.device("meta"):
+        metric = kind.metric()
+    host = Host(metric).to_empty(device="cpu")
+    metric.update(**kind.batch(2))
+    plain = kind.metric()
+    plain.update(**kind.batch(2))
+    assert torch.equal(host.metrics[0].compute(), plain.compute())
+
+
+def test_inference_mode_then_training_then_inference_mode(kind: Kind) -> None:
+    metric = kind.metric()
+    with torch.inference_mode():
+        metric.update(**kind.batch(2))
+        metric.compute()
+        metric.reset()
+    metric.update(**kind.batch(2))
+    value = metric(**kind.batch(2))
+    with torch.inference_mode():
+        metric.update(**kind.batch(2))
+    assert torch.allclose(metric.compute(), value, atol=1e-6)
+    assert not value.requires_grad
+
+
+# --- forward ---
+
+
+def test_forward_scores_its_batch_encodes_once_and_accumulates(kind: Kind) -> None:
+    metric, other = kind.metric(), kind.metric()
+    with counted_encodings() as counts:
+        first = metric(**kind.batch(3))
+        second = metric(**kind.batch(2, seed=40))
+    assert counts["images"] == (10 if kind.name == "cp" else 5)
+    assert metric.compute().item() == pytest.approx((3 * first + 2 * second).item() / 5, abs=1e-6)
+    other.update(**kind.batch(3))
+    assert torch.equal(first, other.compute())
+    assert metric.update_count == 2
+
+
+def test_a_forward_that_fails_loses_nothing(kind: Kind) -> None:
+    for settings in ({}, {"reduction": "none"}):
+        metric, plain = kind.metric(**settings), kind.metric(**settings)
+        for one in (metric, plain):
+            one.update(**kind.batch(3))
+            one.update(**kind.batch(2, seed=6), sample_ids=[3, 4])
+        bad = kind.batch(2, seed=9) | {"generated_images": torch.full((2, 3, 8, 8), torch.nan)}
+        with pytest.raises(ValueError, match="NaN"):
+            metric(**bad)
+        assert metric.update_count == 2
+        metric.update(**kind.batch(1, seed=7))
+        plain.update(**kind.batch(1, seed=7))
+        assert torch.equal(metric.compute(), plain.compute())
+
+
+# --- life cycle ---
+
+
+def test_reset_forgets_and_merge_state_adds(kind: Kind) -> None:
+    metric, other = kind.metric(), kind.metric()
+    metric.update(**kind.batch(2, seed=30))
+    metric.reset()
+    metric.update(**rows(kind.batch(5), 0, 1))
+    other.update(**rows(kind.batch(5), 2, 3), sample_ids=[2, 3])
+    other.update(**rows(kind.batch(5), 4))
+    metric.merge_state(other)
+    whole = kind.metric()
+    whole.update(**kind.batch(5))
+    assert metric.compute().item() == pytest.approx(whole.compute().item(), abs=1e-6)
+
+
+def test_one_sample_alone_is_still_a_list_of_one(kind: Kind) -> None:
+    metric = kind.metric(reduction="none")
+    assert metric(**kind.batch(1)).shape == (1,)
+    assert metric.compute().shape == metric.compute().shape == (1,)
+    assert pickle.loads(pickle.dumps(metric)).compute().shape == metric.clone().compute().shape == (1,)
+    assert kind.metric()(**kind.batch(1)).shape == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
+def test_persistent_states_and_merges_do_not_depend_on_where_the_checkpoint_lies(
+    kind: Kind, checkpoint: Path, tmp_path: Path
+) -> None:
+    elsewhere = Kind(kind.name, shutil.copytree(checkpoint, tmp_path / "elsewhere"))
+    for settings in ({}, {"reduction": "none"}):
+        metric, other = kind.metric(**settings), elsewhere.metric(**settings)
+        metric.update(**kind.batch(3))
+        metric.update(**kind.batch(2, seed=9), sample_ids=[1, 2])
+        metric.persistent(True)
+        other.persistent(True)
+        saved = Host(metric).state_dict()
+        assert "metrics.0.keyed_ids" in saved
+        Host(other).load_state_dict(saved, strict=True)
+        assert torch.equal(other.compute(), metric.compute())
+        merged = elsewhere.metric(**settings)
+        merged.update(**kind.batch(2, seed=40), sample_ids=[2, 3])
+        first = merged.compute()
+        merged.merge_state(metric)
+        if settings:  # sorted by id: 1, 2 and 3, of which 2 is its own, then those without id
+            assert merged.compute()[1] == first[0]
+            assert len(merged.compute()) == 6
+    with pytest.raises(ValueError, match=r"cannot merge .*; merge metrics of one class and settings"):
+        kind.metric().merge_state(kind.metric(reduction="none"))
+    with pytest.raises(ValueError, match="incoming_state is no metric of this class and settings"):
+        kind.metric().merge_state({"score_sum": torch.tensor(1.0)})
+    with pytest.raises(ValueError, match="incoming_state is no metric"):
+        kind.metric().merge_state(3)  # type: ignore[arg-type]
+
+
+def test_repr_names_model_and_settings(kind: Kind, checkpoint: Path) -> None:
+    text = repr(kind.metric())
+    for part in (str(checkpoint), "torch.float32", str(PATCHES), "mean"):
+        assert part in text
+
+
+def test_a_subject_that_is_not_in_its_prompt_is_said_once(checkpoint: Path) -> None:
+    metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
+    prompts = ["a cat on a beach", "two cats on a beach"]
+    with pytest.warns(UserWarning, match=r"subjects\[1\] 'cat' does not stand in prompts\[1\] 'two cats on a beach'"):
+        metric.update(images(2), masks(2), prompts, ["cat", "cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.update(images(2), masks(2), prompts, ["dog", None])
+        MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES, strip_subject=False).update(
+            images(2), masks(2), prompts, ["dog", "dog"]
+        )
+
+
+def test_compute_before_any_update_is_nan(kind: Kind) -> None:
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        assert kind.metric().compute().isnan()
+    with pytest.warns(UserWarning, match="before the ``update`` method"):
+        assert kind.metric(reduction="none").compute().shape == (0,)
+
+
+def test_plot_draws_within_the_bounds(kind: Kind) -> None:
+    import matplotlib.pyplot as plt
+
+    metric = kind.metric()
+    metric.update(**kind.batch(2))
+    figure, axes = metric.plot()
+    assert axes.get_ylim()[0] <= -1
+    assert axes.get_ylim()[1] >= 1
+    _, axes = metric.plot([metric.compute()] * 3)
+    assert axes.has_data()
+    none = kind.metric(reduction="none")
+    none.update(**kind.batch(3))
+    none.plot()
+    assert figure is not None
+    plt.close("all")
+    assert (metric.plot_lower_bound, metric.plot_upper_bound) == (-1, 1)
+    assert metric.higher_is_better
+    assert not metric.is_differentiable
+    assert not metric.full_state_update
+
+
+def test_two_hundred_forwards_keep_no_graph_and_no_growing_state(kind: Kind) -> None:
+    metric = kind.metric()
+    arguments = kind.batch(1)
+    arguments["generated_images"] = (arguments["generated_images"] / 255).requires_grad_()
+    for _ in range(200):
+        assert not metric(**arguments).requires_grad
+    sizes = {name: len(s) if isinstance(s, list) else s.numel() for name, s in metric.metric_state.items()}
+    assert set(sizes.values()) == {0, 1}
+
+
+# --- bad input ---
+
+BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
+    "cp": [
+        ({"reference_images": images(2)}, ValueError, "reference_images holds 2 samples but generated_images holds 3"),
+        ({"reference_masks": masks(2)}, ValueError, "reference_masks holds 2 masks for 3 images"),
+        ({"reference_masks": masks(3, 96, 96)}, ValueError, r"reference_masks\[0\] is \(96, 96\) but its image is"),
+        ({"reference_images": images(3) / 127.5 - 1}, ValueError, r"reference_images\[0\].*diffusers'"),
+        ({"reference_masks": masks(3) * 2.0}, ValueError, r"reference_masks\[\d\].*outside \[0, 1\]"),
+    ],
+    "pf": [
+        ({"generated_masks": masks(4)}, ValueError, "generated_masks holds 4 masks for 3 images"),
+        ({"generated_masks": masks(3, 128, 96)}, ValueError, r"generated_masks\[0\] is \(128, 96\) but its image is"),
+        ({"generated_masks": None}, TypeError, "generated_masks is None; pooling='background' needs a mask"),
+        ({"prompts": ["a cat"] * 2}, ValueError, "prompts holds 2 samples but generated_images holds 3"),
+        ({"prompts": "a cat"}, TypeError, "prompts is a str; give a list of strings.*put it into a list"),
+        ({"prompts": None}, TypeError, "prompts is a NoneType"),
+        ({"prompts": ["a", "b", 3]}, TypeError, r"prompts\[2\] is a int; give a string"),
+        ({"prompts": ["a", "b", "c \ud800"]}, ValueError, r"prompts\[2\] 'c \\ud800' holds half of a surrogate pair"),
+        ({"prompts": ["a", " ", "c"]}, ValueError, r"prompts\[1\] is empty; give the text that generated_images\[1\]"),
+        ({"subjects": ["cat"]}, ValueError, "subjects holds 1 samples but generated_images holds 3"),
+        ({"subjects": "cat"}, TypeError, "subjects is a str"),
+        ({"subjects": ["cat", 3, None]}, TypeError, r"subjects\[1\] is a int; give a string, or None"),
+    ],
+    "both": [
+        ({"generated_images": images(3)[0]}, ValueError, "generated_images is one tensor.*add a batch dimension"),
+        ({"generated_images": images(3)[:, :1]}, ValueError, r"generated_images\[0\] has shape \(1, 96, 128\)"),
+        ({"generated_images": images(3).long()}, TypeError, r"generated_images\[0\] is torch.int64"),
+        ({"generated_images": images(3) / 127.5 - 1}, ValueError, r"generated_images\[0\].*diffusers' \[-1, 1\]"),
+        ({"generated_images": []}, ValueError, "generated_images is empty"),
+        ({"sample_ids": [1, 2]}, ValueError, "sample_ids holds 2 ids but generated_images holds 3"),
+        ({"sample_ids": [1, 2, 3.0]}, TypeError, r"sample_ids\[2\] is 3.0, a float; give integers"),
+        ({"sample_ids": ["a", "b", "c"]}, TypeError, r"sample_ids\[0\] is 'a', a str"),
+        ({"sample_ids": [True, 1, 2]}, TypeError, r"sample_ids\[0\] is True, a bool"),
+        ({"sample_ids": torch.rand(3)}, TypeError, "sample_ids is torch.float32; give integers"),
+        ({"sample_ids": torch.ones(3, 1, dtype=torch.int64)}, ValueError, r"sample_ids has shape \(3, 1\)"),
+        ({"sample_ids": torch.tensor([True] * 3)}, TypeError, "sample_ids is torch.bool"),
+        (
+            {"sample_ids": torch.tensor([1, 2, 2**63 + 3], dtype=torch.uint64)},
+            ValueError,
+            r"sample_ids\[2\] is .* 64 bits",
+        ),
+        ({"sample_ids": "123"}, TypeError, "sample_ids is a str"),
+        ({"sample_ids": [1, 2, 2**70]}, ValueError, r"sample_ids\[2\] is .* more than 64 bits"),
+    ],
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_bad_input_is_named_and_changes_no_state(kind: Kind, reduction: str) -> None:
+    metric = kind.metric(reduction=reduction)
+    metric.update(**kind.batch(2, seed=77), sample_ids=[1, 2])
+    metric.update(**kind.batch(2, seed=88))
+    before = metric._copy_state_dict()
+    for change, error, message in BAD[kind.name] + BAD["both"]:
+        with pytest.raises(error, match=f"^{message}"):
+            metric.update(**kind.batch(3) | change)
+        after = metric.metric_state
+        assert set(after) == set(before)
+        assert metric.update_count == 2
+        for name, state in before.items():
+            if isinstance(state, list):
+                assert all(torch.equal(a, b) for a, b in zip(state, after[name], strict=True))
+            else:
+                assert torch.equal(state, after[name])
+
+
+def test_bad_input_is_found_before_a_checkpoint_is_even_looked_for(kind: Kind, tmp_path: Path) -> None:
+    metric = type(kind.metric())(tmp_path / "missing")
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        metric.update(**kind.batch(1) | {"generated_images": images(1).long()})
+    with pytest.raises(TypeError, match="sample_ids"):
+        metric.update(**kind.batch(1), sample_ids=["one"])
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+        metric.update(**kind.batch(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"reduction": "sum"}, ValueError, "reduction is 'sum'; give 'mean' or 'none'"),
+        ({"max_num_patches": 0}, ValueError, "max_num_patches is 0; give at least 1"),
+        ({"max_num_patches": 64.0}, TypeError, r"max_num_patches is 64\.0, a float; give an integer"),
+        ({"encode_batch_size": -1}, ValueError, "encode_batch_size is -1"),
+        ({"dtype": "float32"}, TypeError, "dtype is 'float32'; give torch.float32"),
+        ({"dtype": torch.int8}, TypeError, "dtype is torch.int8"),
+        ({"model_name_or_path": 3}, TypeError, "model_name_or_path is a int"),
+        ({"no_such_setting": 3}, ValueError, "Unexpected keyword arguments: `no_such_setting`"),
+    ],
+)
+def test_wrong_settings_are_named(kind: Kind, settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        type(kind.metric())(**settings)
+
+
+def test_wrong_settings_of_prompt_following_and_the_functions_are_named(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="pooling is 'mean'; give 'background', 'full' or 'foreground'"):
+        MaSCPromptFollowing(pooling="mean")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="strip_subject is a str"):
+        MaSCPromptFollowing(strip_subject="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="backbone is a PosixPath; give what"):
+        concept_preservation(**only(batch(1), CP_ARGUMENTS), backbone=checkpoint)  # type: ignore[arg-type]

@@ -1,0 +1,225 @@
+"""Metrics in a LightningModule change nothing but the logs, whatever a real Trainer does with the module."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from support.batches import batch, counted_encodings
+from support.trainers import (
+    NAMES,
+    collection,
+    lightnings_own_warnings_ignored,
+    loader,
+    noise,
+    package,
+    rows,
+    toy,
+    trainer,
+)
+from torchmetrics import MetricCollection
+
+from masc_metrics import MaSCConceptPreservation
+
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _ours_alone() -> Iterator[None]:
+    with lightnings_own_warnings_ignored():
+        yield
+
+
+@pytest.fixture(params=["lightning", "pytorch_lightning"])
+def either(request: pytest.FixtureRequest) -> ModuleType:
+    return package(request.param)
+
+
+@pytest.fixture(scope="module")
+def lightning() -> ModuleType:
+    return package("lightning")
+
+
+def expected(checkpoint: Path, seeds: tuple[int, ...] = (0,)) -> dict[str, float]:
+    """What the metrics say outside of any Trainer."""
+    metrics = collection(checkpoint)
+    for seed in seeds:
+        metrics.update(**batch(len(rows()), seed=seed))
+    return {name: value.item() for name, value in metrics.compute().items()}
+
+
+def logged(run: Any) -> dict[str, float]:
+    return {name: value.item() for name, value in run.callback_metrics.items() if "val/" in name}
+
+
+def saved(lightning: ModuleType, folder: Path, metrics: MetricCollection | None, **settings: Any) -> Path:
+    run = trainer(lightning, folder, enable_checkpointing=True, **settings)
+    run.fit(toy(lightning, metrics), noise(), loader())
+    return Path(run.checkpoint_callback.best_model_path)
+
+
+def test_checkpoints_are_the_users_alone_and_load_strictly_both_ways(
+    either: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    without = saved(either, tmp_path / "bare", None)
+    beside = saved(either, tmp_path / "masc", collection(checkpoint))
+    assert without.stat().st_size == beside.stat().st_size
+    kept, expected_state = (torch.load(file, weights_only=False) for file in (beside, without))
+    assert kept["state_dict"].keys() == expected_state["state_dict"].keys()
+    assert all(torch.equal(value, expected_state["state_dict"][name]) for name, value in kept["state_dict"].items())
+    assert kept["optimizer_states"][0].keys() == expected_state["optimizer_states"][0].keys()
+    toy(either, collection(checkpoint)).load_state_dict(expected_state["state_dict"], strict=True)
+    toy(either).load_state_dict(kept["state_dict"], strict=True)
+
+
+def test_training_beside_the_metrics_is_bit_identical(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """Reading the network in the middle of it included."""
+    bare = toy(lightning)
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(bare, noise(), loader())
+    after = torch.get_rng_state()
+    beside = toy(lightning, collection(checkpoint))
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(beside, noise(), loader())
+    assert all(torch.equal(value, beside.state_dict()[name]) for name, value in bare.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_run_with_metrics_resumes_one_without(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """And the other way round, optimiser and loops included."""
+    for start, metrics in ((None, collection(checkpoint)), (collection(checkpoint), None)):
+        file = saved(lightning, tmp_path / f"{start is None}", start)
+        run = trainer(lightning, tmp_path, max_epochs=2)
+        run.fit(toy(lightning, metrics), noise(), loader(), ckpt_path=file)
+        assert run.current_epoch == 2
+        assert run.global_step == 8
+
+
+def test_summary_optimiser_clipping_and_averaging_see_nothing_of_the_backbone(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="needs lightning 2.6")
+    from lightning.pytorch.utilities.model_summary import summarize
+
+    clipped: list[int] = []
+
+    def count(self: Any, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        clipped.append(sum(len(group["params"]) for group in optimizer.param_groups))
+
+    module = toy(lightning, collection(checkpoint))
+    type(module).configure_gradient_clipping = count
+    plain = toy(lightning)
+    averaging = callbacks.WeightAveraging()
+    run = trainer(lightning, tmp_path, callbacks=[averaging], gradient_clip_val=1.0)
+    with counted_encodings() as counts:
+        run.fit(module, noise(), loader())
+    assert counts["images"] > 0, "the metrics have loaded their network"
+    tensors = len(list(plain.parameters()))
+    assert set(clipped) == {tensors}
+    assert len(list(module.parameters())) == tensors
+    assert len(list(module.modules())) < 20
+    assert len(list(averaging._average_model.parameters())) == tensors
+    assert summarize(module).total_parameters == summarize(plain).total_parameters
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"])
+def test_the_trainers_precision_does_not_change_a_score(
+    precision: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    # Asked by name, Lightning takes bf16 for "16-mixed" on a CPU; the plugin itself does what it is told.
+    how = {"plugins": [MixedPrecision("16-mixed", "cpu")]} if precision == "16-mixed" else {"precision": precision}
+    run = trainer(lightning, tmp_path, **how)
+    run.validate(toy(lightning, collection(checkpoint)), loader(), verbose=False)
+    assert logged(run) == pytest.approx(expected(checkpoint), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nor_does_the_modules_own(dtype: torch.dtype, lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    module = toy(lightning, collection(checkpoint))
+    module = module.half() if dtype == torch.float16 else module.to(torch.bfloat16)
+    assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+    run = trainer(lightning, tmp_path)
+    run.validate(module, loader(), verbose=False)
+    assert logged(run) == pytest.approx(expected(checkpoint), abs=TOLERANCE)
+
+
+def test_validate_test_and_fit_log_the_same(either: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """The sanity check before the first epoch leaves nothing behind, and one pass is forgotten before the next."""
+    module, truth = toy(either, collection(checkpoint)), expected(checkpoint)
+    run = trainer(either, tmp_path, max_epochs=2, num_sanity_val_steps=2)
+    run.fit(module, noise(), loader())
+    assert logged(run) == pytest.approx(truth, abs=TOLERANCE)
+    assert run.validate(module, loader(), verbose=False)[0] == pytest.approx(truth, abs=TOLERANCE)
+    assert run.test(module, loader(), verbose=False)[0] == pytest.approx(truth, abs=TOLERANCE)
+
+
+def test_single_metrics_can_be_logged_by_step_and_by_epoch(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    module = toy(lightning, collection(checkpoint))
+    module.cp = MaSCConceptPreservation(checkpoint, max_num_patches=64)
+
+    def step(self: Any, values: dict[str, Any], index: int) -> None:
+        self.cp(values["generated_images"], values["reference_images"], values["reference_masks"])
+        self.log("val/cp", self.cp, on_step=True, on_epoch=True)
+
+    type(module).validation_step = step
+    run = trainer(lightning, tmp_path)
+    run.validate(module, loader(), verbose=False)
+    assert logged(run)["val/cp_epoch"] == pytest.approx(expected(checkpoint)["val/cp"], abs=TOLERANCE)
+
+
+def test_each_of_several_dataloaders_gets_its_own_score(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    module = toy(lightning)
+    module.of = torch.nn.ModuleList([MaSCConceptPreservation(checkpoint, max_num_patches=64) for _ in range(2)])
+
+    def step(self: Any, values: dict[str, Any], index: int, dataloader_idx: int = 0) -> None:
+        metric = self.of[dataloader_idx]
+        metric.update(values["generated_images"], values["reference_images"], values["reference_masks"])
+        self.log("val/cp", metric)
+
+    type(module).validation_step = step
+    run = trainer(lightning, tmp_path)
+    run.fit(module, noise(), [loader(seed=0), loader(seed=50)])
+    truth = {f"val/cp/dataloader_idx_{i}": expected(checkpoint, (seed,))["val/cp"] for i, seed in enumerate((0, 50))}
+    assert logged(run) == pytest.approx(truth, abs=TOLERANCE)
+    assert len(set(truth.values())) == 2
+
+
+def test_a_dev_run_goes_through(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    run = trainer(lightning, tmp_path, fast_dev_run=True)
+    run.fit(toy(lightning, collection(checkpoint)), noise(), loader())
+    assert set(logged(run)) == {"val/cp", "val/pf"}
+
+
+def test_forward_in_training_keeps_no_graph_and_no_memory(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    module = toy(lightning)
+    module.cp = MaSCConceptPreservation(checkpoint, max_num_patches=16)
+    values = {name: value for name, value in batch(2).items() if name in NAMES}
+    tensors: list[int] = []
+
+    def step(self: Any, noise: torch.Tensor, index: int) -> torch.Tensor:
+        shade = self.net(noise).mean().sigmoid()
+        pictures = (values["generated_images"] / 255 * shade).clamp(0, 1)  # new every step, and with a graph behind
+        self.log("cp", self.cp(pictures, values["reference_images"], values["reference_masks"]))
+        assert not self.cp.compute().requires_grad
+        if index % 50 == 0:
+            gc.collect()
+            tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+        return shade
+
+    type(module).training_step = step
+    module.cp.backbone.cache.max_bytes = 0
+    run = trainer(lightning, tmp_path)
+    run.fit(module, noise(402))
+    assert run.global_step == 201
+    assert tensors[-1] <= tensors[1], f"live tensors: {tensors}"

@@ -1,0 +1,117 @@
+"""A model hub on this machine: the part of the real one's protocol that a download needs, every request counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OPEN, GATED = "google/siglip2-so400m-patch16-naflex", "someone/gated"
+
+
+class Hub:
+    """Serves one checkpoint folder as ``OPEN``, refuses ``GATED`` for its licence, and knows no other name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: Counter[tuple[str, str]] = Counter()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self.answer(with_body=True)
+
+            def answer(self, with_body: bool) -> None:
+                path = self.path.split("?")[0].strip("/")
+                hub.requests[self.command, path.rsplit("/", 1)[-1]] += 1
+                headers = {"X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
+                status, body = hub.find(path, headers)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def find(self, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        route = next(name for name in ("/revision/", "/tree/", "/resolve/") if name in path)
+        repository, _, rest = path.removeprefix("api/models/").partition(route)
+        revision, _, file = rest.partition("/")
+        if repository not in (OPEN, GATED):
+            headers["X-Error-Code"], headers["X-Error-Message"] = "RepoNotFound", "Repository not found"
+            return 404, b"{}"
+        if revision not in ("main", COMMIT):
+            headers["X-Error-Code"], headers["X-Error-Message"] = "RevisionNotFound", "Invalid rev id"
+            return 404, b"{}"
+        items = sorted(self.folder.iterdir())
+        if route == "/revision/":
+            names = [{"rfilename": item.name} for item in items]
+            about = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": names, "private": False}
+            return 200, json.dumps(about).encode()
+        if route == "/tree/":
+            tree = [
+                {
+                    "type": "file",
+                    "path": item.name,
+                    "size": item.stat().st_size,
+                    "oid": hashlib.sha1(item.read_bytes()).hexdigest(),
+                }
+                for item in items
+            ]
+            return 200, json.dumps(tree).encode()
+        if repository == GATED:
+            headers["X-Error-Code"], headers["X-Error-Message"] = "GatedRepo", "Access to it is restricted"
+            return 403, b"{}"
+        body = (self.folder / file).read_bytes()
+        headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
+        headers["Content-Type"] = "application/octet-stream"
+        if file.endswith(".safetensors"):
+            time.sleep(0.5)  # long enough for every process of a test to ask for it meanwhile
+        return 200, body
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """What a process needs to use this hub instead of the real one."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+        here = os.path.dirname(os.path.dirname(__file__))  # of the package support
+        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return kept | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Hub]:
+    """Serve the folder while the block runs."""
+    hub = Hub(folder)
+    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.server.shutdown()
+        hub.server.server_close()
+        thread.join(timeout=10)
