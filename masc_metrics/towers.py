@@ -115,7 +115,7 @@ class TextTower:
         """Read the text tower and the tokenizer.
 
         Raises:
-            OSError: if there is no tokenizer that can be read.
+            OSError: if there is no readable tokenizer.
             ValueError: if weights of the tower are missing.
         """
         # It pads on the right: the pooled position is the last one, so the side decides what is read there.
