@@ -103,6 +103,7 @@ def read_network(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    kind: str,
     part: str,
     options: Mapping[str, Any] | None = None,
     unused: tuple[str, ...] = (),
@@ -114,7 +115,8 @@ def read_network(
         class_name: transformers class.
         device: device to place it on.
         dtype: dtype of its weights.
-        part: what is read, for error texts, such as "its vision tower".
+        kind: what the folder should hold, for error texts, such as "SigLIP2 checkpoint".
+        part: what is read of it, for error texts, such as "its vision tower".
         options: further arguments of ``from_pretrained``.
         unused: prefixes of weights that the file may hold and the network does not use.
 
@@ -128,7 +130,7 @@ def read_network(
     preserved_rng = torch.random.fork_rng(devices=[])
     with (
         quiet_transformers(),
-        readable(folder, class_name),
+        readable(folder, kind),
         torch.inference_mode(False),
         torch.device("cpu"),
         preserved_rng,

@@ -29,6 +29,7 @@ def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype:
         f"{family}{tower}Model",
         device,
         dtype,
+        kind="SigLIP2 checkpoint",
         part=f"its {tower.lower()} tower",
         unused=("text_model." if tower == "Vision" else "vision_model.", "logit_"),
     )

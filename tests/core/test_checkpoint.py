@@ -191,7 +191,7 @@ def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Pa
     assert "cannot be read as JSON" in error(broken, ValueError)
     cut = changed("config.json")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
-    assert f"{cut} cannot be read as a Siglip2VisionModel (SafetensorError" in error(cut, ValueError)
+    assert f"{cut} cannot be read as a SigLIP2 checkpoint (SafetensorError" in error(cut, ValueError)
     assert "cannot be read" in error(changed("preprocessor_config.json", image_mean=["a", "b", "c"]), ValueError)
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
     deep = changed("config.json", vision_config=vision | {"num_hidden_layers": 3})

@@ -90,7 +90,7 @@ class CLIPNetwork(EmbeddingNetwork):
         super().__init__(files.checkpoint, files.commit, device)
         self._files, self._dtype = files, dtype
         self._processor = read_processor(files, "CLIPImageProcessor")
-        self._network = read_network(files.folder, "CLIPModel", device, dtype, part="a CLIPModel")
+        self._network = read_network(files.folder, "CLIPModel", device, dtype, kind="CLIPModel", part="a CLIPModel")
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -138,6 +138,7 @@ class DINONetwork(EmbeddingNetwork):
             "ViTModel",
             device,
             dtype,
+            kind="ViTModel",
             part="a ViTModel",
             options={"add_pooling_layer": False},
             unused=("pooler.", "classifier."),
@@ -161,7 +162,9 @@ class DINOv3Network(EmbeddingNetwork):
         super().__init__(files.checkpoint, files.commit, device)
         self._dtype = dtype
         self._processing = read_float_processing(files)
-        self._network = read_network(files.folder, "DINOv3ViTModel", device, dtype, part="a DINOv3ViTModel")
+        self._network = read_network(
+            files.folder, "DINOv3ViTModel", device, dtype, kind="DINOv3ViTModel", part="a DINOv3ViTModel"
+        )
 
     def _encode_images(self, images: list[np.ndarray]) -> Tensor:
         pixels_B3HW = torch.cat([self._prepared(image) for image in images])
