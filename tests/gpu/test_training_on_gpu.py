@@ -14,7 +14,8 @@ from support.concept_cases import Studio, validation
 from support.gpu import RESIZE_TOLERANCE
 from support.trainers import collection, lightnings_own_warnings_ignored, loader, noise, package, rows, toy, trainer
 
-pytestmark = pytest.mark.gpu
+# Versions on a GPU machine are not pinned, so third-party warnings are not errors there.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(autouse=True)
