@@ -44,15 +44,8 @@ class Toy(Personalization):
         return torch.stack([values["generated_masks"][(known == image).flatten(1).all(1)][0] for image in images])
 
 
-rows = [
-    {{
-        "prompt": values["prompts"][i],
-        "subject": values["subjects"][i],
-        "reference": values["reference_images"][i],
-        "reference_mask": values["reference_masks"][i],
-    }}
-    for i in range({samples})
-]
+keys = ("reference_images", "reference_masks", "prompts", "subjects")
+rows = [{{key: values[key][i] for key in keys}} for i in range({samples})]
 devices = int(sys.argv[1])
 trainer = L.Trainer(
     accelerator="cpu",
