@@ -1,11 +1,11 @@
-"""Validation with a callback, without a validation loop: generate, score, log, and show a panel of images.
+"""Validation by a callback, without a validation loop: it generates images, scores them, and logs scores and a panel.
 
     pip install tensorboard
     python docs/examples/validation_callback.py
     tensorboard --logdir lightning_logs
 
-With ``--logger wandb`` the panel and the scores go to Weights & Biases instead (``pip install wandb``). They stay
-offline in the log folder until ``wandb sync``.
+With ``--logger wandb`` (``pip install wandb``), scores and panel are logged to Weights & Biases instead, offline in the
+log folder until ``wandb sync``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from masc_metrics.integrations.lightning import Concept, MaSCValidation
 
 
 def concepts() -> list[Concept]:
-    """Two reference images of each subject; one scene that is not in its training data, and one that is."""
+    """Concepts with two reference images and two prompts, one of them with a scene that is not in the training set."""
     result = []
     for number, subject in enumerate(SUBJECTS):
         references = [picture(subject, "on a tiled floor", seed=100 + number + shift) for shift in (0, 50)]
