@@ -172,7 +172,7 @@ class MaSCPromptFollowing(SampleMetric):
         **metric_kwargs: Any,
     ) -> None:
         check_pooling(pooling, strip_subject)
-        self.pooling: Pooling = pooling  # before the states, which are named by them
+        self.pooling: Pooling = pooling  # before the states, which depend on it
         self.strip_subject = strip_subject
         self._warned_unstripped = False
         super().__init__(

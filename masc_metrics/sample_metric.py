@@ -41,6 +41,12 @@ class SampleMetric(Metric):
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
 
+    score_sum: Tensor
+    sample_count: Tensor
+    undefined_sum: Tensor
+    scores: list[Tensor]
+    keyed_scores: list[Tensor]
+    keyed_ids: list[Tensor]
     _undefined_because: str
 
     def __init__(
@@ -87,30 +93,29 @@ class SampleMetric(Metric):
         return ", ".join([repr(self._source.model), *map(str, settings)])
 
     def _add_states(self) -> None:
-        # A MetricCollection lets metrics share states whose names and values agree after the first batch, so two
-        # settings that happen to agree there would be one for ever. Names that spell the settings prevent it.
-        digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
-        summed = ("score_sum", "sample_count", "undefined_sum") if self.reduction == "mean" else ("scores",)
-        self._names = {role: f"{role}_{digest}" for role in (*summed, "keyed_scores", "keyed_ids")}
         if self.reduction == "mean":
             zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
-            count = torch.zeros((), dtype=torch.int64, device=self._device)
-            self.add_state(self._names["score_sum"], zero, dist_reduce_fx="sum")
-            self.add_state(self._names["sample_count"], count, dist_reduce_fx="sum")
-            self.add_state(self._names["undefined_sum"], count.clone(), dist_reduce_fx="sum")
+            self.add_state("score_sum", zero, dist_reduce_fx="sum")
+            self._add_count("sample_count")
+            self._add_count("undefined_sum")
         else:
-            self.add_state(self._names["scores"], [], dist_reduce_fx="cat")
-        self.add_state(self._names["keyed_scores"], [], dist_reduce_fx="cat")
-        self.add_state(self._names["keyed_ids"], [], dist_reduce_fx="cat")
+            self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("keyed_scores", [], dist_reduce_fx="cat")
+        self.add_state("keyed_ids", [], dist_reduce_fx="cat")
+        # A MetricCollection permanently merges metrics whose states have equal names and, after the first batch, equal
+        # values. Scores of different settings can be equal there by chance, so one constant state's name differs.
+        digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
+        self._settings_state = f"settings_{digest}"
+        self._add_count(self._settings_state)
 
-    def _state(self, role: str) -> Any:
-        return getattr(self, self._names[role])
+    def _add_count(self, name: str) -> None:
+        self.add_state(name, torch.zeros((), dtype=torch.int64, device=self._device), dist_reduce_fx="sum")
 
-    def _listed(self, role: str) -> Tensor:
-        """A list state as one tensor: empty, and of the right dtype, where there is nothing."""
-        value = self._state(role)
+    def _concatenated(self, name: str) -> Tensor:
+        """A list state as one tensor on the metric's device; if it is empty, of the dtype that it would have."""
+        value = getattr(self, name)
         if isinstance(value, list) and not value:
-            dtype = torch.int64 if role == "keyed_ids" else sum_dtype(self.device)
+            dtype = torch.int64 if name == "keyed_ids" else sum_dtype(self.device)
             return torch.empty(0, dtype=dtype, device=self.device)
         tensor: Tensor = dim_zero_cat(value)
         return tensor.to(self.device)
@@ -123,30 +128,24 @@ class SampleMetric(Metric):
     @property
     def undefined_count(self) -> int:
         """Samples so far, on this process, that have no score; repeats by id included."""
-        keyed = self._listed("keyed_scores").isnan().sum()
+        keyed = self._concatenated("keyed_scores").isnan().sum()
         if self.reduction == "mean":
-            return int(self._state("undefined_sum") + keyed)
-        return int(self._listed("scores").isnan().sum() + keyed)
+            return int(self.undefined_sum + keyed)
+        return int(self._concatenated("scores").isnan().sum() + keyed)
 
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
         """Add one batch of scores; never in place, since a reset under inference mode leaves inference tensors."""
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
-            self._append("keyed_scores", scores_B)
-            self._append("keyed_ids", ids.to(self.device))
+            self.keyed_scores = [*self.keyed_scores, scores_B]
+            self.keyed_ids = [*self.keyed_ids, ids.to(self.device)]
         elif self.reduction == "none":
-            self._append("scores", scores_B)
+            self.scores = [*self.scores, scores_B]
         else:
             undefined_B = scores_B.isnan()
-            for role, addend in (
-                ("score_sum", scores_B.nan_to_num(nan=0.0).sum()),
-                ("sample_count", (~undefined_B).sum()),
-                ("undefined_sum", undefined_B.sum()),
-            ):
-                setattr(self, self._names[role], self._state(role) + addend)
-
-    def _append(self, role: str, values: Tensor) -> None:
-        setattr(self, self._names[role], [*self._state(role), values])
+            self.score_sum = self.score_sum + scores_B.nan_to_num(nan=0.0).sum()
+            self.sample_count = self.sample_count + (~undefined_B).sum()
+            self.undefined_sum = self.undefined_sum + undefined_B.sum()
 
     def compute(self) -> Tensor:
         """The mean over all defined samples, or with ``reduction="none"`` every sample's score.
@@ -155,15 +154,15 @@ class SampleMetric(Metric):
             A float32 scalar, NaN if no sample is defined; or (n,) float32 with NaN where a sample is undefined, in
             the order of ids, then the samples without id in the order of ranks and updates.
         """
-        keyed = first_of_each_id(self._listed("keyed_scores"), self._listed("keyed_ids"))
+        keyed = first_of_each_id(self._concatenated("keyed_scores"), self._concatenated("keyed_ids"))
         if self.reduction == "none":
-            every = torch.cat([keyed, self._listed("scores")])
+            every = torch.cat([keyed, self._concatenated("scores")])
             self._warn_undefined(every.isnan().sum(), every.numel())
             return every.float()
         defined = ~keyed.isnan()
-        total = self._state("score_sum") + keyed[defined].sum()
-        count = self._state("sample_count") + defined.sum()
-        undefined = self._state("undefined_sum") + (~defined).sum()
+        total = self.score_sum + keyed[defined].sum()
+        count = self.sample_count + defined.sum()
+        undefined = self.undefined_sum + (~defined).sum()
         self._warn_undefined(undefined, int(count + undefined))
         mean: Tensor = (total / count).float()
         return mean
@@ -230,38 +229,33 @@ class SampleMetric(Metric):
             # The checkpoint may lie elsewhere there; the other settings decide the score.
             if type(incoming_state) is not type(self) or incoming_state._settings()[1:] != self._settings()[1:]:
                 raise ValueError(f"cannot merge {incoming_state} into {self}; merge metrics of one class and settings")
-            states = {role: incoming_state._state(role) for role in self._names}
-        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._names.values()):
-            states = {role: incoming_state[name] for role, name in self._names.items()}
+            states = incoming_state.metric_state
+        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._defaults):
+            states = incoming_state
         else:
             raise ValueError("incoming_state is no metric of this class and settings, nor the metric_state of one")
-        for role, name in self._names.items():
-            setattr(self, name, self._state(role) + states[role])
+        for name in self._defaults.keys() & states.keys():
+            setattr(self, name, getattr(self, name) + states[name])
         self._computed = None  # what was computed before is no longer so
         self._update_count += getattr(incoming_state, "update_count", 1)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """States made persistent, under their plain names: where the checkpoint lay does not matter to them."""
-        states = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", "")
-        for role, name in self._names.items():
-            if prefix + name in states:
-                states[prefix + role] = states.pop(prefix + name)
-        if not any(self._persistent.values()):
-            _drop_marks(states, prefix)
-        return states
+    def persistent(self, mode: bool = False) -> None:
+        """Save the states in ``state_dict`` or not; never the one named after the settings, which differs by machine."""
+        super().persistent(mode)
+        self._persistent[self._settings_state] = False
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for role, name in self._names.items():
-            if prefix + role in state_dict:
-                state_dict[prefix + name] = state_dict.pop(prefix + role)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The states made persistent by :meth:`persistent`; without them nothing, not even a version mark."""
+        states = super().state_dict(*args, **kwargs)
+        if not any(self._persistent.values()):
+            _drop_marks(states, kwargs.get("prefix", ""))
+        return states
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
         # A rank without data offers an empty list, for which torchmetrics gathers float32 whatever the others hold.
-        for role, name in self._names.items():
-            if self._reductions[name] is dim_zero_cat:
-                setattr(self, name, [self._listed(role)])
+        for name, reduction in self._reductions.items():
+            if reduction is dim_zero_cat:
+                setattr(self, name, [self._concatenated(name)])
         super()._sync_dist(dist_sync_fn, process_group=process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
