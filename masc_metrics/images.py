@@ -209,7 +209,7 @@ def _check_range(images: Sequence[Tensor], labels: Sequence[str]) -> None:
     positions = [index for index, image in enumerate(images) if image.is_floating_point()]
     for index, (low, high) in zip(positions, value_bounds([images[index] for index in positions]), strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{labels[index]} contains NaN or infinite values; check the model that produced it")
+            raise ValueError(f"{labels[index]} contains NaN or infinite values; check how it was produced")
         if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
             continue
         if -_UNCLAMPED <= low < -0.5 and high <= _UNCLAMPED:

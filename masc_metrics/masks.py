@@ -114,7 +114,7 @@ def _check_aspects(planes: Sequence[Tensor], labels: Sequence[str], image_sizes:
     for plane, label, size in zip(planes, labels, image_sizes, strict=True):
         if not _same_aspect((plane.shape[0], plane.shape[1]), size):
             raise ValueError(
-                f"{label} is {tuple(plane.shape)} but its image is {tuple(size)}; give a mask of the image's shape"
+                f"{label} is {tuple(plane.shape)} but its image is {tuple(size)}; give masks the shape of their image"
             )
 
 
@@ -163,7 +163,7 @@ def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tens
     bounds = value_bounds([plane.byte() if plane.dtype == torch.bool else plane for plane in planes])
     for plane, label, (low, high) in zip(planes, labels, bounds, strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{label} contains NaN or infinite values; check the model that produced it")
+            raise ValueError(f"{label} contains NaN or infinite values; check how it was produced")
         if plane.is_floating_point():
             if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
                 remedy = (
@@ -181,7 +181,7 @@ def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tens
         else:
             if 1 < high <= MAX_UINT8 / 2:
                 warnings.warn(
-                    f"{label} contains integers up to {high:.0f}, which mark nothing as values in 0..255; if they are "
+                    f"{label} holds integers up to {high:.0f}, which mark nothing as values in 0..255; if they are "
                     "labels, give a boolean mask: mask == subject_id",
                     stacklevel=2,
                 )

@@ -25,13 +25,13 @@ def check_device(device: str | torch.device) -> torch.device:
     """Return the device with its index, such as "cuda:0"; raise ValueError if it is not available."""
     check_type("device", device, (str, torch.device), "a string such as 'cuda' or a torch.device")
     try:
-        found = torch.empty(0, dtype=torch.float32, device=device).device
+        resolved = torch.empty(0, dtype=torch.float32, device=device).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # depends on the device
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} is not available: {reason}; 'cpu' always is") from error
-    if found.type == "meta":
+    if resolved.type == "meta":
         raise ValueError("device 'meta' cannot compute values; give 'cpu' or an accelerator")
-    return found
+    return resolved
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -41,8 +41,8 @@ def strip_subject(prompt: str, subject: str | None) -> str:
     if not name:
         return prompt
     for mention in (rf"\b(?:an?|the)\s+{name}\b", rf"\b{name}\b"):
-        stripped, found = re.subn(mention, "", prompt, flags=re.IGNORECASE)
-        if found:
+        stripped, removed = re.subn(mention, "", prompt, flags=re.IGNORECASE)
+        if removed:
             break
     return " ".join(stripped.split())
 
