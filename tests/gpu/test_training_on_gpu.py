@@ -10,9 +10,9 @@ import pytest
 import torch
 from support import processes
 from support.batches import batch
-from support.concept_cases import Studio, validation
+from support.concept_cases import RecordingModel, validation
 from support.gpu import RESIZE_TOLERANCE
-from support.trainers import collection, lightnings_own_warnings_ignored, loader, noise, package, rows, toy, trainer
+from support.trainers import collection, loader, noise, package, rows, third_party_warnings_ignored, toy, trainer
 
 # Versions on a GPU machine are not pinned, so third-party warnings are not errors there.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 @pytest.fixture(autouse=True)
 def _quiet_lightning() -> Iterator[None]:
-    with lightnings_own_warnings_ignored():
+    with third_party_warnings_ignored():
         yield
 
 
@@ -57,7 +57,7 @@ def test_callback_scores_equal_the_cpus_and_its_panel_is_written(
     lightning = package("lightning")
     scores = []
     for kind in ("cpu", accelerator(gpu)):
-        callback = validation(checkpoint, Studio(), panel_dir=tmp_path / f"panels-{kind}-{len(scores)}")
+        callback = validation(checkpoint, RecordingModel(), panel_dir=tmp_path / f"panels-{kind}-{len(scores)}")
         run = trainer(lightning, tmp_path, accelerator=kind, callbacks=[callback])
         run.validate(toy(lightning), loader(1), verbose=False)
         scores.append(logged(run))
@@ -71,7 +71,7 @@ def test_training_is_bit_identical_with_and_without_the_callback(
 ) -> None:
     lightning = package("lightning")
     weights, states = [], []
-    for callbacks in ([], [validation(checkpoint, Studio(), every_n_steps=2, panel_size=None)]):
+    for callbacks in ([], [validation(checkpoint, RecordingModel(), every_n_steps=2, panel_size=None)]):
         module = toy(lightning)
         run = trainer(lightning, tmp_path, accelerator=accelerator(gpu), callbacks=callbacks, max_epochs=2)
         run.fit(module, noise())
@@ -86,10 +86,10 @@ def trained_by_fsdp(rank: int, world: int, checkpoint: str, folder: Path) -> dic
 
     lightning = package("lightning")
     results: dict[str, Any] = {}
-    with lightnings_own_warnings_ignored():
+    with third_party_warnings_ignored():
         for case, metrics in (("without", None), ("with", collection(checkpoint))):
             strategy = FSDPStrategy(auto_wrap_policy={torch.nn.Linear}, state_dict_type="full")
-            callbacks = [] if metrics is None else [validation(checkpoint, Studio(), panel_size=None)]
+            callbacks = [] if metrics is None else [validation(checkpoint, RecordingModel(), panel_size=None)]
             run = trainer(
                 lightning, folder / case, accelerator="gpu", strategy=strategy, callbacks=callbacks,
                 enable_checkpointing=True,
