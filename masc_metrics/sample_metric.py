@@ -21,7 +21,7 @@ from masc_metrics.arguments import check_choice, check_positive
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype
+from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype, to_device
 from masc_metrics.sample_ids import first_of_each_id
 
 Reduction = Literal["mean", "none"]
@@ -139,7 +139,7 @@ class SampleMetric(Metric):
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
             self.keyed_scores = [*self.keyed_scores, scores_B]
-            self.keyed_ids = [*self.keyed_ids, ids.to(self.device)]
+            self.keyed_ids = [*self.keyed_ids, to_device(ids, self.device)]
         elif self.reduction == "none":
             self.scores = [*self.scores, scores_B]
         else:
