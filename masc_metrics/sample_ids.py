@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from masc_metrics.arguments import check_sequence
 
 SampleIds = Tensor | Sequence[int]
+
+CONFLICT_TOLERANCE = 1e-3
+"""Scores of one sample differ by less, whichever batch or device computed them in float32."""
 
 
 def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
@@ -23,6 +27,26 @@ def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return scores[order][first]
+
+
+class Conflict(NamedTuple):
+    """Two samples with one id and different scores: the first one, which counts, and a later one."""
+
+    sample_id: int
+    first: float
+    later: float
+
+
+def find_conflict(scores: Tensor, ids: Tensor) -> Conflict | None:
+    """Find an id whose scores differ by more than ``CONFLICT_TOLERANCE``, or are only partly undefined."""
+    order = ids.argsort(stable=True)
+    scores, ids = scores[order], ids[order]
+    differ = ((scores[1:] - scores[:-1]).abs() > CONFLICT_TOLERANCE) | (scores[1:].isnan() ^ scores[:-1].isnan())
+    conflicts = (differ & (ids[1:] == ids[:-1])).nonzero()
+    if not len(conflicts):
+        return None
+    later = int(conflicts[0]) + 1
+    return Conflict(int(ids[later]), float(scores[later - 1]), float(scores[later]))
 
 
 def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:

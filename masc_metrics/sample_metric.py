@@ -22,7 +22,7 @@ from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, sh
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype, to_device
-from masc_metrics.sample_ids import first_of_each_id
+from masc_metrics.sample_ids import find_conflict, first_of_each_id
 
 Reduction = Literal["mean", "none"]
 
@@ -79,6 +79,7 @@ class SampleMetric(Metric):
             else CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)  # type: ignore[arg-type]
         )
         self._warned_undefined = False
+        self._warned_conflict = False
         if self._device.type == "meta":  # states need values even if the metric is built under a meta-device context
             self._device = torch.device("cpu")
         self._add_states()
@@ -155,7 +156,9 @@ class SampleMetric(Metric):
             A float32 scalar, NaN if no sample is defined. With ``reduction="none"``, (n,) float32 with NaN for
             undefined samples: first the samples with an id, sorted by id, then the others in order of rank and update.
         """
-        keyed = first_of_each_id(self._concatenated("keyed_scores"), self._concatenated("keyed_ids"))
+        keyed_scores, keyed_ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
+        self._warn_conflict(keyed_scores, keyed_ids)
+        keyed = first_of_each_id(keyed_scores, keyed_ids)
         if self.reduction == "none":
             scores = torch.cat([keyed, self._concatenated("scores")])
             self._warn_undefined(scores.isnan().sum(), scores.numel())
@@ -185,6 +188,16 @@ class SampleMetric(Metric):
                 f"{type(self).__name__}: {int(undefined)} of {samples} samples are undefined, because "
                 f"{self._undefined_reason}; they are excluded from the mean and NaN in per-sample output. Check their "
                 "masks.",
+                UserWarning,
+            )
+
+    def _warn_conflict(self, scores: Tensor, ids: Tensor) -> None:
+        if not self._warned_conflict and (conflict := find_conflict(scores, ids)):
+            self._warned_conflict = True
+            rank_zero_warn(
+                f"{type(self).__name__}: sample_ids contain {conflict.sample_id} more than once, with different scores "
+                f"({conflict.first:.4f}, which counts, and {conflict.later:.4f}). An id identifies a sample, which is "
+                "one generated image with one reference; give each sample its own id.",
                 UserWarning,
             )
 

@@ -171,13 +171,33 @@ def test_repeated_ids_count_once_with_the_first_sample(kind: Kind) -> None:
     plain.update(**kind.batch(5))
     keyed.update(**rows(kind.batch(5), 3, 1, 3), sample_ids=[30, 10, 30])
     keyed.update(**rows(kind.batch(5), 0, 2, 4, 1), sample_ids=torch.tensor([0, 20, 40, 10]))
-    keyed.update(**kind.batch(2, seed=99), sample_ids=[0, 40])  # different images with known ids
     assert keyed.compute().item() == pytest.approx(plain.compute().item(), abs=1e-6)
     expected, listed = kind.metric(reduction="none"), kind.metric(reduction="none")
     expected.update(**kind.batch(5))
     listed.update(**rows(kind.batch(5), 4, 2, 0), sample_ids=[40, 20, -1])
     listed.update(**rows(kind.batch(5), 1, 3, 3), sample_ids=(10, 30, 30))
     assert torch.allclose(listed.compute(), expected.compute(), atol=1e-6)
+
+
+def test_one_id_for_different_samples_counts_the_first_and_warns_once(kind: Kind) -> None:
+    plain, keyed = kind.metric(), kind.metric()
+    plain.update(**kind.batch(2))
+    keyed.update(**kind.batch(2), sample_ids=[3, 8])
+    keyed.update(**kind.batch(1, seed=99), sample_ids=[8])
+    message = r"sample_ids contain 8 more than once, with different scores \(-?0\.\d+, which counts, and -?0\.\d+\)"
+    with pytest.warns(UserWarning, match=message):
+        value = keyed.compute()
+    assert value.item() == pytest.approx(plain.compute().item(), abs=1e-6)
+    keyed.update(**kind.batch(1, seed=98), sample_ids=[3])
+    keyed.compute()  # warnings are errors here
+
+
+def test_undefined_repeat_of_a_defined_sample_is_warned_about(kind: Kind) -> None:
+    metric = kind.metric()
+    metric.update(**kind.batch(1), sample_ids=[5])
+    metric.update(**kind.undefined_batch(1), sample_ids=[5])
+    with pytest.warns(UserWarning, match="sample_ids contain 5 more than once"):
+        metric.compute()
 
 
 def test_samples_with_and_without_ids_are_combined(kind: Kind) -> None:
@@ -447,9 +467,11 @@ def test_persistent_states_and_merges_do_not_depend_on_the_checkpoint_path(
         merged.update(**kind.batch(2, seed=40), sample_ids=[2, 3])
         first = merged.compute()
         merged.merge_state(metric)
+        with pytest.warns(UserWarning, match="sample_ids contain 2 more than once"):
+            value = merged.compute()
         if settings:  # sorted by id: 1, 2 (its own sample) and 3, then the samples without id
-            assert merged.compute()[1] == first[0]
-            assert len(merged.compute()) == 6
+            assert value[1] == first[0]
+            assert len(value) == 6
     with pytest.raises(ValueError, match=r"cannot merge .*; merge metrics of one class and settings"):
         kind.metric().merge_state(kind.metric(reduction="none"))
     for wrong in ({"score_sum": torch.tensor(1.0)}, kind.metric(max_num_patches=9).metric_state, 3):
