@@ -1,4 +1,4 @@
-"""One thing to score: its files, its words and the groups that it counts in."""
+"""One sample to score: its image files, its texts and the groups that it is averaged in."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 FILES = ("generated_image", "generated_mask", "reference_image", "reference_mask")
 
 COLUMNS = (*FILES, "prompt", "subject")
-"""What a list says of a sample."""
+"""Columns of a sample list that describe a sample."""
 
 GROUPS = ("method", "concept", "category", "key")
-"""What a list may say besides, and a score file repeats."""
+"""Optional columns of a sample list, copied into the table of scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +18,19 @@ class Sample:
     """One row of a sample list, or one pair of a benchmark.
 
     Attributes:
-        line: where it stands in its list, counted from 1: the line of a file on which it begins.
-        sample_id: its own id, else its number, counted from 1.
+        line: line of its list on which it begins, from 1; without a list, its position from 1.
+        sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
-        generated_mask: file of the subject's mask in it; None where no prompt following is asked for.
-        reference_image: file of the subject's picture.
-        reference_mask: file of the subject's mask in it; None where no concept preservation is asked for.
-        prompt: the text that it was generated from; None where no prompt following is asked for.
-        subject: the subject's name in the prompt; None keeps the prompt.
-        method: what generated it; empty if nothing is said. Means are given by method, concept and category.
-        concept: whose subject it shows; empty for the reference image itself.
+        generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
+        reference_image: file of the image of the subject.
+        reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
+        prompt: text that the image was generated from; None if prompt following is not scored.
+        subject: name of the subject in the prompt; None keeps the prompt as it is.
+        method: what generated the image; may be empty. Means are given by method, concept and category.
+        concept: the subject's identity; if empty, the reference image stands for it.
         category: any further group.
-        key: what methods have in common: samples of several methods with one key are rated together.
-        error: why it cannot be scored; empty if nothing is known against it.
+        key: identifies a sample across methods: samples of several methods with one key are rated together.
+        error: why the sample cannot be scored; empty if it can, as far as its list shows.
     """
 
     line: int

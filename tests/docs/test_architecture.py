@@ -41,7 +41,7 @@ CORE = [
     "sample_metric",
     "metrics",
 ]
-BENCH = ["bench/baselines", "bench", "bench/agreement", "bench/datasets"]
+BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
 OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 ROOMS = [*CORE, *OPTIONAL]
 LINES_WORTH_A_SECOND_LOOK = 300

@@ -1,8 +1,8 @@
-"""The baselines' checkpoint folders: found or downloaded, their image processors read."""
+"""The baselines' checkpoint folders: found or downloaded, with their image processors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,22 @@ from masc_metrics.reading import (
     read_processor_values,
 )
 
-_SAFETENSORS_AT = {
+_SAFETENSORS_COMMITS = {
     "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
     "facebook/dino-vits16": "a7a4d161f5c0bd70478c05ca5777ec7cd8848021",
 }
-"""Commits of the hub's own conversion to safetensors, where the main branch holds a pickle alone."""
+"""Commits of the hub's own conversion to safetensors, for models whose main branch holds pickled weights only."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineFiles:
-    """A baseline's checkpoint that lies on this machine.
+    """A baseline's checkpoint on this machine.
 
     Attributes:
-        checkpoint: what was asked for: hub id or folder.
-        folder: holds config.json, safetensors weights, the image processor's and, for CLIP, the tokenizer's files.
-        commit: the hub's commit hash; None for a folder that did not come from the hub.
+        checkpoint: hub id or folder, as given.
+        folder: folder of config.json, safetensors weights, and the files of the image processor and, for CLIP, of the
+            tokenizer.
+        commit: commit hash on the hub; None for a folder that is not from the hub.
     """
 
     checkpoint: str
@@ -47,11 +48,11 @@ class FloatProcessing:
     """Image preparation in floating point: scale, resize with antialiasing, normalise.
 
     Attributes:
-        size: (height, width) in pixels that every image is squashed to.
+        size: (height, width) in pixels that every image is resized to, whatever its aspect ratio.
         resample: "bilinear" or "bicubic".
         rescale_factor: multiplies the values 0..255 first.
-        mean: subtracted from each channel after that.
-        std: divides each channel at last.
+        mean: subtracted from each channel after resizing.
+        std: divides each channel after that.
     """
 
     size: tuple[int, int]
@@ -62,26 +63,26 @@ class FloatProcessing:
 
 
 def find_files(baseline: str, source: CheckpointSource, model_type: str) -> BaselineFiles:
-    """The checkpoint's files on this machine, downloaded if they must be and may be.
+    """Find a checkpoint on this machine, or download it.
 
     Args:
-        baseline: whose checkpoint it is, for error texts.
-        source: hub id or folder; of two hub ids a commit is known that holds safetensors.
-        model_type: what config.json must say.
+        baseline: name of the baseline, for error texts.
+        source: hub id or folder; two hub ids have a known commit with safetensors.
+        model_type: ``model_type`` that its config.json must have.
 
     Raises:
-        OSError: if the checkpoint cannot be had (FileNotFoundError, PermissionError, ConnectionError by reason).
-        ValueError: if it is of another type.
+        OSError: if the checkpoint is not available (FileNotFoundError, PermissionError or ConnectionError).
+        ValueError: if it has another model type.
     """
     path = Path(source.model)
     if path.is_absolute():
         files = BaselineFiles(source.model, path, path.name if path.parent.name == "snapshots" else None)
     else:
-        revision = _SAFETENSORS_AT.get(source.model)
+        revision = _SAFETENSORS_COMMITS.get(source.model)
         try:
             folder = fetch(source.model, revision, source.cache_dir, source.local_files_only)
         except OSError as error:
-            # `masc-metrics prefetch`, which the text names, takes MaSC's own checkpoints alone.
+            # `masc-metrics prefetch`, which the text names, is for MaSC's own checkpoints only.
             download = f"hf download {source.model}" + (f" --revision {revision}" if revision else "")
             text = str(error).replace(f"masc-metrics prefetch {source.model}", download)
             raise type(error)(f"baseline {baseline}: {text}") from error
@@ -99,15 +100,16 @@ def find_files(baseline: str, source: CheckpointSource, model_type: str) -> Base
     return files
 
 
-def read_processor(files: BaselineFiles, class_name: str) -> Callable[[list[np.ndarray]], Tensor]:
-    """The checkpoint's image processor, through Pillow in every transformers version, torchvision or not.
+def read_processor(files: BaselineFiles, class_name: str) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Read the checkpoint's image processor; it uses Pillow in every transformers version, with or without torchvision.
 
     Args:
         files: the checkpoint.
-        class_name: of transformers' image processor.
+        class_name: class of transformers' image processor.
 
     Returns:
-        A function from (H, W, 3) uint8 images to normalised pixels, (B, 3, H, W) float32.
+        A function from (3, H, W) images, uint8 in 0..255 or float in [0, 1], to normalised pixels, (B, 3, H, W)
+        float32. Float images are rounded to uint8, which Pillow needs.
 
     Raises:
         OSError: if the checkpoint has no processor file.
@@ -116,29 +118,36 @@ def read_processor(files: BaselineFiles, class_name: str) -> Callable[[list[np.n
 
     if not (files.folder / PROCESSOR_FILES[0]).is_file():
         raise FileNotFoundError(f"{files.folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint")
-    # Since transformers 5 the plain name is torchvision's, which resizes to other pixels.
+    # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
     pil_class = getattr(transformers, f"{class_name}Pil", None) or getattr(transformers, class_name)
     with quiet_transformers():
         processor = pil_class.from_pretrained(files.folder, local_files_only=True)
 
-    def prepare(images: list[np.ndarray]) -> Tensor:
-        # Named, because of an image 3 pixels high the side of the channels would be guessed wrong.
-        pixels = processor(images, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+    def prepare(images: Sequence[Tensor]) -> Tensor:
+        arrays = [np.ascontiguousarray(_to_uint8(image).permute(1, 2, 0).cpu().numpy()) for image in images]
+        # Stated, because the channel dimension of an image 3 pixels high is ambiguous.
+        pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
         return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
 
     return prepare
 
 
+def _to_uint8(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8) if image.is_floating_point() else image
+
+
 def read_float_processing(files: BaselineFiles) -> FloatProcessing:
-    """The values of a checkpoint's preprocessor_config.json, for a processor that only torchvision has.
+    """Read the values of a checkpoint's image processor whose transformers class needs torchvision.
 
     Raises:
         OSError: if the checkpoint has no processor file.
-        ValueError: if the file asks for something else than one size, bilinear or bicubic, and three channels.
+        ValueError: if the file has a center crop, no height and width, or malformed values.
     """
     values = read_processor_values(files.folder)
     if values.center_crop:
-        raise ValueError(f"{values.file} has do_center_crop true, unlike DINOv3's own files; set it to false")
+        raise ValueError(
+            f"{values.file} has do_center_crop true, which is not supported; set it to false as in DINOv3's own files"
+        )
     if values.size is None:
         raise ValueError(f"{values.file} gives no size with height and width; copy it from the original checkpoint")
     return FloatProcessing(values.size, values.resample, values.rescale_factor, values.mean, values.std)
