@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from masc_metrics.bench.sample_result import SampleResult
+from masc_metrics.bench.sample import SampleResult
 from masc_metrics.bench.tables import replacing
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ from typing import Any
 import torch
 
 from masc_metrics import __version__
-from masc_metrics.backbone import SigLIP2Backbone, load_backbone
-from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.distributed import Ranks, rank_share
 from masc_metrics.bench.loading import Loader, loaded_batches
-from masc_metrics.bench.run import BASELINES, NOT_COMPARED, Run
+from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
+from masc_metrics.bench.sample import MEASURES, SampleResult, columns, table_row
 from masc_metrics.bench.sample_list import SampleList
-from masc_metrics.bench.sample_result import MEASURES, SampleResult, columns, table_row
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table
@@ -30,45 +28,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow")
 _FINGERPRINTED = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Networks:
-    """The networks of a run.
-
-    Attributes:
-        backbone: MaSC's network.
-        baselines: baselines by name.
-    """
-
-    backbone: SigLIP2Backbone
-    baselines: dict[str, Baseline]
-
-
-def load_networks(run: Run, device: torch.device) -> Networks:
-    """Load all networks that a run needs.
-
-    Raises:
-        OSError: if a checkpoint is not available; the text says how to get it.
-        ValueError: if a checkpoint is of the wrong kind or damaged.
-        ImportError: if a baseline needs a newer transformers.
-    """
-    backbone = load_backbone(
-        run.model,
-        device=device,
-        dtype=run.torch_dtype,
-        revision=run.revision,
-        cache_dir=run.cache_dir,
-        local_files_only=run.local_files_only,
-    )
-    backbone.load(text_tower="pf" in run.scores)
-    if run.cache_mib is not None:
-        backbone.cache.max_bytes = run.cache_mib * 2**20
-    baselines = {
-        name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
-    }
-    return Networks(backbone, baselines)
-
-
-def begin(samples: SampleList, run: Run, networks: Networks, ranks: Ranks, folder: RunFolder) -> list[int]:
+def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) -> list[int]:
     """Start a run, or resume an earlier one.
 
     Returns:
@@ -81,9 +41,9 @@ def begin(samples: SampleList, run: Run, networks: Networks, ranks: Ranks, folde
     failure: OSError | ValueError | None = None
     done: list[int] = []
     if ranks.rank == 0:
-        settings = _settings(samples, run, networks, ranks)
+        settings = _settings(samples, scorer, ranks)
         try:
-            done = folder.begin(settings, not_compared=(*NOT_COMPARED, "machine"), restart=run.restart)
+            done = folder.begin(settings, not_compared=(*NOT_COMPARED, "machine"), restart=scorer.run.restart)
         except (OSError, ValueError) as error:
             failure = error
     failure, done = ranks.from_first((failure, done))
@@ -94,15 +54,15 @@ def begin(samples: SampleList, run: Run, networks: Networks, ranks: Ranks, folde
     return [left[position] for position in rank_share(references, ranks.rank, ranks.world_size)]
 
 
-def _settings(samples: SampleList, run: Run, networks: Networks, ranks: Ranks) -> dict[str, Any]:
+def _settings(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, Any]:
     """Everything that affects the scores, and the machine."""
-    checkpoint = networks.backbone.checkpoint
+    checkpoint = scorer.backbone.checkpoint
     return {
-        **asdict(run),
+        **asdict(scorer.run),
         "checkpoint": checkpoint.commit or fingerprint(checkpoint.folder),
         "baselines": {
             name: {"checkpoint": baseline.checkpoint, "commit": baseline.commit}
-            for name, baseline in networks.baselines.items()
+            for name, baseline in scorer.baselines.items()
         },
         "foreground_threshold": FOREGROUND_THRESHOLD,
         "samples": len(samples.samples),
@@ -136,8 +96,7 @@ def fingerprint(folder: Path) -> str:
 def score_samples(
     samples: SampleList,
     numbers: Sequence[int],
-    run: Run,
-    networks: Networks,
+    scorer: Scorer,
     file: ResultFile,
     on_batch: Callable[[int], object],
 ) -> None:
@@ -146,16 +105,14 @@ def score_samples(
     Args:
         samples: the sample list.
         numbers: positions in it, from :func:`begin`.
-        run: the settings.
-        networks: from :func:`load_networks`.
+        scorer: the networks.
         file: receives the results.
         on_batch: called with the number of samples of each batch.
 
     Raises:
         OSError: if the disk or the memory is full, or a worker process was killed; earlier results are kept.
     """
-    scorer = Scorer(run, networks.backbone, networks.baselines)
-    loader = Loader(samples.samples, networks.backbone.checkpoint.processing, run)
+    loader = Loader(samples.samples, scorer.backbone.checkpoint.processing, scorer.run)
     try:
         for batch in loaded_batches(loader, numbers):
             file.write(scorer.score(samples.samples, batch))

@@ -11,13 +11,13 @@ import torch
 
 from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.options import Command, option
-from masc_metrics.bench.row_warnings import row_warnings
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
-from masc_metrics.bench.runner import Networks, begin, load_networks, score_samples, summary_file, write_scores
+from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
 from masc_metrics.bench.sample import COLUMNS, GROUPS
 from masc_metrics.bench.sample_list import SampleList, read_samples
-from masc_metrics.bench.summary import summary_lines
+from masc_metrics.bench.scoring import Scorer, load_scorer
+from masc_metrics.bench.summary import row_warnings, summary_lines
 from masc_metrics.bench.tables import is_parquet, pyarrow_parquet
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
@@ -83,7 +83,7 @@ def score_list(samples: SampleList, run: Run) -> Finished:
     except (OSError, ValueError) as error:
         return Finished(fail(UNUSABLE, error))
     try:
-        networks = load_networks(run, ranks.device)
+        scorer = load_scorer(run, ranks.device)
     except (OSError, ValueError, ImportError) as error:
         return Finished(fail(NO_CHECKPOINT, error, ranks))
     except torch.cuda.OutOfMemoryError as error:
@@ -92,16 +92,17 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         )
     folder = RunFolder(run.out.with_name(f"{run.out.name}.run"))
     try:
-        return _score_in(folder, samples, run, ranks, networks)
+        return _score_in(folder, samples, scorer, ranks)
     finally:
         folder.release()
 
 
-def _score_in(folder: RunFolder, samples: SampleList, run: Run, ranks: Ranks, networks: Networks) -> Finished:
+def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ranks) -> Finished:
     from tqdm import tqdm
 
+    run = scorer.run
     try:
-        numbers = begin(samples, run, networks, ranks, folder)
+        numbers = begin(samples, scorer, ranks, folder)
     except (OSError, ValueError) as error:
         return Finished(fail(UNUSABLE, error, ranks))
     if ranks.world_size == 1 and len(numbers) < len(samples.samples):
@@ -114,7 +115,7 @@ def _score_in(folder: RunFolder, samples: SampleList, run: Run, ranks: Ranks, ne
             folder.result_file(ranks.rank) as file,
             tqdm(total=len(numbers), unit="sample", desc=label, disable=run.quiet or ranks.rank > 0) as bar,
         ):
-            score_samples(samples, numbers, run, networks, file, bar.update)
+            score_samples(samples, numbers, scorer, file, bar.update)
         ranks.wait()
         if ranks.rank > 0:
             return Finished(0)

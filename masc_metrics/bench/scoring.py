@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.registry import Baseline
+import torch
+
+from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.loading import LoadedImage, LoadedSample
-from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.sample_result import MEASURES, SampleResult
+from masc_metrics.bench.run import BASELINES, Run
+from masc_metrics.bench.sample import MEASURES, Sample, SampleResult
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
@@ -27,7 +28,7 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Scores samples.
+    """The networks of a run, and how they score samples; made by :func:`load_scorer`.
 
     Attributes:
         run: the settings.
@@ -124,6 +125,31 @@ class Scorer:
             encode_batch_size=self.run.batch_size,
         ).tolist()
         return scores
+
+
+def load_scorer(run: Run, device: torch.device) -> Scorer:
+    """Load all networks of a run.
+
+    Raises:
+        OSError: if a checkpoint is not available; the text says how to get it.
+        ValueError: if a checkpoint is of the wrong kind or damaged.
+        ImportError: if a baseline needs a newer transformers.
+    """
+    backbone = load_backbone(
+        run.model,
+        device=device,
+        dtype=run.torch_dtype,
+        revision=run.revision,
+        cache_dir=run.cache_dir,
+        local_files_only=run.local_files_only,
+    )
+    backbone.load(text_tower="pf" in run.scores)
+    if run.cache_mib is not None:
+        backbone.cache.max_bytes = run.cache_mib * 2**20
+    baselines = {
+        name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
+    }
+    return Scorer(run, backbone, baselines)
 
 
 def _where(

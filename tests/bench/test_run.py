@@ -24,8 +24,7 @@ from masc_metrics.bench import loading
 from masc_metrics.bench.distributed import rank_share
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
-from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.sample_result import SampleResult
+from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table

@@ -1,4 +1,4 @@
-"""The baselines' frozen networks: read once, shared by their baselines, and encoding each distinct image once.
+"""The baselines' frozen networks: read once, shared by their baselines, each distinct image encoded once.
 
 Shape suffixes: B images or texts; H, W image sides in pixels; D embedding width.
 """
@@ -10,24 +10,133 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.files import BaselineFiles, read_float_processing, read_processor
 from masc_metrics.bench.run import Run
 from masc_metrics.cache import FeatureCache
+from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
 from masc_metrics.images import MAX_UINT8, ImageBatch
 from masc_metrics.precision import to_device, without_autocast
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import (
+    PROCESSOR_FILES,
+    check_folder,
+    load_json,
+    quiet_transformers,
+    read_network,
+    read_processor_values,
+    read_tokenizer,
+)
 
 _CACHE_BYTES = 64 * 2**20
 """About 32000 images of CLIP's 512 values, or 21000 of DINOv3's 768."""
+
+
+_SAFETENSORS_COMMITS = {
+    "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
+    "facebook/dino-vits16": "a7a4d161f5c0bd70478c05ca5777ec7cd8848021",
+}
+"""Commits of the hub's own conversion to safetensors, for models whose main branch holds pickled weights only."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineFiles:
+    """A baseline's checkpoint on this machine.
+
+    Attributes:
+        checkpoint: hub id or folder, as given.
+        folder: folder of config.json, safetensors weights, and the files of the image processor and, for CLIP, of the
+            tokenizer.
+        commit: commit hash on the hub; None for a folder that is not from the hub.
+    """
+
+    checkpoint: str
+    folder: Path
+    commit: str | None
+
+
+def find_files(baseline: str, source: CheckpointSource, model_type: str) -> BaselineFiles:
+    """Find a checkpoint on this machine, or download it.
+
+    Args:
+        baseline: name of the baseline, for error texts.
+        source: hub id or folder; two hub ids have a known commit with safetensors.
+        model_type: ``model_type`` that its config.json must have.
+
+    Raises:
+        OSError: if the checkpoint is not available (FileNotFoundError, PermissionError or ConnectionError).
+        ValueError: if it has another model type.
+    """
+    path = Path(source.model)
+    if path.is_absolute():
+        files = BaselineFiles(source.model, path, path.name if path.parent.name == "snapshots" else None)
+    else:
+        revision = _SAFETENSORS_COMMITS.get(source.model)
+        try:
+            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only)
+        except OSError as error:
+            # `masc-metrics prefetch`, which the text names, is for MaSC's own checkpoints only.
+            download = f"hf download {source.model}" + (f" --revision {revision}" if revision else "")
+            text = str(error).replace(f"masc-metrics prefetch {source.model}", download)
+            raise type(error)(f"baseline {baseline}: {text}") from error
+        files = BaselineFiles(source.model, folder, folder.name)
+    try:
+        check_folder(files.folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"baseline {baseline}: {error}") from None
+    found = load_json(files.folder / "config.json").get("model_type")
+    if found != model_type:
+        raise ValueError(
+            f"baseline {baseline}: {files.folder} is a checkpoint of type {found!r}; give one whose config.json says "
+            f"{model_type!r}"
+        )
+    return files
+
+
+def read_processor(files: BaselineFiles, class_name: str) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Read the checkpoint's image processor; it uses Pillow in every transformers version, with or without torchvision.
+
+    Args:
+        files: the checkpoint.
+        class_name: class of transformers' image processor.
+
+    Returns:
+        A function from (3, H, W) images, uint8 in 0..255 or float in [0, 1], to normalised pixels, (B, 3, H, W)
+        float32. Float images are rounded to uint8, which Pillow needs.
+
+    Raises:
+        OSError: if the checkpoint has no processor file.
+    """
+    import transformers
+
+    if not (files.folder / PROCESSOR_FILES[0]).is_file():
+        raise FileNotFoundError(f"{files.folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint")
+    # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
+    pil_class = getattr(transformers, f"{class_name}Pil", None) or getattr(transformers, class_name)
+    with quiet_transformers():
+        processor = pil_class.from_pretrained(files.folder, local_files_only=True)
+
+    def prepare(images: Sequence[Tensor]) -> Tensor:
+        arrays = [np.ascontiguousarray(_to_uint8(image).permute(1, 2, 0).cpu().numpy()) for image in images]
+        # Stated, because the channel dimension of an image 3 pixels high is ambiguous.
+        pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+
+    return prepare
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8) if image.is_floating_point() else image
 
 
 class EmbeddingNetwork(ABC):
@@ -75,10 +184,6 @@ class EmbeddingNetwork(ABC):
             )
         return torch.stack([found[text] for text in texts])
 
-    def prepare_texts(self) -> None:
-        """Read what texts need now, so that errors come before a long run."""
-        raise TypeError(f"{self.checkpoint} has no text tower")
-
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Shield the network from gradients and from the surrounding precision and inference mode."""
@@ -105,10 +210,6 @@ class CLIPNetwork(EmbeddingNetwork):
     def _tokenizer(self) -> Any:
         remedy = "copy the original checkpoint's tokenizer files into it"
         return read_tokenizer(self._files.folder, ("tokenizer.json", "vocab.json"), remedy)
-
-    def prepare_texts(self) -> None:
-        """Read the tokenizer now."""
-        self._tokenizer  # noqa: B018  # reads the cached property
 
     def _encode_images(self, images: list[Tensor]) -> Tensor:
         pixels_B3HW = to_device(self._processor(images), self.device).to(self._dtype)
@@ -170,7 +271,12 @@ class DINOv3Network(EmbeddingNetwork):
     def __init__(self, files: BaselineFiles, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(files.checkpoint, files.commit, device)
         self._dtype = dtype
-        self._processing = read_float_processing(files)
+        self._processing = read_processor_values(files.folder)
+        if self._processing.center_crop or self._processing.size is None:
+            raise ValueError(
+                f"{self._processing.file} lacks a size of height and width or has do_center_crop true; copy "
+                "it from the original checkpoint"
+            )
         self._network = read_network(
             files.folder, "DINOv3ViTModel", device, dtype, kind="DINOv3ViTModel", part="a DINOv3ViTModel"
         )
@@ -206,10 +312,6 @@ class SigLIP2Network(EmbeddingNetwork):
             ImageBatch(tuple(images)), max_num_patches=self._run.max_num_patches, batch_size=len(images)
         )
         return self._backbone.pool(features, features.valid_BN)
-
-    def prepare_texts(self) -> None:
-        """Read the text tower and the tokenizer now."""
-        self._backbone.load(text_tower=True)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         return self._backbone.encode_texts(texts, batch_size=len(texts))

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.files import find_files
 from masc_metrics.bench.baselines.networks import (
     CLIPNetwork,
     DINONetwork,
     DINOv3Network,
     EmbeddingNetwork,
     SigLIP2Network,
+    find_files,
     shared_network,
 )
 from masc_metrics.bench.run import BASELINES, Run
@@ -197,7 +197,7 @@ def load_baseline(
     )
     baseline = Baseline(name, network, run.batch_size)
     if baseline.kind == "text":
-        network.prepare_texts()
+        network.text_embeddings([""], 1)  # reads the tokenizer, whose errors come before a long run
     return baseline
 
 

@@ -65,7 +65,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
-    return score_list(SampleList(tree.samples, source.root, source.root), run).exit_code
+    return score_list(SampleList(tree.samples, source.root), run).exit_code
 
 
 def _print_missing(missing: Sequence[tuple[Path, str]]) -> None:
@@ -103,7 +103,7 @@ def _orida(source: OridaInput, run: Run) -> int:
         print(f"{source.root}: {line}", file=sys.stderr)
     if run.cache_mib is None:
         run = replace(run, cache_mib=_mib_of_all_features(pairs, run))
-    finished = score_list(SampleList(pairs.samples, source.root, source.root), run)
+    finished = score_list(SampleList(pairs.samples, source.root), run)
     if not finished.table_written:
         return finished.exit_code
     results = {name: orida.same_against_cross(run.out, name) for name in run.scores}

@@ -14,35 +14,29 @@ the others are prompts 0..8. Images may be .jpg, .jpeg, .png or .webp, in this o
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
-from masc_metrics.bench.datasets.dreambench_plus_tree import CATEGORY_PATHS, Collection, Tree
 from masc_metrics.bench.sample import Sample
 
-METHODS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "textual_inversion_sd": ("textual_inversion_sd",),
-        "dreambooth_sd": ("dreambooth_sd",),
-        "dreambooth_lora_sdxl": ("dreambooth_lora_sdxl",),
-        "blip_diffusion": ("blip_diffusion",),
-        "emu2": ("emu2",),
-        "ip_adapter_plus_vit_h_sdxl": (
-            "ip_adapter_plus_vit_h_sdxl",
-            "ip_adapter_plus_vit_huge_sdxl",
-            "ip_adapter_plus_sdxl_vit_huge",
-        ),
-        "ip_adapter_vit_g_sdxl": ("ip_adapter_vit_g_sdxl", "ip_adapter_vit_giant_sdxl", "ip_adapter_sdxl_vit_giant"),
-    }
-)
-"""The benchmark's own methods: beginnings of their folder names by short name. Run settings follow, see
-:func:`masc_metrics.bench.agreement.names.method_name`. Any other folder is a method as well."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""In order of preference, if there are images with several of them."""
+
+CATEGORY_PATHS = {
+    "live_subject_animal": "live_subject/animal",
+    "live_subject_human": "live_subject/human",
+    "object": "object",
+    "style": "style",
+}
+"""Folder in ``images``, ``captions`` and the reference masks, by prefix of the collection's name."""
+
+_COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_.*)?", re.DOTALL)
 
 MIN_COVERAGE = 0.05
 """The paper's filter: a pair is skipped if either mask has at most 5 % non-zero pixels at native size."""
@@ -126,7 +120,7 @@ def read_dreambench_plus(
     return DreamBenchPlus(tuple(numbered), reader.tree.missing())
 
 
-def _method_folders(samples: Path, methods: Sequence[str], tree: Tree) -> dict[str, str]:
+def _method_folders(samples: Path, methods: Sequence[str], tree: _Tree) -> dict[str, str]:
     """Methods by folder, in the order asked for."""
     folders = tree.folders(samples)
     by_method: dict[str, list[str]] = {}
@@ -137,11 +131,8 @@ def _method_folders(samples: Path, methods: Sequence[str], tree: Tree) -> dict[s
         method = method_name(asked)
         candidates = [asked] if asked in folders else by_method.get(method, [])
         if not candidates:
-            beginnings = " or ".join(METHODS.get(method, (method,)))
             known = ", ".join(f"{name} ({', '.join(names)})" for name, names in by_method.items()) or "none"
-            raise ValueError(
-                f"method {asked!r}: no folder of {samples} begins with {beginnings}; the methods are {known}"
-            )
+            raise ValueError(f"method is {asked!r}; the methods in {samples} are {known}")
         chosen |= dict.fromkeys(candidates, method)
         same = [folder for folder, other in chosen.items() if other == method]
         if len(same) > 1:
@@ -159,18 +150,116 @@ def _may_be_one_run(folder: str, other: str) -> bool:
     return method_name(folder) == method_name(other) and all(settings[name] == others[name] for name in shared)
 
 
+@dataclass(frozen=True, slots=True)
+class _Collection:
+    """One subject of the benchmark.
+
+    Attributes:
+        prefix: a key of ``CATEGORY_PATHS``. The rest of the name does not count: a subject's name may hold "style".
+        number: number in its file names, such as "07".
+    """
+
+    prefix: str
+    number: str
+
+    @classmethod
+    def from_folder(cls, folder: str) -> _Collection | None:
+        """Parse a folder name such as ``object_07_mug``; None for any other name."""
+        found = _COLLECTION_NAME.fullmatch(folder)
+        return cls(found[1], found[2]) if found else None
+
+    @property
+    def path(self) -> str:
+        """Folder of its image below ``images``."""
+        return CATEGORY_PATHS[self.prefix]
+
+    @property
+    def category(self) -> str:
+        """One of animal, human, object, style."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    files: dict[str, Path] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+
+
+class _Tree:
+    """Finds files, and remembers those that are missing."""
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, _Listing] = {}
+        self._lines: dict[Path, list[str]] = {}
+        self._missing: set[tuple[Path, str]] = set()
+
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the folders in a folder, sorted, without hidden ones; empty if it does not exist."""
+        return self._listing(folder).folders
+
+    def stems(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+        """Names, without suffix, of the files in a folder with one of the suffixes; distinct and sorted."""
+        names = (os.path.splitext(name) for name in self._listing(folder).files)
+        return sorted({stem for stem, suffix in names if suffix in suffixes})
+
+    def file(self, wanted: Path) -> Path | None:
+        """The file if it exists; its suffix may be in capitals."""
+        return self._listing(wanted.parent).files.get(wanted.name)
+
+    def image(self, wanted: Path) -> Path | None:
+        """The file if it exists with any of the suffixes of ``IMAGE_SUFFIXES``."""
+        found = (self.file(wanted.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES)
+        return next((file for file in found if file), None)
+
+    def lines(self, wanted: Path) -> list[str]:
+        """Lines of a text file; empty if it does not exist, is empty, or is not UTF-8."""
+        if wanted not in self._lines:
+            file = self.file(wanted)
+            try:
+                text = file.read_text(encoding="utf-8-sig") if file else ""
+            except UnicodeDecodeError:
+                text = ""
+            self._lines[wanted] = [line.strip() for line in text.rstrip().splitlines()]
+        return self._lines[wanted]
+
+    def add_missing(self, wanted: Path, purpose: str) -> None:
+        """Remember that a file is missing, and what it is for."""
+        self._missing.add((wanted, purpose))
+
+    def missing(self) -> tuple[tuple[Path, str], ...]:
+        """Missing files with their purposes, sorted."""
+        return tuple(sorted(self._missing))
+
+    def _listing(self, folder: Path) -> _Listing:
+        if folder not in self._listings:
+            self._listings[folder] = listing = _Listing()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                entries = []
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    listing.folders.append(entry.name)
+                else:
+                    stem, suffix = os.path.splitext(entry.name)
+                    listing.files[stem + suffix.lower()] = folder / entry.name
+        return self._listings[folder]
+
+
 class _Reader:
     """Turns one tree into samples."""
 
     def __init__(self, root: Path, masks: Path, pf_without: PfWithout) -> None:
-        self.tree = Tree()
+        self.tree = _Tree()
         self._root, self._masks, self._pf_without = root, masks, pf_without
 
     def samples(self, method: str, folder: str) -> Iterator[Sample]:
         masks = self._mask_folder(folder)
         generated = self._generated(folder)
         for name in self.tree.folders(generated):
-            collection = Collection.from_folder(name)
+            collection = _Collection.from_folder(name)
             for prompt, seed, image in self._images(generated / name):
                 sample = Sample(
                     line=0,
@@ -189,7 +278,7 @@ class _Reader:
                 )
                 yield self._completed(sample, collection, folder, prompt, masks) if collection else sample
 
-    def _completed(self, sample: Sample, collection: Collection, folder: str, prompt: int, masks: Path) -> Sample:
+    def _completed(self, sample: Sample, collection: _Collection, folder: str, prompt: int, masks: Path) -> Sample:
         tree, run = self.tree, self._root / "samples" / folder
         name = f"{sample.concept}/{Path(sample.generated_image).stem}"
         lacks: list[str] = []
@@ -235,16 +324,16 @@ class _Reader:
     def add_missing_generated(self, folders: Sequence[str]) -> None:
         """Remember the collections and prompts for which a method has no image."""
         names = sorted({name for folder in folders for name in self.tree.folders(self._generated(folder))})
-        known = {collection: name for name in names if (collection := Collection.from_folder(name))}
+        known = {collection: name for name in names if (collection := _Collection.from_folder(name))}
         for prefix, path in CATEGORY_PATHS.items():
             captions = self._root / "captions" / path
             numbers = {*self.tree.stems(self._root / "images" / path), *self.tree.stems(captions, (".txt",))}
             for number in sorted(filter(str.isdigit, numbers)):
                 noun = (self.tree.lines(captions / f"{number}.txt") or ["*"])[0]
-                known.setdefault(Collection(prefix, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
+                known.setdefault(_Collection(prefix, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
         for folder in folders:
             generated = self._generated(folder)
-            own_names = {Collection.from_folder(name): name for name in self.tree.folders(generated)}
+            own_names = {_Collection.from_folder(name): name for name in self.tree.folders(generated)}
             for collection, name in known.items():
                 images = generated / own_names.get(collection, name)
                 prompts = range(len(self.tree.lines(self._caption(collection))[1:]) or PROMPTS)
@@ -262,10 +351,10 @@ class _Reader:
     def _generated(self, folder: str) -> Path:
         return self._root / "samples" / folder / "tgt_image"
 
-    def _caption(self, collection: Collection) -> Path:
+    def _caption(self, collection: _Collection) -> Path:
         return self._root / "captions" / collection.path / f"{collection.number}.txt"
 
-    def _without_pf(self, collection: Collection, prompt: int) -> bool:
+    def _without_pf(self, collection: _Collection, prompt: int) -> bool:
         is_style = collection.category == "style" and self._pf_without in ("style-collections", "both")
         return is_style or (prompt in STYLE_PROMPTS and self._pf_without in ("style-prompts", "both"))
 
