@@ -1,4 +1,4 @@
-"""MaSC for TorchMetrics: does a fine-tuned model keep the subject, and does it follow the prompt?"""
+"""MaSC for TorchMetrics: subject fidelity and prompt adherence of personalised text-to-image models."""
 
 from masc_metrics import functional, scores
 from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone, load_backbone, release_backbones

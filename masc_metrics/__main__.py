@@ -1,4 +1,4 @@
-"""``python -m masc_metrics`` is the ``masc-metrics`` command."""
+"""Run the ``masc-metrics`` command by ``python -m masc_metrics``."""
 
 import sys
 

@@ -1,15 +1,24 @@
-"""Checks of arguments. Every error has one form: the argument's name, its value or type, and what to give instead."""
+"""Checks of arguments; each error text states the argument's name, its value or type, and what to give instead."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral
+from typing import Any
 
 
 def check_type(name: str, value: object, types: type | tuple[type, ...], give: str) -> None:
     """Raise TypeError ``<name> is a <type>; give <give>`` unless the value is an instance of the types."""
     if not isinstance(value, types):
         raise TypeError(f"{name} is a {type(value).__name__}; give {give}")
+
+
+def check_sequence(name: str, value: object, give: str) -> Sequence[Any]:
+    """Return the value if it is a sequence other than a string; raise TypeError as :func:`check_type` otherwise."""
+    check_type(name, value, Sequence, give)
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {give}; put it into a list")
+    return value  # type: ignore[return-value]
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -1,6 +1,6 @@
-"""The frozen SigLIP2 network: one per process, checkpoint, device and dtype; it encodes each distinct image once.
+"""Frozen SigLIP2 networks, shared within a process by checkpoint, device and dtype, with caches of their outputs.
 
-Shape suffixes: B images or texts, N patches, P values of a patch, D feature width.
+Shape suffixes: B images or texts, N patches, D feature width.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from masc_metrics.towers import TextTower, VisionTower
 
 DEFAULT_ENCODE_BATCH_SIZE = 16
 
-_CPU_PATCHES_IN_A_PASS = 1024
-"""More do not fit a CPU's caches: they take more memory and more time."""
+_CPU_PATCHES_PER_PASS = 1024
+"""More patches exceed the caches of a CPU and are slower."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchFeatures:
-    """Patch features of B images, padded to the longest.
+    """Patch features of B images, padded to the largest number of patches.
 
     Attributes:
-        tokens_BND: the vision tower's last hidden state after its final layer norm, in the backbone's dtype; 0 on
+        tokens_BND: last hidden state of the vision tower after its final layer norm, in the backbone's dtype; 0 on
             padding.
         valid_BN: bool, False on padding.
-        grids: patch rows and columns of each image; its patches are the first rows * columns, row-major.
+        grids: patch rows and columns of each image; its patches are the first rows * columns, in row-major order.
     """
 
     tokens_BND: Tensor
@@ -49,18 +49,18 @@ class PatchFeatures:
 
 
 class SigLIP2Backbone:
-    """A frozen SigLIP2 checkpoint on one device in one dtype; made by :func:`load_backbone`.
+    """A frozen SigLIP2 checkpoint on one device in one dtype, created by :func:`load_backbone`.
 
-    It is no ``torch.nn.Module``, so that a metric or LightningModule holding it gains no parameter, no state_dict key
-    and no hook from it. Copies are the same object, and a pickle holds where it came from, not its weights. The vision
-    tower is read from disk when an image is first encoded, the text tower when a text is.
+    It is not a ``torch.nn.Module``: a metric or LightningModule that holds it gains no parameters, state_dict keys or
+    hooks. A copy is the same object, and a pickle contains the source instead of the weights. The vision tower is read
+    when an image is first encoded, the text tower when a text is first encoded.
 
     Attributes:
-        source: the checkpoint asked for.
-        device: where it runs.
-        dtype: the precision it runs in, whatever autocast or the surrounding module says.
-        cache: features of images encoded already; ``cache.max_bytes`` bounds them.
-        text_cache: embeddings of texts encoded already, kept apart so that images never push them out.
+        source: source of the checkpoint.
+        device: device of the network.
+        dtype: precision of the network, independent of autocast and of the surrounding module.
+        cache: features of encoded images; ``cache.max_bytes`` bounds their size.
+        text_cache: embeddings of encoded texts, in a separate cache so that images never evict them.
     """
 
     def __init__(self, source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> None:
@@ -85,7 +85,7 @@ class SigLIP2Backbone:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint's files on this machine and the hub commit they are from; downloads them at first use."""
+        """The checkpoint on this machine; downloaded at first use."""
         return self.source.resolve()
 
     @cached_property
@@ -98,33 +98,33 @@ class SigLIP2Backbone:
 
     @property
     def text_tower_loaded(self) -> bool:
-        """Whether the text tower was needed, and so read, already."""
+        """Whether the text tower is in memory."""
         return "_text" in self.__dict__
 
     def load(self, *, text_tower: bool = False) -> SigLIP2Backbone:
-        """Read the vision tower now instead of at the first image, and the text tower if asked.
+        """Read the vision tower, and optionally the text tower, now instead of at first use.
 
         Raises:
-            OSError: if the checkpoint cannot be had; the text says how to get it.
-            ValueError: if it is no SigLIP2 checkpoint.
+            OSError: if the checkpoint is not available; the error text says how to get it.
+            ValueError: if it is not a SigLIP2 checkpoint.
         """
         with self._lock:
-            self._vision  # noqa: B018  # a cached property: to look at it is to read it
+            self._vision  # noqa: B018  # the first access of the cached property reads the tower
             if text_tower:
                 self._text  # noqa: B018
         return self
 
     def release_text_tower(self) -> None:
-        """Free the text tower's memory, three fifths of the network's; a text not met before reads it again.
+        """Free the memory of the text tower, three fifths of the network's; a new text reads it again.
 
-        Embeddings made already stay in ``text_cache``, so that the prompts of one validation cost the next one nothing.
+        Embeddings stay in ``text_cache``, so that repeated prompts do not need the text tower.
         """
         with self._lock:
             self.__dict__.pop("_text", None)
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Neither gradients nor the surrounding precision and inference mode reach the network."""
+        """Run the network without gradients, outside the surrounding autocast and inference mode."""
         with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
             yield
 
@@ -135,22 +135,21 @@ class SigLIP2Backbone:
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
         batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
     ) -> PatchFeatures:
-        """Patch features of images; one pass of the vision tower for each distinct one that the cache does not hold.
+        """Patch features of images; each distinct image that is not in the cache passes through the vision tower once.
 
-        Images of equal grid go through the tower together and without padding, so that no image's features depend on
-        its company.
+        Images of equal grid are batched without padding, so that features do not depend on the rest of the batch.
 
         Args:
             images: any form that :func:`masc_metrics.images.check_images` accepts, of any sizes.
             max_num_patches: patch budget of one image; fixed-resolution checkpoints ignore it.
-            batch_size: images in one pass of the tower, at most; a CPU takes no more than 1024 patches at a time.
+            batch_size: maximum number of images in one pass; on a CPU, a pass has at most 1024 patches.
 
         Returns:
             Features on the backbone's device, in the order of the images.
 
         Raises:
-            TypeError, ValueError: for images or settings that are not accepted.
-            OSError: if the checkpoint cannot be had.
+            TypeError, ValueError: if images or settings are not accepted.
+            OSError: if the checkpoint is not available.
         """
         check_positive("max_num_patches", max_num_patches)
         check_positive("batch_size", batch_size)
@@ -165,64 +164,64 @@ class SigLIP2Backbone:
             keys = image_keys(grids, pixels)
             pixels_of = dict(zip(keys, pixels, strict=True))
 
-            def encode(part: list[ImageKey]) -> Tensor:
-                return self._vision.encode(torch.stack([pixels_of[key] for key in part]))
+            def encode(batch_keys: list[ImageKey]) -> Tensor:
+                return self._vision.encode(torch.stack([pixels_of[key] for key in batch_keys]))
 
-            found: dict[ImageKey, Tensor] = {}
+            tokens_of: dict[ImageKey, Tensor] = {}
             for grid, dtype in dict.fromkeys((key.grid, key.dtype) for key in keys):  # so that nothing is padded
-                alike = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
-                found |= self.cache.get_or_compute(alike, encode, self._images_in_a_pass(grid, batch_size))
-            tokens_BND = pad_sequence([found[key] for key in keys], batch_first=True)
+                group = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
+                tokens_of |= self.cache.get_or_compute(group, encode, self._images_per_pass(grid, batch_size))
+            tokens_BND = pad_sequence([tokens_of[key] for key in keys], batch_first=True)
             counts_B = torch.tensor([rows * columns for rows, columns in grids], device="cpu")
             valid_BN = torch.arange(tokens_BND.shape[1], device="cpu") < counts_B[:, None]
             return PatchFeatures(tokens_BND, to_device(valid_BN, self.device), grids)
 
-    def _images_in_a_pass(self, grid: Grid, batch_size: int) -> int:
-        on_a_cpu = max(1, _CPU_PATCHES_IN_A_PASS // (grid[0] * grid[1]))
-        return min(batch_size, on_a_cpu) if self.device.type == "cpu" else batch_size
+    def _images_per_pass(self, grid: Grid, batch_size: int) -> int:
+        cpu_limit = max(1, _CPU_PATCHES_PER_PASS // (grid[0] * grid[1]))
+        return min(batch_size, cpu_limit) if self.device.type == "cpu" else batch_size
 
     def pool(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
-        """Image embeddings from chosen patches: the checkpoint's attention-pooling head, blind to all others.
+        """Image embeddings of selected patches, by the attention-pooling head of the checkpoint.
 
         Args:
             features: patch features from this backbone.
-            keep_BN: bool, the patches to pool over; padding is never kept.
+            keep_BN: bool, True on patches to pool over; padding is excluded in any case.
 
         Returns:
-            (B, D) float32 in the space of :meth:`encode_texts`; rows of NaN where no patch is kept.
+            (B, D) float32 in the space of :meth:`encode_texts`; NaN in rows without a patch to pool over.
 
         Raises:
-            ValueError: if ``keep_BN`` has another shape than the features.
+            ValueError: if ``keep_BN`` and the features differ in shape.
         """
         if keep_BN.shape != features.valid_BN.shape:
             raise ValueError(
                 f"keep_BN is {tuple(keep_BN.shape)} but the features are {tuple(features.valid_BN.shape)}; give one "
-                "boolean a patch"
+                "boolean for each patch"
             )
         with self._frozen():
             keep_BN = keep_BN.bool() & features.valid_BN
             empty_B = ~keep_BN.any(dim=1)
-            # Attention over nothing is NaN by itself, but not in every kernel: let such rows see all, then void them.
+            # Attention over no patches is not NaN in every kernel: such rows attend to all patches, then become NaN.
             pooled_BD = self._vision.pool(features.tokens_BND, keep_BN | empty_B[:, None])
             return pooled_BD.masked_fill(empty_B[:, None], torch.nan)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = DEFAULT_ENCODE_BATCH_SIZE) -> Tensor:
-        """Text embeddings, one pass of the text tower for each distinct text that the cache does not hold.
+        """Text embeddings; each distinct text that is not in the cache passes through the text tower once.
 
-        Texts are lower-cased, padded and truncated on the right to the text tower's length (64 tokens in SigLIP2), and
-        attended to in full, padding included, as the checkpoint was trained.
+        Texts are lower-cased, padded and truncated on the right to the length of the text tower (64 tokens in
+        SigLIP2). As in training, padding is attended to.
 
         Args:
-            texts: any strings, an empty one included.
-            batch_size: texts in one pass of the tower.
+            texts: strings, which may be empty.
+            batch_size: maximum number of texts in one pass.
 
         Returns:
             (B, D) float32 on the backbone's device.
 
         Raises:
             TypeError: if the texts are not a list of strings.
-            ValueError: if there is none, or one is no Unicode.
-            OSError: if the checkpoint cannot be had or has no tokenizer.
+            ValueError: if the list is empty, or a text cannot be encoded as Unicode.
+            OSError: if the checkpoint is not available or has no tokenizer.
         """
         check_positive("batch_size", batch_size)
         check_texts(texts, "texts")
@@ -231,8 +230,10 @@ class SigLIP2Backbone:
         with self._frozen():
             lowered = [text.lower() for text in texts]
             distinct = list(dict.fromkeys(lowered))
-            found = self.text_cache.get_or_compute(distinct, lambda part: self._text.encode(part).float(), batch_size)
-            return torch.stack([found[text] for text in lowered])
+            embeddings = self.text_cache.get_or_compute(
+                distinct, lambda batch: self._text.encode(batch).float(), batch_size
+            )
+            return torch.stack([embeddings[text] for text in lowered])
 
 
 _shared: dict[tuple[CheckpointSource, torch.device, torch.dtype], SigLIP2Backbone] = {}
@@ -240,8 +241,8 @@ _shared_lock = threading.Lock()
 
 
 def shared_backbone(source: CheckpointSource, device: str | torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
-    """The process's one backbone of this source, device and dtype; nothing is read before it is needed."""
-    device = check_device(device)  # "cuda" and "cuda:0" are one
+    """Backbone of this source, device and dtype, shared within the process; files are read at first use."""
+    device = check_device(device)  # "cuda" becomes "cuda:0", so that both give the same backbone
     with _shared_lock:
         key = (source, device, dtype)
         if key not in _shared:
@@ -258,24 +259,24 @@ def load_backbone(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> SigLIP2Backbone:
-    """The process's shared backbone, with its vision tower read and ready.
+    """Load a frozen backbone, which is shared within the process; its vision tower is read immediately.
 
     Args:
         model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, NaFlex or fixed-resolution; "tiny" is the
-            small one that comes with the package, trained on rendered scenes alone.
-        device: where it runs; "cuda" is the current GPU.
-        dtype: float32 for the paper's numbers; bfloat16 for speed.
+            small bundled checkpoint, trained only on rendered scenes.
+        device: device of the network; "cuda" is the current GPU.
+        dtype: precision of the network; float32 reproduces the paper, bfloat16 is faster.
         revision: branch, tag or commit on the hub.
-        cache_dir: where downloads are kept.
+        cache_dir: folder for downloads.
         local_files_only: never use the network.
 
     Returns:
-        The same object for the same arguments, as long as the process lives or until :func:`release_backbones`.
+        The same object for the same arguments, until :func:`release_backbones` is called.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        OSError: if the checkpoint cannot be had; the text says how to get it.
-        ValueError: if it is no SigLIP2 checkpoint, or the device is not there.
+        OSError: if the checkpoint is not available; the error text says how to get it.
+        ValueError: if it is not a SigLIP2 checkpoint, or the device is not available.
     """
     check_dtype(dtype)
     source = CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)
@@ -283,6 +284,6 @@ def load_backbone(
 
 
 def release_backbones() -> None:
-    """Forget every shared backbone, so that their memory can be freed; metrics load theirs again when needed."""
+    """Drop all shared backbones so that their memory can be freed; metrics load their backbone again when needed."""
     with _shared_lock:
         _shared.clear()

@@ -1,6 +1,6 @@
-"""What was encoded already: tensors kept by the content that they were computed from, inside a byte bound.
+"""Cache of tensors under a limit in bytes, and keys of images by their content.
 
-Shape suffixes: B images; H, W sides in pixels; R rows of pixels, of all channels; V 32-bit words of a row.
+Shape suffixes: B images; H, W image sides in pixels; R rows of pixels in all channels; V 32-bit words of a row.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from masc_metrics.precision import to_device
 _Key = TypeVar("_Key", bound=Hashable)
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
-"""About 113 images of 1024 patches in float32, 227 in bfloat16, for a backbone of width 1152."""
+"""About 113 images of 1024 patches in float32, or 227 in bfloat16, for a backbone of width 1152."""
 
 DEFAULT_TEXT_CACHE_BYTES = 32 * 2**20
 """About 7000 texts, for a backbone of width 1152."""
 
-# Two independent 64-bit sums make a 128-bit digest: among a billion distinct images a collision stays unlikely.
+# Two independent 64-bit sums form a 128-bit digest: a collision among a billion distinct images is unlikely.
 _LANES = 2
-_DIGESTED = 16  # images at a time: their bits are spread over eight times as many bytes
+_DIGEST_BATCH_SIZE = 16  # bounds the memory of int64 copies, which are up to eight times as large as the images
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # odd, high bits well mixed
 
 
 class FeatureCache:
-    """Tensors by key, least recently used out first, never above ``max_bytes`` in all.
+    """Least-recently-used cache of tensors whose total size never exceeds ``max_bytes``.
 
     Args:
-        max_bytes: bound on the summed size of the tensors kept; 0 keeps nothing. May be set anew at any time.
+        max_bytes: maximum total size of the cached tensors; 0 disables the cache. It can be changed at any time.
 
     Raises:
-        TypeError: if ``max_bytes`` is no integer.
+        TypeError: if ``max_bytes`` is not an integer.
         ValueError: if it is negative.
     """
 
@@ -54,7 +54,7 @@ class FeatureCache:
 
     @property
     def max_bytes(self) -> int:
-        """Bound on the summed size of the tensors kept; a smaller one drops what no longer fits."""
+        """Maximum total size of the cached tensors in bytes; lowering it evicts tensors that no longer fit."""
         return self._max_bytes
 
     @max_bytes.setter
@@ -62,18 +62,18 @@ class FeatureCache:
         check_integer("max_bytes", value, least=0, hint=", such as 64 * 2**20")
         with self._lock:
             self._max_bytes = value
-            self._make_room(0)
+            self._evict_for(0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors kept now."""
+        """Total size of the cached tensors in bytes."""
         return self._nbytes
 
     def __len__(self) -> int:
         return len(self._tensors)
 
     def get(self, key: Hashable) -> Tensor | None:
-        """The tensor kept under the key, now the most recently used one; None if there is none."""
+        """Return the tensor of a key and mark it as most recently used; None if the key is not cached."""
         with self._lock:
             tensor = self._tensors.get(key)
             if tensor is not None:
@@ -81,9 +81,9 @@ class FeatureCache:
             return tensor
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep a tensor, dropping the least recently used ones until all fit. One too large alone is not kept.
+        """Cache a tensor and evict the least recently used ones until all fit. A tensor above the limit is not cached.
 
-        The tensor must own its memory: a view would keep its whole base alive behind the bound.
+        The tensor must own its memory: a view would keep its base tensor alive, which the limit does not count.
         """
         with self._lock:
             replaced = self._tensors.pop(key, None)
@@ -91,44 +91,44 @@ class FeatureCache:
                 self._nbytes -= replaced.nbytes
             if tensor.nbytes > self._max_bytes:
                 return
-            self._make_room(tensor.nbytes)
+            self._evict_for(tensor.nbytes)
             self._tensors[key] = tensor
             self._nbytes += tensor.nbytes
 
     def get_or_compute(
-        self, keys: Sequence[_Key], make: Callable[[list[_Key]], Tensor], at_a_time: int
+        self, keys: Sequence[_Key], compute: Callable[[list[_Key]], Tensor], batch_size: int
     ) -> dict[_Key, Tensor]:
-        """What belongs to each of the distinct keys: kept already, or made now and kept.
+        """Return the tensor of each key; compute and cache the missing ones.
 
         Args:
-            keys: distinct ones.
-            make: a tensor for some of the keys, one row a key.
-            at_a_time: keys that ``make`` is given at once, at most.
+            keys: distinct keys.
+            compute: returns a tensor for a list of keys, one row for each.
+            batch_size: maximum number of keys in one call of ``compute``.
         """
-        found = {key: known for key in keys if (known := self.get(key)) is not None}
-        missing = [key for key in keys if key not in found]
-        calls = math.ceil(len(missing) / at_a_time)
+        tensors = {key: cached for key in keys if (cached := self.get(key)) is not None}
+        missing = [key for key in keys if key not in tensors]
+        calls = math.ceil(len(missing) / batch_size)
         for index in range(calls):
-            part = missing[index::calls]  # of equal sizes: 17 by 16 are 9 and 8, not 16 and a lonely one
-            for key, row in zip(part, make(part), strict=True):
-                found[key] = row.clone()  # a view would hold all rows in the cache
-                self.put(key, found[key])
-        return found
+            batch = missing[index::calls]  # of nearly equal sizes: 17 keys become 9 and 8 instead of 16 and 1
+            for key, row in zip(batch, compute(batch), strict=True):
+                tensors[key] = row.clone()  # a view would keep all rows in memory
+                self.put(key, tensors[key])
+        return tensors
 
-    def _make_room(self, nbytes: int) -> None:
+    def _evict_for(self, nbytes: int) -> None:
         while self._nbytes + nbytes > self._max_bytes:
-            _, dropped = self._tensors.popitem(last=False)
-            self._nbytes -= dropped.nbytes
+            _, evicted = self._tensors.popitem(last=False)
+            self._nbytes -= evicted.nbytes
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all tensors."""
         with self._lock:
             self._tensors.clear()
             self._nbytes = 0
 
 
 class ImageKey(NamedTuple):
-    """What an image's features depend on: its grid, and its pixels there."""
+    """Key of an image's features: its patch grid and a digest of its resized pixels."""
 
     grid: Grid
     dtype: torch.dtype
@@ -136,31 +136,32 @@ class ImageKey(NamedTuple):
 
 
 def image_keys(grids: Sequence[Grid], pixels: Sequence[Tensor]) -> list[ImageKey]:
-    """A key for each image, given what :func:`masc_metrics.images.resize` made of it; waits once for their device."""
-    alike: dict[tuple[Grid, torch.dtype], list[int]] = {}
+    """Keys of images resized by :func:`masc_metrics.images.resize`; synchronises with their device once."""
+    groups: dict[tuple[Grid, torch.dtype], list[int]] = {}
     for index, (grid, image) in enumerate(zip(grids, pixels, strict=True)):
-        alike.setdefault((grid, image.dtype), []).append(index)
-    parts = [part[start : start + _DIGESTED] for part in alike.values() for start in range(0, len(part), _DIGESTED)]
-    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in part])) for part in parts])
-    order = [index for part in parts for index in part]
+        groups.setdefault((grid, image.dtype), []).append(index)
+    size = _DIGEST_BATCH_SIZE
+    batches = [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in batch])) for batch in batches])
+    order = [index for batch in batches for index in batch]
     digest_of = {index: (high, low) for index, (high, low) in zip(order, digests.tolist(), strict=True)}
     return [ImageKey(grid, pixels[index].dtype, digest_of[index]) for index, grid in enumerate(grids)]
 
 
 @lru_cache(maxsize=1024)
 def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
-    """(lanes, count) odd 64-bit numbers, the same in every process."""
+    """Odd 64-bit numbers of shape (lanes, count), the same in every process."""
     generator = torch.Generator().manual_seed(salt)
     numbers = torch.randint(-(2**63), 2**63 - 1, (_LANES, count), dtype=torch.int64, generator=generator, device="cpu")
     return to_device(numbers | 1, device)
 
 
 def content_digests(pixels_B3HW: Tensor) -> Tensor:
-    """A 128-bit digest of each image's pixels, computed on their device.
+    """128-bit digests of the pixels of each image, computed on their device.
 
-    A multilinear hash of the values' bits inside each row of pixels, mixed, and a second one over the rows, so that
-    equal rows in another order differ. It guards against chance, not against an adversary. Only digests of images of
-    one shape and dtype compare.
+    A multilinear hash of the bits of each row of pixels, followed by a mixing step and a second multilinear hash over
+    the rows, so that the order of rows matters. It is not cryptographic. Only digests of images of equal shape and
+    dtype are comparable.
 
     Args:
         pixels_B3HW: uint8 or float32.
@@ -168,13 +169,13 @@ def content_digests(pixels_B3HW: Tensor) -> Tensor:
     Returns:
         (B, 2) int64.
     """
-    # On a GPU few large kernels are quick, on a CPU what stays in its cache.
-    at_a_time = 1 if pixels_B3HW.device.type == "cpu" else len(pixels_B3HW)
-    return torch.cat([_digests(part) for part in torch.split(pixels_B3HW, at_a_time)])
+    # A GPU is fastest with few large kernels, a CPU with data that fits into its caches.
+    batch_size = 1 if pixels_B3HW.device.type == "cpu" else len(pixels_B3HW)
+    return torch.cat([_digests(batch) for batch in torch.split(pixels_B3HW, batch_size)])
 
 
 def _digests(pixels_B3HW: Tensor) -> Tensor:
-    if pixels_B3HW.dtype == torch.uint8 and (over := pixels_B3HW.shape[-1] % 4):  # four values a word
+    if pixels_B3HW.dtype == torch.uint8 and (over := pixels_B3HW.shape[-1] % 4):  # four values per word
         pixels_B3HW = F.pad(pixels_B3HW, (0, 4 - over))
     words_BRV = pixels_B3HW.contiguous().view(torch.int32).flatten(1, 2).to(torch.int64)
     _, rows, values = words_BRV.shape
@@ -183,7 +184,7 @@ def _digests(pixels_B3HW: Tensor) -> Tensor:
     lanes = []
     for lane in range(_LANES):
         sums_BR = (words_BRV * within[lane]).sum(dim=2)
-        # Wraps modulo 2**64; the shifts bring the well mixed high bits down. Masked, because >> copies the sign.
+        # Arithmetic is modulo 2**64. Shifts move the well-mixed high bits down; masks undo the sign extension of >>.
         mixed_BR = (sums_BR ^ ((sums_BR >> 29) & (2**35 - 1))) * _MULTIPLIER
         mixed_BR = mixed_BR ^ ((mixed_BR >> 32) & (2**32 - 1))
         lanes.append((mixed_BR * across[lane]).sum(dim=1))

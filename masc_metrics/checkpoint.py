@@ -1,4 +1,4 @@
-"""Which SigLIP2 checkpoint is meant, and what its files say."""
+"""SigLIP2 checkpoints: their sources, and the configuration in their files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from masc_metrics.reading import check_folder, load_json, quiet_transformers, re
 DEFAULT_MODEL = "google/siglip2-so400m-patch16-naflex"
 
 BUNDLED_MODEL = "tiny"
-"""Name of the small checkpoint that comes with the package: offline, trained on rendered scenes alone."""
+"""Name of the small bundled checkpoint, trained only on rendered scenes."""
 
 _BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED_MODEL
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that lies on this machine.
+    """A checkpoint on this machine.
 
     Attributes:
-        folder: holds config.json, safetensors weights, tokenizer and preprocessor files.
-        commit: the hub's commit hash; None for a folder that did not come from the hub.
+        folder: folder with config.json, safetensors weights, tokenizer and preprocessor files.
+        commit: commit hash on the hub; None for a folder that is not from the hub.
         model_type: "siglip2" for NaFlex checkpoints, "siglip" for fixed-resolution ones.
-        processing: how images are prepared for it.
-        text_length: positions of its text tower.
+        processing: preprocessing of images.
+        text_length: number of positions of the text tower.
     """
 
     folder: Path
@@ -41,12 +41,12 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSource:
-    """What a user asks for; equal sources are one checkpoint.
+    """Source of a checkpoint; equal sources refer to the same checkpoint.
 
     Attributes:
-        model: hub id, "tiny", or a folder's absolute path.
-        revision: branch, tag or commit on the hub; None is its main branch.
-        cache_dir: where downloads are kept; None is the hub's usual place.
+        model: hub id, "tiny", or absolute path of a folder.
+        revision: branch, tag or commit on the hub; None is the main branch.
+        cache_dir: folder for downloads; None is the default cache of the hub.
         local_files_only: never use the network.
     """
 
@@ -63,13 +63,13 @@ class CheckpointSource:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> CheckpointSource:
-        """The source with its paths made absolute, so that two spellings of one folder are equal.
+        """Create a source with absolute paths, so that different spellings of a path are equal.
 
-        "tiny" is the bundled checkpoint, even where a folder of that name lies; "./tiny" or a Path is the folder.
+        "tiny" is the bundled checkpoint, even if a folder of that name exists; "./tiny" or a Path is the folder.
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if the model is empty, or a folder with a revision.
+            ValueError: if the model is empty, or a revision is given for a folder.
         """
         check_type(
             "model_name_or_path",
@@ -87,8 +87,8 @@ class CheckpointSource:
         check_type("local_files_only", local_files_only, bool, "True or False")
         if model_name_or_path == BUNDLED_MODEL:
             if revision is not None:
-                raise ValueError(f"revision is {revision!r} but {model!r} comes with the package; leave it out")
-            return cls(model)  # by name, not folder, so that a pickle fits another installation
+                raise ValueError(f"revision is {revision!r} but {model!r} is the bundled checkpoint; omit revision")
+            return cls(model)  # the name, not the folder, so that a pickle is valid in another installation
         if isinstance(model_name_or_path, str) and model.lower() == BUNDLED_MODEL and not Path(model).is_dir():
             raise ValueError(
                 f"model_name_or_path is {model_name_or_path!r}; the bundled checkpoint is {BUNDLED_MODEL!r}"
@@ -96,18 +96,18 @@ class CheckpointSource:
         is_path = isinstance(model_name_or_path, os.PathLike)
         if is_path or Path(model).expanduser().is_dir() or _looks_like_path(model):
             if revision is not None:
-                raise ValueError(f"revision is {revision!r} but {model!r} is a folder, which has none; leave one out")
+                raise ValueError(f"revision is {revision!r} but {model!r} is a folder; omit revision or give a hub id")
             return cls(os.path.realpath(os.path.expanduser(model)))
         cache = None if cache_dir is None else os.path.realpath(os.path.expanduser(cache_dir))
         return cls(model, revision, cache, local_files_only)
 
     def resolve(self) -> Checkpoint:
-        """Find the checkpoint on this machine, downloading it first if it must be and may be.
+        """Find the checkpoint on this machine, or download it if necessary and allowed.
 
         Raises:
-            OSError: if it cannot be had (FileNotFoundError, PermissionError, ConnectionError by reason); the text
-                says how to get it.
-            ValueError: if it is no SigLIP2 checkpoint.
+            OSError: if the checkpoint is not available (FileNotFoundError, PermissionError or ConnectionError); the
+                error text says how to get it.
+            ValueError: if it is not a SigLIP2 checkpoint.
         """
         if self.model == BUNDLED_MODEL:
             return _read(_BUNDLED_FOLDER, commit=None)
@@ -119,11 +119,11 @@ class CheckpointSource:
 
 
 def prefetch(source: CheckpointSource) -> Path:
-    """Download a checkpoint ahead of time and return the folder to pass to machines without internet.
+    """Download a checkpoint and return its folder, which can be copied to machines without internet access.
 
     Raises:
-        OSError: if it cannot be had; the text says how to get it.
-        ValueError: if it is no SigLIP2 checkpoint.
+        OSError: if the checkpoint is not available; the error text says how to get it.
+        ValueError: if it is not a SigLIP2 checkpoint.
     """
     return source.resolve().folder
 
@@ -139,8 +139,8 @@ def _read(folder: Path, commit: str | None) -> Checkpoint:
     model_type = load_json(folder / "config.json").get("model_type")
     if model_type not in ("siglip2", "siglip"):
         raise ValueError(
-            f"{folder} is a checkpoint of type {model_type!r}; give a SigLIP2 one, whose config.json says 'siglip2' "
-            "(NaFlex) or 'siglip' (fixed resolution)"
+            f"{folder} is a checkpoint of type {model_type!r}; give a SigLIP2 checkpoint, whose model_type is "
+            "'siglip2' (NaFlex) or 'siglip' (fixed resolution)"
         )
     from transformers import AutoConfig
 

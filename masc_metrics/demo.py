@@ -1,4 +1,4 @@
-"""A demonstration, offline and in seconds: rendered subjects, damaged in known ways, and what the two metrics say.
+"""An offline demonstration: both metrics on rendered subjects with known damage.
 
 Shape suffixes: S subjects, V variants.
 """
@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from masc_metrics.arguments import check_integer
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import match_maps
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import PanelRow, Shot, panel
 from masc_metrics.scenes import ATTRIBUTES, SCENES, Picture, caption, random_subject, render
-from masc_metrics.scenes.pictures import check_seed
 
 DEFAULT_SEED = 2
 SUBJECTS = 3
@@ -32,13 +32,13 @@ _BAR = 16
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What a pretended generator got right and wrong.
+    """Simulated result of a generator.
 
     Attributes:
-        subject: what it did to the subject, in words.
-        scene: what it did to the scene, in words.
-        identity_damage: how many of the subject's four attributes it changed.
-        prompt_damage: whether it painted the reference's scene again and not the one asked for.
+        subject: description of the generated subject.
+        scene: description of the generated scene.
+        identity_damage: number of changed attributes of the subject, 0..4.
+        prompt_damage: whether the scene is that of the reference instead of the prompt.
     """
 
     subject: str
@@ -48,23 +48,23 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("same subject", "scene as asked", 0, False),
-    Variant("same subject", "the reference's scene", 0, True),
-    Variant("one attribute off", "scene as asked", 1, False),
-    Variant("two attributes off", "scene as asked", 2, False),
-    Variant("another subject", "scene as asked", ATTRIBUTES, False),
-    Variant("another subject", "the reference's scene", ATTRIBUTES, True),
+    Variant("same subject", "scene as prompted", 0, False),
+    Variant("same subject", "scene of the reference", 0, True),
+    Variant("one attribute changed", "scene as prompted", 1, False),
+    Variant("two attributes changed", "scene as prompted", 2, False),
+    Variant("another subject", "scene as prompted", ATTRIBUTES, False),
+    Variant("another subject", "scene of the reference", ATTRIBUTES, True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What the demonstration found.
+    """Result of the demonstration.
 
     Attributes:
         cp: concept preservation of each variant, mean over the subjects.
         pf: prompt following of each variant, mean over the subjects.
-        image: every picture with its scores and match map.
+        image: panel of all generated images with their scores and match maps.
     """
 
     cp: tuple[float, ...]
@@ -72,11 +72,11 @@ class Demonstration:
     image: Image.Image
 
     def table(self) -> str:
-        """The means as lines of text with bars."""
-        lines = [f"{'what was generated':44}{'CP: subject kept?':28}PF: prompt followed?", ""]
+        """Return the means as a text table with bars."""
+        lines = [f"{'generated image':44}{'CP: subject kept?':28}PF: prompt followed?", ""]
         for variant, cp, pf in zip(VARIANTS, self.cp, self.pf, strict=True):
-            what = f"{variant.subject}, {variant.scene}"
-            lines.append(f"{what:44}{_bar(cp):28}{_bar(pf)}".rstrip())
+            description = f"{variant.subject}, {variant.scene}"
+            lines.append(f"{description:44}{_bar(cp):28}{_bar(pf)}".rstrip())
         return "\n".join(lines)
 
 
@@ -85,21 +85,21 @@ def _bar(score: float) -> str:
 
 
 def demonstrate(backbone: SigLIP2Backbone, *, seed: int = DEFAULT_SEED) -> Demonstration:
-    """Render held-out subjects under every variant and score them with both metrics.
+    """Render held-out subjects in every variant and score them with both metrics.
 
     Args:
         backbone: from :func:`masc_metrics.load_backbone`.
-        seed: of the dice that choose subjects, scenes and poses; at least 0.
+        seed: random seed for subjects, scenes and poses, >= 0.
 
     Returns:
-        The means of both scores, and every picture with its own.
+        The mean scores of each variant, and a panel of all images.
 
     Raises:
-        TypeError, ValueError: for a seed that is no integer, or negative.
-        OSError, ValueError: if the checkpoint's text tower cannot be had.
-        RuntimeError: if its features are not finite.
+        TypeError, ValueError: if the seed is not an integer, or negative.
+        OSError, ValueError: if the text tower of the checkpoint is not available.
+        RuntimeError: if features of the network are not finite.
     """
-    check_seed(seed)
+    check_integer("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     references: list[Picture] = []
     generated: list[Picture] = []
@@ -107,33 +107,33 @@ def demonstrate(backbone: SigLIP2Backbone, *, seed: int = DEFAULT_SEED) -> Demon
     names: list[str] = []
     for _ in range(SUBJECTS):
         subject = random_subject(rng, held_out=True)
-        here, asked = rng.choice(SCENES, size=2, replace=False).tolist()
-        references.append(render(subject, here, seed=int(rng.integers(2**32)), size=SIZE))
+        reference_scene, prompt_scene = rng.choice(SCENES, size=2, replace=False).tolist()
+        references.append(render(subject, reference_scene, seed=int(rng.integers(2**32)), size=SIZE))
         names.append(subject.name)
         for variant in VARIANTS:
-            shown = subject.damaged(variant.identity_damage, rng)
-            scene = here if variant.prompt_damage else asked
-            generated.append(render(shown, scene, seed=int(rng.integers(2**32)), size=SIZE))
-            prompts.append(caption(subject, asked))
+            damaged = subject.damaged(variant.identity_damage, rng)
+            scene = reference_scene if variant.prompt_damage else prompt_scene
+            generated.append(render(damaged, scene, seed=int(rng.integers(2**32)), size=SIZE))
+            prompts.append(caption(subject, prompt_scene))
 
     cp = MaSCConceptPreservation(backbone, max_num_patches=MAX_NUM_PATCHES, reduction="none")
     pf = MaSCPromptFollowing(backbone, max_num_patches=MAX_NUM_PATCHES, reduction="none")
-    of = [subject for subject in range(SUBJECTS) for _ in VARIANTS]  # whose picture each generated one is
-    generated_images = _stacked([picture.image for picture in generated])
-    reference_images = _stacked([picture.image for picture in references])[of]
-    reference_masks = _stacked([picture.mask for picture in references])[of]
-    both = MetricCollection({"cp": cp, "pf": pf})
-    both.update(
+    subject_of_sample = [subject for subject in range(SUBJECTS) for _ in VARIANTS]
+    generated_images = _stack([picture.image for picture in generated])
+    reference_images = _stack([picture.image for picture in references])[subject_of_sample]
+    reference_masks = _stack([picture.mask for picture in references])[subject_of_sample]
+    metrics = MetricCollection({"cp": cp, "pf": pf})
+    metrics.update(
         generated_images=generated_images,
-        generated_masks=_stacked([picture.mask for picture in generated]),
+        generated_masks=_stack([picture.mask for picture in generated]),
         reference_images=reference_images,
         reference_masks=reference_masks,
         prompts=prompts,
-        subjects=[names[subject] for subject in of],
+        subjects=[names[subject] for subject in subject_of_sample],
     )
-    scores = both.compute()
+    scores = metrics.compute()
     cp_SV, pf_SV = (scores[name].reshape(SUBJECTS, len(VARIANTS)) for name in ("cp", "pf"))
-    found = match_maps(
+    maps = match_maps(
         generated_images,
         reference_images,
         reference_masks,
@@ -143,12 +143,12 @@ def demonstrate(backbone: SigLIP2Backbone, *, seed: int = DEFAULT_SEED) -> Demon
     shots = [
         Shot(image, *values)
         for image, *values in zip(
-            generated_images, cp_SV.flatten().tolist(), pf_SV.flatten().tolist(), found, strict=True
+            generated_images, cp_SV.flatten().tolist(), pf_SV.flatten().tolist(), maps, strict=True
         )
     ]
     rows = [
         PanelRow(
-            f'{names[subject]}, asked for as "{prompts[start]}"',
+            f'{names[subject]}, prompt "{prompts[start]}"',
             reference_images[start],
             reference_masks[start],
             shots[start : start + len(VARIANTS)],
@@ -159,5 +159,5 @@ def demonstrate(backbone: SigLIP2Backbone, *, seed: int = DEFAULT_SEED) -> Demon
     return Demonstration(tuple(cp_SV.mean(dim=0).tolist()), tuple(pf_SV.mean(dim=0).tolist()), panel(rows, columns))
 
 
-def _stacked(arrays: Sequence[NDArray[Any]]) -> Tensor:
+def _stack(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))

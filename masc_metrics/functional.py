@@ -1,4 +1,4 @@
-"""Images, masks and prompts to one score a sample: what the metric classes accumulate.
+"""Scores of images, masks and prompts: one for each sample, as accumulated by the metric classes.
 
 Shape suffixes: B samples, N patches.
 """
@@ -6,19 +6,20 @@ Shape suffixes: B samples, N patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import NoneType
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masc_metrics.arguments import check_choice, check_positive, check_type
+from masc_metrics.arguments import check_choice, check_positive, check_sequence, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
 from masc_metrics.precision import to_device
-from masc_metrics.prompts import is_unicode
+from masc_metrics.prompts import check_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
 
@@ -35,26 +36,26 @@ def concept_preservation(
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
 ) -> Tensor:
-    """Concept preservation of each sample: see :func:`masc_metrics.scores.masked_max_cosine`.
+    """Concept preservation of each sample, see :func:`masc_metrics.scores.masked_max_cosine`.
 
     Args:
         generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any sizes
             or PIL images.
-        reference_images: B images of the subject, in any of the same forms.
+        reference_images: B images of the subject, in any of these forms.
         reference_masks: B masks of the subject in the reference images; (B, H, W) or (B, 1, H, W), boolean, integer or
             float in [0, 1], or a list of (H, W) tensors or PIL images.
         backbone: from :func:`masc_metrics.load_backbone`.
         max_num_patches: patch budget of one image.
-        encode_batch_size: samples encoded and matched at a time: more is faster on a GPU and takes more memory.
+        encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
 
     Returns:
         (B,) float32 on the backbone's device, in [-1, 1], higher is better; NaN where no reference patch is more than
         half covered by its mask.
 
     Raises:
-        TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
-        OSError: if the checkpoint cannot be had.
-        RuntimeError: if the network's features are not finite, as by overflow in float16.
+        TypeError, ValueError: if an argument is not accepted; the error text names argument, sample and remedy.
+        OSError: if the checkpoint is not available.
+        RuntimeError: if features of the network are not finite, such as after an overflow in float16.
 
     Source: MaSC, arXiv 2605.22469.
     """
@@ -82,20 +83,20 @@ def match_maps(
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
 ) -> list[Tensor]:
-    """Which parts of the subject were found: what :func:`concept_preservation` takes the mean of.
+    """Maps of the best cosines whose mean is :func:`concept_preservation`; they show which parts were preserved.
 
     Args:
-        generated_images: B images, in any form that :func:`concept_preservation` takes.
+        generated_images: B images, in any form accepted by :func:`concept_preservation`.
         reference_images: B images of the subject.
         reference_masks: B masks of the subject in the reference images.
         backbone: from :func:`masc_metrics.load_backbone`.
-        max_num_patches: patch budget of one image, which decides how fine the maps are.
-        encode_batch_size: samples encoded and matched at a time.
+        max_num_patches: patch budget of one image, which sets the resolution of the maps.
+        encode_batch_size: samples encoded together.
 
     Returns:
-        For each sample the best cosine of every reference patch to any generated patch, see
-        :func:`masc_metrics.scores.best_cosine`: (rows, columns) of the reference's patch grid, float32 in [-1, 1],
-        NaN on patches that are not the subject's. The mean over the others is the sample's concept preservation.
+        For each sample, the best cosine of every reference patch to any generated patch, see
+        :func:`masc_metrics.scores.best_cosine`: (rows, columns) of the reference's patch grid, float32 in [-1, 1], NaN
+        outside the subject. The mean over the subject is the sample's concept preservation.
 
     Raises:
         TypeError, ValueError, OSError, RuntimeError: as for :func:`concept_preservation`.
@@ -129,29 +130,29 @@ def prompt_following(
     pooling: Pooling = DEFAULT_POOLING,
     strip_subject: bool = True,
 ) -> Tensor:
-    """Prompt following of each sample: cosine of the background's embedding and the stripped prompt's.
+    """Prompt following of each sample: cosine of the background's embedding and the embedding of the stripped prompt.
 
     Args:
         generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any sizes
             or PIL images.
         generated_masks: B masks of the subject in the generated images; (B, H, W) or (B, 1, H, W), boolean, integer or
             float in [0, 1], or a list of (H, W) tensors or PIL images. May be None with ``pooling="full"``.
-        prompts: B texts that the images were generated from.
-        subjects: B names of the subject, as the prompts spell it; None, for all or for one, keeps the prompt.
+        prompts: B prompts that the images were generated from.
+        subjects: B names of the subject, spelled as in the prompts; None leaves all prompts, or one, unchanged.
         backbone: from :func:`masc_metrics.load_backbone`.
         max_num_patches: patch budget of one image.
-        encode_batch_size: samples encoded at a time: more is faster on a GPU and takes more memory.
-        pooling: "background" (the paper's), "full" or "foreground": the patches of the image embedding.
-        strip_subject: take the subject out of the prompt (the paper's), see :func:`masc_metrics.strip_subject`.
+        encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
+        pooling: patches to pool over: "background" (as in the paper), "full" or "foreground".
+        strip_subject: remove the subject from the prompt (as in the paper), see :func:`masc_metrics.strip_subject`.
 
     Returns:
         (B,) float32 on the backbone's device, in [-1, 1], higher is better; NaN where no patch is left to pool over
-        (for "background", where the mask covers at least half of every patch).
+        (for "background", if the mask covers at least half of every patch).
 
     Raises:
-        TypeError, ValueError: for input that is not accepted; the text names argument, sample and remedy.
-        OSError: if the checkpoint cannot be had.
-        RuntimeError: if the network's features are not finite, as by overflow in float16.
+        TypeError, ValueError: if an argument is not accepted; the error text names argument, sample and remedy.
+        OSError: if the checkpoint is not available.
+        RuntimeError: if features of the network are not finite, such as after an overflow in float16.
 
     Source: MaSC, arXiv 2605.22469.
     """
@@ -177,13 +178,13 @@ def prompt_following(
 
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:
-    """Raise ValueError unless the pooling is one of the paper's three, TypeError unless the other is a boolean."""
+    """Raise ValueError unless the pooling is known, and TypeError unless ``strip_subject`` is a boolean."""
     check_choice("pooling", pooling, get_args(Pooling))
     check_type("strip_subject", strip_subject, bool, "True or False")
 
 
 def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int) -> None:
-    check_type("backbone", backbone, SigLIP2Backbone, "what masc_metrics.load_backbone returns")
+    check_type("backbone", backbone, SigLIP2Backbone, "the result of masc_metrics.load_backbone")
     check_positive("max_num_patches", max_num_patches)
     check_positive("encode_batch_size", encode_batch_size)
 
@@ -202,43 +203,30 @@ def _check_count(name: str, count: int, images: int) -> None:
         raise ValueError(f"{name} holds {count} samples but generated_images holds {images}; give one for each")
 
 
-def _check_strings(name: str, values: object) -> Sequence[object]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        remedy = "; put it into a list" if isinstance(values, str) else ""
-        raise TypeError(f"{name} is a {type(values).__name__}; give a list of strings, one a sample{remedy}")
-    return values
-
-
 def _check_texts(
     prompts: Sequence[str], subjects: Sequence[str | None] | None, count: int, strip_subject: bool
 ) -> list[str]:
-    """The texts to embed. A prompt may become empty by stripping, but does not start so."""
-    _check_count("prompts", len(_check_strings("prompts", prompts)), count)
-    if subjects is None:
-        subjects = [None] * count
-    _check_count("subjects", len(_check_strings("subjects", subjects)), count)
+    """Return the texts to embed. Prompts must not be empty, but a prompt may become empty by stripping."""
+    subjects = [None] * count if subjects is None else subjects
+    for name, values in (("prompts", prompts), ("subjects", subjects)):
+        _check_count(name, len(check_sequence(name, values, "a list of strings, one for each sample")), count)
     texts = []
     for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompts[{index}] is a {type(prompt).__name__}; give a string")
+        check_type(f"prompts[{index}]", prompt, str, "a string")
         if not prompt.strip():
-            raise ValueError(f"prompts[{index}] is empty; give the text that generated_images[{index}] was made from")
-        if subject is not None and not isinstance(subject, str):
-            raise TypeError(
-                f"subjects[{index}] is a {type(subject).__name__}; give a string, or None to keep the prompt"
-            )
-        if not is_unicode(prompt):
-            raise ValueError(f"prompts[{index}] {prompt!a} holds half of a surrogate pair; repair its encoding")
+            raise ValueError(f"prompts[{index}] is empty; give the prompt that generated_images[{index}] was made from")
+        check_type(f"subjects[{index}]", subject, (str, NoneType), "a string, or None to keep the prompt")
+        check_unicode(f"prompts[{index}]", prompt)
         texts.append(_strip_subject(prompt, subject) if strip_subject else prompt)
     return texts
 
 
 def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLIP2Backbone) -> Tensor:
-    """Scores of all parts in the order of the samples; looked at only now, so that no part waits for another.
+    """Scores of all parts in the order of the samples, checked at the end so that parts do not wait for each other.
 
     Args:
-        scored: for each part its positions, its scores, and whether the masks leave anything to score.
-        backbone: whose features they are from; NaN of a broken network must not pass for an undefined sample.
+        scored: for each part, the indices of its samples, their scores, and whether the masks leave a patch to score.
+        backbone: backbone of the features; NaN of a broken network must not be mistaken for an undefined sample.
     """
     place_of = {index: place for place, index in enumerate(index for part, *_ in scored for index in part)}
     order = [place_of[index] for index in range(len(place_of))]
@@ -254,7 +242,7 @@ def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigL
 
 
 def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
-    """Positions of the samples, a part at a time; equal sizes stand together, since they encode together."""
+    """Indices of the samples in parts, sorted by image size so that images of equal size are encoded together."""
     order = sorted(range(len(images)), key=lambda index: images.sizes[index])
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -268,7 +256,7 @@ def _encoded_pairs(
     max_num_patches: int,
     encode_batch_size: int,
 ) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures, Tensor]]:
-    """A part at a time: its positions, the references' and the generated features, the references' foreground."""
+    """For each part: indices, features of the references and of the generated images, foreground of the references."""
     for part in _parts(generated, encode_batch_size):
         pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
         features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
@@ -281,7 +269,7 @@ def _encoded_pairs(
 
 
 def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
-    """(B, N) coverage of the images of the features, which are the samples of the part; 0 on padding."""
+    """Coverage of the patches of the samples of a part, (B, N); 0 on padding."""
     rows = [
         to_device(grid_coverage(masks.masks[index], grid), features.valid_BN.device)
         for index, grid in zip(part, features.grids, strict=True)

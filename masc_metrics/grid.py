@@ -1,4 +1,4 @@
-"""Image size to patch grid: the arithmetic of NaFlex preprocessing."""
+"""Patch grid of an image, as in NaFlex preprocessing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DEFAULT_MAX_NUM_PATCHES = 1024
 Grid = tuple[int, int]
 """Patch rows and columns of one image."""
 
-# The bisection's bounds and tolerance are part of the definition: SigLIP2 was trained on the grids they produce, and
-# a tighter tolerance gives other grids for some sizes.
+# The bounds and the tolerance of the bisection are part of the definition: SigLIP2 was trained on the grids that they
+# produce, and a tighter tolerance gives different grids for some sizes.
 _SMALLEST_SCALE = 1e-6
 _LARGEST_SCALE = 100.0
 _TOLERANCE = 1e-5
@@ -28,24 +28,24 @@ def _grid_at(scale: float, height: int, width: int, patch_size: int) -> Grid:
 
 @lru_cache(maxsize=4096)
 def naflex_grid(height: int, width: int, *, max_num_patches: int = DEFAULT_MAX_NUM_PATCHES, patch_size: int) -> Grid:
-    """Largest patch grid that keeps an image's aspect ratio within a patch budget.
+    """Largest patch grid within a patch budget that preserves the aspect ratio of an image.
 
-    A common scale for both sides is found by bisection; each side then takes ``ceil(side * scale / patch_size)``
-    patches, at least one. Small images are enlarged, by a factor of 100 at most.
+    A common scale for both sides is found by bisection. Each side then has ``ceil(side * scale / patch_size)``
+    patches, at least one. Small images are enlarged, at most by a factor of 100.
 
     Args:
         height: image height in pixels, at least 1.
         width: image width in pixels, at least 1.
-        max_num_patches: budget for ``rows * columns``, at least 1.
-        patch_size: side of a square patch in pixels.
+        max_num_patches: upper bound of ``rows * columns``, at least 1.
+        patch_size: side of a square patch in pixels, at least 1.
 
     Returns:
-        ``(rows, columns)`` with ``rows * columns <= max_num_patches``. 512 x 512 pixels in 1024 patches of 16 give
-        (32, 32); 768 x 512 give (39, 26).
+        ``(rows, columns)`` with ``rows * columns <= max_num_patches``. With 1024 patches of 16 pixels, 512 x 512 gives
+        (32, 32) and 768 x 512 gives (39, 26).
 
     Raises:
-        TypeError: if an argument is no integer.
-        ValueError: if one is below 1, or the image fits the budget at no scale.
+        TypeError: if an argument is not an integer.
+        ValueError: if an argument is below 1, or if the image does not fit the budget at any scale.
 
     Source: the image processor of ``google/siglip2-*-naflex``, arXiv 2502.14786.
     """

@@ -1,4 +1,4 @@
-"""Every accepted image form, checked, and cut into normalised patches.
+"""Images: checks of all accepted forms, and preprocessing into normalised patches.
 
 Shape suffixes: B images; H, W image sides in pixels; N patches; P values of one patch (row, column, channel).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from masc_metrics.arguments import check_sequence, check_type
 from masc_metrics.grid import Grid, naflex_grid
 from masc_metrics.precision import to_device
 
 Images: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | ImageBatch"
 
-# Arithmetic in half precision or after a resize leaves values a hair outside [0, 1]; a wrong value range does not.
+# Rounding in half precision or in a resize leaves values slightly outside [0, 1], far less than a wrong range does.
 RANGE_SLACK = 1e-3
 
-# What a decoder leaves unclamped; a picture in 0..255 that is darker throughout is black.
+# Upper bound of a decoder's values without clamping; an image in 0..255 without larger values would be black.
 _UNCLAMPED = 2.0
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Modes whose conversion to RGB (or L) clips or reinterprets the values without a word.
+# Modes whose conversion to RGB (or L) silently clips or reinterprets the values.
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 MAX_UINT8 = 255.0
@@ -40,7 +41,7 @@ class ImageBatch:
     """Checked images of any sizes.
 
     Attributes:
-        images: one (3, H, W) tensor an image, uint8 in 0..255 or float32 in [0, 1].
+        images: a (3, H, W) tensor for each image, uint8 in 0..255 or float32 in [0, 1].
     """
 
     images: tuple[Tensor, ...]
@@ -56,14 +57,14 @@ class ImageBatch:
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessing:
-    """How one checkpoint wants its images: read from its files, never guessed from its name.
+    """Preprocessing of images for one checkpoint, read from its files.
 
     Attributes:
         patch_size: side of a patch, in pixels.
         mean: subtracted from each channel after scaling to [0, 1].
         std: divides each channel after that.
         resample: "bilinear" or "bicubic", both antialiased.
-        fixed_size: side in pixels of the square that every image is squashed to; None for NaFlex, which keeps the
+        fixed_size: side in pixels of the square that every image is resized to; None for NaFlex, which preserves the
             aspect ratio.
     """
 
@@ -74,7 +75,7 @@ class ImageProcessing:
     fixed_size: int | None
 
     def grid(self, height: int, width: int, max_num_patches: int) -> Grid:
-        """Patch grid of an image; the budget counts for NaFlex checkpoints alone."""
+        """Patch grid of an image; only NaFlex checkpoints use the budget."""
         if self.fixed_size is not None:
             side = self.fixed_size // self.patch_size
             return side, side
@@ -82,20 +83,20 @@ class ImageProcessing:
 
 
 def check_images(images: Images, name: str) -> ImageBatch:
-    """Bring images of any accepted form into one, or say what is wrong with which of them.
+    """Check images and convert them to one form.
 
     Args:
         images: a (B, 3, H, W) tensor, or a sequence whose items are (3, H, W) tensors of any sizes or PIL images.
-            Tensors are uint8 in 0..255 or floating point in [0, 1]. PIL images are read as RGB, pixels as stored (no
-            rotation by EXIF); transparency is dropped.
-        name: the argument's name, for error texts.
+            Tensors are uint8 in 0..255 or floating point in [0, 1]. PIL images are read as RGB with their pixels as
+            stored (no rotation by EXIF); transparency is dropped.
+        name: name of the argument in error texts.
 
     Returns:
-        The images as (3, H, W) tensors, in order, on the devices they came on.
+        The images as (3, H, W) tensors, in order, each on its original device.
 
     Raises:
-        TypeError: for a form or dtype that is not accepted.
-        ValueError: for a wrong rank, channel count or value range, NaN, an empty batch, an image without pixels.
+        TypeError: if a form or dtype is not accepted.
+        ValueError: for a wrong rank, channel count or value range, NaN, an empty batch, or an image without pixels.
     """
     if isinstance(images, ImageBatch):
         return images
@@ -106,28 +107,26 @@ def check_images(images: Images, name: str) -> ImageBatch:
             raise ValueError(f"{name} has shape {tuple(images.shape)}; give (B, 3, H, W)")
     elif isinstance(images, Image.Image):
         raise TypeError(f"{name} is a single PIL image; put it into a list")
-    elif isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
-        raise TypeError(
-            f"{name} is a {_type_name(images)}; give a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL "
-            f"images{_from_numpy_hint(images)}"
-        )
+    else:
+        hint = _from_numpy_hint(images)
+        check_sequence(name, images, f"a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL images{hint}")
     if len(images) == 0:
         raise ValueError(f"{name} is empty; give at least one image")
     return ImageBatch(_checked(list(images), [f"{name}[{index}]" for index in range(len(images))]))
 
 
 def check_image(image: Tensor | Image.Image, label: str) -> Tensor:
-    """Check one image; :func:`check_images` for a single one.
+    """Check one image as :func:`check_images` does.
 
     Args:
         image: a (3, H, W) tensor, uint8 in 0..255 or floating point in [0, 1], or a PIL image.
         label: name of the image in error texts.
 
     Returns:
-        (3, H, W), uint8 in 0..255 or float32 in [0, 1], on the device it came on.
+        (3, H, W), uint8 in 0..255 or float32 in [0, 1], on its original device.
 
     Raises:
-        TypeError, ValueError: as :func:`check_images`.
+        TypeError, ValueError: as for :func:`check_images`.
     """
     return _checked([image], [label])[0]
 
@@ -138,71 +137,67 @@ def _checked(images: Sequence[object], labels: Sequence[str]) -> tuple[Tensor, .
     return tuple(image.float().clamp(0, 1) if image.is_floating_point() else image for image in checked)
 
 
-def _type_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
-
-
 def _from_numpy_hint(value: object) -> str:
     if not isinstance(value, np.ndarray):
         return ""
     channels_last = value.ndim in (3, 4) and value.shape[-1] == 3
     moved = (".permute(2, 0, 1)" if value.ndim == 3 else ".permute(0, 3, 1, 2)") if channels_last else ""
-    return f"; torch.from_numpy(array){moved} turns one of shape {value.shape}"
+    return f"; torch.from_numpy(array){moved} converts one of shape {value.shape}"
 
 
-def _check_form(image: object, label: str) -> Tensor:
+def _check_form(image: Any, label: str) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image, label)
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            f"{label} is a {_type_name(image)}; give a (3, H, W) tensor or a PIL image{_from_numpy_hint(image)}"
-        )
+    check_type(label, image, Tensor, f"a (3, H, W) tensor or a PIL image{_from_numpy_hint(image)}")
     shape = tuple(image.shape)
     if image.ndim != 3:
         raise ValueError(f"{label} has shape {shape}; give (3, H, W)")
     if shape[0] != 3:
-        hint = "; channels come first: image.permute(2, 0, 1)" if shape[2] == 3 else "; convert it to RGB"
-        raise ValueError(f"{label} has shape {shape}, so {shape[0]} channels instead of 3{hint}")
+        hint = "put channels first: image.permute(2, 0, 1)" if shape[2] == 3 else "convert it to RGB"
+        raise ValueError(f"{label} has shape {shape}, so {shape[0]} channels instead of 3; {hint}")
     if 0 in shape:
-        raise ValueError(f"{label} has shape {shape}: no pixels; give an image of at least 1 x 1")
+        raise ValueError(f"{label} has shape {shape}, which has no pixels; give an image of at least 1 x 1")
     if image.dtype != torch.uint8 and image.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{label} is {image.dtype}; give torch.uint8 in 0..255 or floating point in [0, 1]")
     check_values(image, label)
-    return image
+    checked: Tensor = image
+    return checked
 
 
 def check_values(tensor: Tensor, label: str) -> None:
-    """Raise TypeError for a tensor without values of its own to read: on the meta device, or sparse."""
+    """Raise TypeError for a tensor on the meta device, which has no values, and for a sparse tensor."""
     if tensor.is_meta or tensor.layout is not torch.strided:
-        what = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
-        raise TypeError(f"{label} is {what}; give a dense tensor with values")
+        kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
+        raise TypeError(f"{label} is {kind}; give a dense tensor with values")
 
 
 def _from_pil(image: Image.Image, label: str) -> Tensor:
     if 0 in image.size:
-        raise ValueError(f"{label} is {image.height} x {image.width}: no pixels; give an image of at least 1 x 1")
+        raise ValueError(f"{label} is {image.height} x {image.width} pixels; give an image of at least 1 x 1")
     return torch.from_numpy(pil_to_array(image, "RGB", label)).permute(2, 0, 1)
 
 
 def pil_to_array(image: Image.Image, mode: str, label: str) -> np.ndarray:
-    """Pixels of a PIL image as a fresh uint8 array, (H, W, 3) for mode "RGB" and (H, W) for "L".
+    """Pixels of a PIL image as a new uint8 array, (H, W, 3) for mode "RGB" and (H, W) for "L".
 
     Raises:
-        ValueError: if the image has more than 8 bits a channel, which PIL would clip, or cannot be decoded.
+        ValueError: if the image has more than 8 bits per channel, which PIL would clip, or cannot be decoded.
     """
     if image.mode in _WIDE_MODES:
         raise ValueError(
-            f"{label} has PIL mode {image.mode!r}, more than 8 bits a channel; scale it to 0..255 and convert it to "
+            f"{label} has PIL mode {image.mode!r}, more than 8 bits per channel; scale it to 0..255 and convert it to "
             f"{mode!r}"
         )
     try:
         return np.array(image.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{label} cannot be decoded: {error}; check that its file is complete and open") from error
+        raise ValueError(
+            f"{label} cannot be decoded: {error}; check that its file is complete and not closed"
+        ) from error
 
 
 def value_bounds(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """Smallest and largest value of each tensor, NaN where it holds one; one device synchronisation in all."""
+    """Minimum and maximum of each tensor, NaN if it contains NaN; synchronises with the device once."""
     bounds = [torch.stack(tensor.detach().aminmax()).float() for tensor in tensors]
     devices = {bound.device for bound in bounds}
     if len(devices) > 1:
@@ -214,15 +209,15 @@ def _check_range(images: Sequence[Tensor], labels: Sequence[str]) -> None:
     positions = [index for index, image in enumerate(images) if image.is_floating_point()]
     for index, (low, high) in zip(positions, value_bounds([images[index] for index in positions]), strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{labels[index]} holds NaN or infinite pixels; check what produced it")
+            raise ValueError(f"{labels[index]} contains NaN or infinite values; check how it was produced")
         if low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK:
             continue
         if -_UNCLAMPED <= low < -0.5 and high <= _UNCLAMPED:
-            remedy = "diffusers' [-1, 1] becomes [0, 1] by (image / 2 + 0.5).clamp(0, 1)"
+            remedy = "convert diffusers' [-1, 1] by (image / 2 + 0.5).clamp(0, 1)"
         elif low >= -0.5 and high <= _UNCLAMPED:
-            remedy = "a decoder's overshoot goes by image.clamp(0, 1)"
+            remedy = "clamp the output of a decoder by image.clamp(0, 1)"
         elif low >= 0 and high <= MAX_UINT8:
-            remedy = "values in 0..255 become [0, 1] by image / 255, or give torch.uint8"
+            remedy = "convert values in 0..255 by image / 255, or give torch.uint8"
         else:
             remedy = "rescale or clamp it"
         raise ValueError(
@@ -232,7 +227,7 @@ def _check_range(images: Sequence[Tensor], labels: Sequence[str]) -> None:
 
 
 def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
-    """Resize one image to its grid, normalise it and cut it into patches.
+    """Resize an image to its grid, normalise it and cut it into patches.
 
     Args:
         image: (3, H, W), uint8 in 0..255 or float32 in [0, 1].
@@ -247,11 +242,11 @@ def patchify(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
 
 
 def resize(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
-    """Resize one image to the pixels of its grid.
+    """Resize an image to the pixels of its patch grid.
 
-    uint8 images are resized to uint8 by torch's own kernel, as the reference does; where a device has no such kernel,
-    in float32 and then rounded to the nearest integer. Float images are resized in float32 without rounding, so that
-    gradients can flow.
+    uint8 images are resized by torch's uint8 kernel, as in the reference implementation. If a device has no such
+    kernel, they are resized in float32 and rounded. Float images are resized in float32 without rounding, so that they
+    stay differentiable.
 
     Args:
         image: (3, H, W), uint8 in 0..255 or float32 in [0, 1].
@@ -259,20 +254,20 @@ def resize(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
         processing: the checkpoint's patch size and resampling.
 
     Returns:
-        (3, rows * side, columns * side) of the image's dtype, on its device.
+        (3, rows * patch_size, columns * patch_size) in the dtype and on the device of the image.
     """
     size = (grid[0] * processing.patch_size, grid[1] * processing.patch_size)
     if (image.shape[1], image.shape[2]) == size:
         return image
-    # The kernel chosen depends on the memory layout; one layout, one result.
+    # Results depend on the memory layout, because torch chooses the kernel by it.
     pixels = image[None].contiguous()
-    if pixels.device.type not in ("cpu", "cuda"):  # nowhere else is an antialiased kernel sure to be
+    if pixels.device.type not in ("cpu", "cuda"):  # other devices may not have an antialiased kernel
         pixels = pixels.cpu()
     integers = not pixels.is_floating_point()
     if integers and not _has_uint8_kernel(pixels.device):
         pixels = pixels.float()
     resized = F.interpolate(pixels, size=size, mode=processing.resample, align_corners=False, antialias=True)[0]
-    if resized.is_floating_point():  # bicubic overshoots; the uint8 kernel clamps by itself
+    if resized.is_floating_point():  # bicubic interpolation overshoots; the uint8 kernel clamps
         resized = resized.round().clamp(0, MAX_UINT8) if integers else resized.clamp(0, 1)
     return resized.to(image.device, image.dtype)
 
@@ -282,7 +277,7 @@ def _has_uint8_kernel(device: torch.device) -> bool:
 
 
 def normalise(pixels_B3HW: Tensor, processing: ImageProcessing) -> Tensor:
-    """Pixels as the network was trained on them: scaled to [0, 1], minus mean, over std; float32."""
+    """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation, in float32."""
     if not pixels_B3HW.is_floating_point():
         pixels_B3HW = pixels_B3HW.float() / MAX_UINT8
     mean, std = (
@@ -293,7 +288,7 @@ def normalise(pixels_B3HW: Tensor, processing: ImageProcessing) -> Tensor:
 
 
 def cut(pixels_B3HW: Tensor, side: int) -> Tensor:
-    """Patches of images whose sides are multiples of ``side``: (B, N, P), N row-major, P = (row, column, channel)."""
+    """Cut images whose sides are multiples of ``side`` into patches: (B, N, P), N in row-major order."""
     batch, channels, height, width = pixels_B3HW.shape
     rows, columns = height // side, width // side
     patches = pixels_B3HW.reshape(batch, channels, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)

@@ -1,4 +1,4 @@
-"""Every accepted mask form, checked, and reduced to the coverage of a patch grid.
+"""Masks: checks of all accepted forms, and coverage of the patches of a grid.
 
 Shape suffixes: H, W mask sides in pixels; N patches.
 """
@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from masc_metrics.arguments import check_sequence, check_type
 from masc_metrics.grid import Grid
 from masc_metrics.images import FLOAT_DTYPES, MAX_UINT8, RANGE_SLACK, check_values, pil_to_array, value_bounds
 
 Masks: TypeAlias = "Tensor | Sequence[Tensor | Image.Image] | MaskBatch"
 
 FOREGROUND_THRESHOLD = 0.5
-"""Coverage above it is a reference's foreground; coverage at or above it is hidden from a generated image's background.
+"""A reference patch is foreground if its coverage is above the threshold; a generated patch is background if its
+coverage is below it. Both strict inequalities are the paper's."""
 
-Both signs are the paper's.
-"""
-
-# Channels of a grey JPEG differ by a few levels, those of a label colour by far more.
+# The channels of a grey JPEG differ by a few levels, those of a label colour by much more.
 _COLOUR_SPREAD = 32
 
 
@@ -37,7 +36,7 @@ class MaskBatch:
     """Checked subject masks of any sizes.
 
     Attributes:
-        masks: one (H, W) float32 tensor a mask, in [0, 1]; 1 marks the subject.
+        masks: an (H, W) float32 tensor in [0, 1] for each mask; 1 marks the subject.
     """
 
     masks: tuple[Tensor, ...]
@@ -47,37 +46,35 @@ class MaskBatch:
 
 
 def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]]) -> MaskBatch:
-    """Bring masks of any accepted form into one, or say what is wrong with which of them.
+    """Check masks and convert them to one form.
 
     Args:
         masks: a (B, H, W) or (B, 1, H, W) tensor, or a sequence whose items are (H, W) or (1, H, W) tensors or PIL
-            images (read as "L"). Booleans; integers 0 and 1, or 0..255 where a mask's largest value is above 1; or
-            floating point in [0, 1]. Non-zero marks the subject; values between are partial coverage.
-        name: the argument's name, for error texts.
-        image_sizes: (height, width) of the image of each mask. A mask may be smaller or larger than its image, but
-            has its aspect ratio, to within a pixel.
+            images (read as "L"). Values are booleans, integers 0 and 1, integers 0..255 if the largest value of a mask
+            is above 1, or floating point in [0, 1]. Intermediate values are partial coverage by the subject.
+        name: name of the argument in error texts.
+        image_sizes: (height, width) of the image of each mask. A mask may differ from its image in size but not in
+            aspect ratio, to within a pixel.
 
     Returns:
-        The masks as (H, W) float32 tensors in [0, 1], in order, on the devices they came on.
+        The masks as (H, W) float32 tensors in [0, 1], in order, each on its original device.
 
     Raises:
-        TypeError: for a form or dtype that is not accepted.
+        TypeError: if a form or dtype is not accepted.
         ValueError: for a wrong rank, count, aspect ratio or value range, or NaN.
 
     Warns:
-        UserWarning: for integers that look like labels, since no patch can reach the threshold.
+        UserWarning: if integers look like labels, which would not reach the foreground threshold.
     """
     if isinstance(masks, Tensor):
         if masks.ndim not in (3, 4):
             raise ValueError(f"{name} has shape {tuple(masks.shape)}; give (B, H, W) or (B, 1, H, W)")
     elif isinstance(masks, Image.Image):
         raise TypeError(f"{name} is a single PIL image; put it into a list")
-    elif isinstance(masks, (str, bytes)) or not isinstance(masks, (Sequence, MaskBatch)):
-        raise TypeError(
-            f"{name} is a {type(masks).__name__}; give a (B, H, W) tensor, or a list of (H, W) tensors or PIL images"
-        )
+    elif not isinstance(masks, MaskBatch):
+        check_sequence(name, masks, "a (B, H, W) tensor, or a list of (H, W) tensors or PIL images")
     if len(masks) != len(image_sizes):
-        raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask an image")
+        raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask for each")
     labels = [f"{name}[{index}]" for index in range(len(masks))]
     if isinstance(masks, MaskBatch):
         _check_aspects(masks.masks, labels, image_sizes)
@@ -86,7 +83,7 @@ def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]])
 
 
 def check_mask(mask: Tensor | Image.Image, label: str, image_size: tuple[int, int]) -> Tensor:
-    """Check one mask; :func:`check_masks` for a single one.
+    """Check one mask as :func:`check_masks` does.
 
     Args:
         mask: an (H, W) or (1, H, W) tensor or a PIL image, with the values that :func:`check_masks` accepts.
@@ -94,13 +91,13 @@ def check_mask(mask: Tensor | Image.Image, label: str, image_size: tuple[int, in
         image_size: (height, width) of its image.
 
     Returns:
-        (H, W) float32 in [0, 1], on the device it came on.
+        (H, W) float32 in [0, 1], on its original device.
 
     Raises:
-        TypeError, ValueError: as :func:`check_masks`.
+        TypeError, ValueError: as for :func:`check_masks`.
 
     Warns:
-        UserWarning: as :func:`check_masks`.
+        UserWarning: as for :func:`check_masks`.
     """
     return _checked([mask], [label], [image_size])[0]
 
@@ -121,32 +118,31 @@ def _check_aspects(planes: Sequence[Tensor], labels: Sequence[str], image_sizes:
             )
 
 
-def _check_form(mask: object, label: str) -> Tensor:
+def _check_form(mask: Any, label: str) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = _from_pil(mask, label)
-    if not isinstance(mask, Tensor):
-        hint = "; torch.from_numpy(mask) turns it into one" if isinstance(mask, np.ndarray) else ""
-        raise TypeError(f"{label} is a {type(mask).__name__}; give an (H, W) tensor or a PIL image{hint}")
+    hint = "; torch.from_numpy(mask) converts it" if isinstance(mask, np.ndarray) else ""
+    check_type(label, mask, Tensor, f"an (H, W) tensor or a PIL image{hint}")
     shape = tuple(mask.shape)
-    plane = mask[0] if mask.ndim == 3 and shape[0] == 1 else mask
+    plane: Tensor = mask[0] if mask.ndim == 3 and shape[0] == 1 else mask
     if plane.ndim != 2:
         raise ValueError(f"{label} has shape {shape}; give (H, W) or (1, H, W)")
     if 0 in shape:
-        raise ValueError(f"{label} has shape {shape}: no pixels; give it the shape of its image")
+        raise ValueError(f"{label} has shape {shape}, which has no pixels; give a mask of the image's shape")
     if plane.is_complex() or (plane.is_floating_point() and plane.dtype not in FLOAT_DTYPES):
         raise TypeError(f"{label} is {plane.dtype}; give booleans, integers or floating point in [0, 1]")
     check_values(plane, label)
-    # torch has hardly a kernel for the wide unsigned types
+    # torch has few kernels for the wide unsigned types
     return plane.long() if plane.dtype in (torch.uint16, torch.uint32, torch.uint64) else plane
 
 
 def _from_pil(mask: Image.Image, label: str) -> Tensor:
     if "A" in mask.getbands():
         raise ValueError(
-            f"{label} has PIL mode {mask.mode!r}; say which channel is the mask: mask.getchannel('A') or "
+            f"{label} has PIL mode {mask.mode!r}; select the channel that is the mask: mask.getchannel('A') or "
             "mask.convert('L')"
         )
-    if mask.mode in ("P", "RGB"):  # label colours would be read as brightness, most of them below the threshold
+    if mask.mode in ("P", "RGB"):  # label colours would be read as brightness, mostly below the threshold
         channels = pil_to_array(mask, "RGB", label)
         if np.ptp(channels, axis=-1).max(initial=0) > _COLOUR_SPREAD:
             raise ValueError(
@@ -157,7 +153,7 @@ def _from_pil(mask: Image.Image, label: str) -> Tensor:
 
 
 def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
-    """Whether a common scale explains both sizes, a mask side rounded by a pixel at most."""
+    """Whether both sizes have the same aspect ratio, up to rounding a mask side by one pixel."""
     (rows, columns), (height, width) = mask_size, image_size
     return abs(rows * width - columns * height) <= max(height, width)
 
@@ -167,7 +163,7 @@ def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tens
     bounds = value_bounds([plane.byte() if plane.dtype == torch.bool else plane for plane in planes])
     for plane, label, (low, high) in zip(planes, labels, bounds, strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"{label} holds NaN or infinite values; check what produced it")
+            raise ValueError(f"{label} contains NaN or infinite values; check how it was produced")
         if plane.is_floating_point():
             if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
                 remedy = (
@@ -185,8 +181,8 @@ def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tens
         else:
             if 1 < high <= MAX_UINT8 / 2:
                 warnings.warn(
-                    f"{label} holds integers up to {high:.0f}; read as 0..255 they mark nothing. If they are labels, "
-                    "give a boolean mask: mask == subject_id",
+                    f"{label} holds integers up to {high:.0f}, which mark nothing as values in 0..255; if they are "
+                    "labels, give a boolean mask: mask == subject_id",
                     stacklevel=2,
                 )
             unit.append(plane.float() / MAX_UINT8 if high > 1 else plane.float())
@@ -194,17 +190,17 @@ def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tens
 
 
 def grid_coverage(mask: Tensor, grid: Grid) -> Tensor:
-    """How much of each patch the mask covers.
+    """Coverage of each patch by the mask.
 
-    The mask is resized to the grid bilinearly, without antialiasing (the paper's choice: each patch reads the mask
-    around its centre), and clamped to [0, 1].
+    The mask is resized to the grid by bilinear interpolation without antialiasing, as in the paper: each patch samples
+    the mask around its centre. The result is clamped to [0, 1].
 
     Args:
         mask: (H, W) float32 in [0, 1].
         grid: patch rows and columns.
 
     Returns:
-        (N,) float32 in [0, 1], row-major over the grid.
+        (N,) float32 in [0, 1], in row-major order.
     """
     resized = F.interpolate(mask[None, None], size=grid, mode="bilinear", align_corners=False)
     return resized.clamp(0, 1).reshape(-1)

@@ -1,4 +1,4 @@
-"""The two metrics: states that sum over batches and processes, around the functions of ``functional``.
+"""The metric classes, which accumulate the scores of ``functional`` over batches and processes.
 
 Shape suffix: B samples.
 """
@@ -25,32 +25,33 @@ from masc_metrics.sample_metric import Reduction, SampleMetric
 
 
 class MaSCConceptPreservation(SampleMetric):
-    r"""Does the generated image keep the reference's subject?
+    r"""Concept preservation: how well a generated image preserves the subject of a reference image.
 
-    The mean, over the patches of the reference image that its mask marks as subject, of the best cosine to any patch
-    of the generated image; see :func:`masc_metrics.scores.masked_max_cosine`. The metric is the mean over samples.
+    For each subject patch of the reference image, the best cosine similarity to any patch of the generated image; a
+    sample's score is the mean over these patches, see :func:`masc_metrics.scores.masked_max_cosine`. The metric is the
+    mean over samples.
 
     Args:
         model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, "tiny" (bundled), or a backbone from
-            :func:`masc_metrics.load_backbone`, which is then used on its own device and in its own dtype. Nothing is
-            downloaded or read before the first update, and the text tower never.
+            :func:`masc_metrics.load_backbone`, which keeps its device and dtype. Nothing is downloaded or read before
+            the first update; the text tower is never read.
         revision: branch, tag or commit on the hub.
-        cache_dir: where downloads are kept.
+        cache_dir: folder for downloads.
         local_files_only: never use the network.
-        max_num_patches: patch budget of one image; 1024 is the paper's. Fixed-resolution checkpoints ignore it.
-        dtype: precision of the backbone, whatever the surrounding module's or autocast's.
-        reduction: "mean", or "none" for one score a sample.
-        encode_batch_size: images encoded at a time: more is faster on a GPU and takes more memory.
+        max_num_patches: patch budget of one image; 1024 as in the paper. Fixed-resolution checkpoints ignore it.
+        dtype: precision of the backbone, independent of the surrounding module and of autocast.
+        reduction: "mean", or "none" for one score for each sample.
+        encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
         metric_kwargs: see ``torchmetrics.Metric``.
 
-    Range [-1, 1], higher is better. A sample whose reference has no foreground patch is undefined: left out of the
-    mean, NaN with "none", counted in ``undefined_count`` and said once in a warning.
+    Range [-1, 1], higher is better. A sample whose reference has no foreground patch is undefined: it is excluded from
+    the mean, NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
     Raises:
-        TypeError, ValueError: for settings that are not accepted.
+        TypeError, ValueError: if a setting is not accepted.
 
     Example:
-        The small bundled checkpoint on rendered pictures, a same and another subject; leave "tiny" out for real ones.
+        The same and a different subject, with the small bundled checkpoint; omit "tiny" for real images.
 
         >>> import torch
         >>> from masc_metrics.scenes import Subject, render
@@ -69,7 +70,7 @@ class MaSCConceptPreservation(SampleMetric):
     Source: MaSC, arXiv 2605.22469.
     """
 
-    _undefined_because = "no reference patch is more than half covered by its reference mask"
+    _undefined_reason = "no reference patch is more than half covered by its reference mask"
 
     def update(
         self,
@@ -78,21 +79,21 @@ class MaSCConceptPreservation(SampleMetric):
         reference_masks: Masks,
         sample_ids: SampleIds | None = None,
     ) -> None:
-        """Score a batch and add it.
+        """Score a batch and accumulate the scores.
 
         Args:
             generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any
                 sizes or PIL images.
-            reference_images: B images of the subject, in any of the same forms.
+            reference_images: B images of the subject, in any of these forms.
             reference_masks: B masks of the subject in the reference images; (B, H, W) or (B, 1, H, W), boolean,
                 integer or float in [0, 1], or a list of (H, W) tensors or PIL images.
-            sample_ids: B integers. Samples of one id count once, the first by rank and order, so that the repeats
-                with which a distributed sampler pads its last batch change nothing.
+            sample_ids: B integers. Of samples with the same id, only the first by rank and order counts, so that
+                the repeats with which a distributed sampler pads its last batch do not affect the result.
 
         Raises:
-            TypeError, ValueError: for input that is not accepted, before any state changes; the text names argument,
-                sample and remedy.
-            OSError: if the checkpoint cannot be had.
+            TypeError, ValueError: if an argument is not accepted; the error text names argument, sample and remedy,
+                and no state has changed.
+            OSError: if the checkpoint is not available.
         """
         generated = check_images(generated_images, "generated_images")
         ids = check_sample_ids(sample_ids, len(generated))
@@ -108,35 +109,35 @@ class MaSCConceptPreservation(SampleMetric):
 
 
 class MaSCPromptFollowing(SampleMetric):
-    r"""Does the generated image follow the prompt, its subject aside?
+    r"""Prompt following: how well the background of a generated image matches the prompt without its subject.
 
-    The cosine between the generated image, pooled by the checkpoint's attention head over the background patches
-    alone, and the text embedding of the prompt without its subject; see
+    A sample's score is the cosine similarity of the image embedding, pooled by the checkpoint's attention head over
+    background patches only, and the text embedding of the prompt without its subject; see
     :func:`masc_metrics.functional.prompt_following`. The metric is the mean over samples.
 
     Args:
         model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, "tiny" (bundled), or a backbone from
-            :func:`masc_metrics.load_backbone`, which is then used on its own device and in its own dtype. Nothing is
-            downloaded or read before the first update.
-        pooling: "background" (the paper's), "full" or "foreground": the patches of the image embedding.
-        strip_subject: take the subject out of the prompt (the paper's).
+            :func:`masc_metrics.load_backbone`, which keeps its device and dtype. Nothing is downloaded or read before
+            the first update.
+        pooling: patches to pool over: "background" (as in the paper), "full" or "foreground".
+        strip_subject: remove the subject from the prompt (as in the paper).
         revision: branch, tag or commit on the hub.
-        cache_dir: where downloads are kept.
+        cache_dir: folder for downloads.
         local_files_only: never use the network.
-        max_num_patches: patch budget of one image; 1024 is the paper's. Fixed-resolution checkpoints ignore it.
-        dtype: precision of the backbone, whatever the surrounding module's or autocast's.
-        reduction: "mean", or "none" for one score a sample.
-        encode_batch_size: images encoded at a time: more is faster on a GPU and takes more memory.
+        max_num_patches: patch budget of one image; 1024 as in the paper. Fixed-resolution checkpoints ignore it.
+        dtype: precision of the backbone, independent of the surrounding module and of autocast.
+        reduction: "mean", or "none" for one score for each sample.
+        encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
         metric_kwargs: see ``torchmetrics.Metric``.
 
-    Range [-1, 1], higher is better. A sample without a patch to pool over is undefined: left out of the mean, NaN with
-    "none", counted in ``undefined_count`` and said once in a warning.
+    Range [-1, 1], higher is better. A sample without a patch to pool over is undefined: it is excluded from the mean,
+    NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
     Raises:
-        TypeError, ValueError: for settings that are not accepted.
+        TypeError, ValueError: if a setting is not accepted.
 
     Example:
-        The small bundled checkpoint on a rendered picture, a right and a wrong prompt; leave "tiny" out for real ones.
+        A correct and a wrong prompt, with the small bundled checkpoint; omit "tiny" for real images.
 
         >>> import torch
         >>> from masc_metrics.scenes import Subject, render
@@ -154,7 +155,7 @@ class MaSCPromptFollowing(SampleMetric):
     Source: MaSC, arXiv 2605.22469.
     """
 
-    _undefined_because = "their masks leave no patch of the generated image to pool over"
+    _undefined_reason = "their masks leave no patch of the generated image to pool over"
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class MaSCPromptFollowing(SampleMetric):
         **metric_kwargs: Any,
     ) -> None:
         check_pooling(pooling, strip_subject)
-        self.pooling: Pooling = pooling  # before the states, which are named by them
+        self.pooling: Pooling = pooling  # before the states, which depend on it
         self.strip_subject = strip_subject
         self._warned_unstripped = False
         super().__init__(
@@ -198,7 +199,7 @@ class MaSCPromptFollowing(SampleMetric):
         subjects: Sequence[str | None] | None = None,
         sample_ids: SampleIds | None = None,
     ) -> None:
-        """Score a batch and add it.
+        """Score a batch and accumulate the scores.
 
         Args:
             generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any
@@ -206,15 +207,15 @@ class MaSCPromptFollowing(SampleMetric):
             generated_masks: B masks of the subject in the generated images; (B, H, W) or (B, 1, H, W), boolean,
                 integer or float in [0, 1], or a list of (H, W) tensors or PIL images. May be None with
                 ``pooling="full"``.
-            prompts: B texts that the images were generated from.
-            subjects: B names of the subject, as the prompts spell it; None, for all or for one, keeps the prompt.
-            sample_ids: B integers. Samples of one id count once, the first by rank and order, so that the repeats
-                with which a distributed sampler pads its last batch change nothing.
+            prompts: B prompts that the images were generated from.
+            subjects: B names of the subject, spelled as in the prompts; None leaves all prompts, or one, unchanged.
+            sample_ids: B integers. Of samples with the same id, only the first by rank and order counts, so that
+                the repeats with which a distributed sampler pads its last batch do not affect the result.
 
         Raises:
-            TypeError, ValueError: for input that is not accepted, before any state changes; the text names argument,
-                sample and remedy.
-            OSError: if the checkpoint cannot be had.
+            TypeError, ValueError: if an argument is not accepted; the error text names argument, sample and remedy,
+                and no state has changed.
+            OSError: if the checkpoint is not available.
         """
         generated = check_images(generated_images, "generated_images")
         ids = check_sample_ids(sample_ids, len(generated))
@@ -230,17 +231,17 @@ class MaSCPromptFollowing(SampleMetric):
             strip_subject=self.strip_subject,
         )
         if self.strip_subject and subjects is not None and not self._warned_unstripped:
-            self._warn_unstripped(prompts, subjects)
+            self._warn_subject_not_found(prompts, subjects)
         self.accumulate(scores_B, ids)
 
-    def _warn_unstripped(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
-        """Say once that a subject is not in its prompt, so that the prompt was embedded whole."""
+    def _warn_subject_not_found(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
+        """Warn once if a prompt does not contain its subject, so that nothing is removed from it."""
         for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
             if not holds_subject(prompt, subject):
                 self._warned_unstripped = True
                 rank_zero_warn(
-                    f"subjects[{index}] {subject!r} does not stand in prompts[{index}] {prompt!r} as whole words, so "
-                    "nothing is stripped from that prompt; this is said for the first such sample alone",
+                    f"subjects[{index}] {subject!r} does not occur as complete words in prompts[{index}] {prompt!r}, "
+                    "so nothing is removed from that prompt; this warning is shown only for the first such sample",
                     UserWarning,
                 )
                 return

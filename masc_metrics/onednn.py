@@ -1,7 +1,7 @@
-"""A network's products on x86 CPUs, by oneDNN and with the activation inside.
+"""Linear layers on x86 CPUs by oneDNN, fused with their activation.
 
-torch sends float32 products to MKL, which is slower than oneDNN on AMD processors, and computes the activation in a
-second walk over the widest tensor of the network. docs/performance.md has the figures.
+torch uses MKL for float32, which is slower than oneDNN on AMD processors, and computes the activation in a second pass
+over the widest tensor of the network. docs/performance.md has measurements.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ACTIVATIONS = {"gelu_pytorch_tanh": ("gelu", "tanh")}  # transformers' name; oneDNN's, and its algorithm
+_ACTIVATIONS = {"gelu_pytorch_tanh": ("gelu", "tanh")}  # name in transformers: name and algorithm in oneDNN
 
 
 class _Linear(nn.Linear):
     """x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.backends.mkldnn.enabled:  # the user's switch, which torch's own products obey
+        if not torch.backends.mkldnn.enabled:  # respect the user's setting, as torch does
             return super().forward(x)
         return _product(x, self.weight, self.bias, "none", "")
 
 
 class _GELULinear(nn.Linear):
-    """GELU(x W^T + b), in its tanh form."""
+    """GELU(x W^T + b) with the tanh approximation."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.backends.mkldnn.enabled:
@@ -42,9 +42,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, al
 
 @cache
 def is_available(dtype: torch.dtype) -> bool:
-    """Whether this processor and this torch multiply in this dtype through the operator of torch.compile's.
+    """Whether torch.compile's oneDNN operator works in this dtype with this processor and torch version.
 
-    It is no public promise, and raises where the processor lacks the instructions, so one product is tried.
+    The operator is not public and raises if the processor lacks the instructions, so a small product is tried.
     """
     if dtype not in (torch.float32, torch.bfloat16) or platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -56,11 +56,11 @@ def is_available(dtype: torch.dtype) -> bool:
 
 
 def use_onednn(network: nn.Module, hidden_act: str) -> None:
-    """Let a network's linear layers compute through oneDNN, in place; the weights stay as and where they are.
+    """Switch the linear layers of a network to oneDNN, in place; the weights do not change.
 
     Args:
-        network: a frozen network on a CPU, of a dtype that :func:`is_available`.
-        hidden_act: transformers' name of the activation between ``fc1`` and ``fc2`` of its MLPs.
+        network: frozen network on a CPU, in a dtype for which :func:`is_available` is True.
+        hidden_act: name in transformers of the activation between ``fc1`` and ``fc2`` of the MLPs.
     """
     for module in network.modules():
         if type(module) is nn.Linear:

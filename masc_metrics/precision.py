@@ -1,6 +1,6 @@
-"""Where and in which precision things are computed, whatever the surrounding program has set.
+"""Device and precision of computations, independent of the surrounding program's settings.
 
-These rules are in one place because each is a trap by itself: autocast, default dtypes, devices without float64.
+They cover autocast, default dtypes and devices without float64.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from masc_metrics.arguments import check_type
+
 DEFAULT_DTYPE = torch.float32
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise TypeError unless the network can run in this dtype."""
+    """Raise TypeError unless the network supports this dtype."""
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"dtype is {dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, its index spelt out; ValueError unless it is there and computes."""
-    if not isinstance(device, (str, torch.device)):
-        raise TypeError(f"device is a {type(device).__name__}; give a string such as 'cuda' or a torch.device")
+    """Return the device with its index, such as "cuda:0"; raise ValueError if it is not available."""
+    check_type("device", device, (str, torch.device), "a string such as 'cuda' or a torch.device")
     try:
-        found = torch.empty(0, dtype=torch.float32, device=device).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch raises any of them for a device
+        resolved = torch.empty(0, dtype=torch.float32, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # depends on the device
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} is not to be had here: {reason}; 'cpu' always is") from error
-    if found.type == "meta":
-        raise ValueError("device 'meta' computes nothing; give 'cpu' or an accelerator")
-    return found
+        raise ValueError(f"device {str(device)!r} is not available: {reason}; 'cpu' always is") from error
+    if resolved.type == "meta":
+        raise ValueError("device 'meta' cannot compute values; give 'cpu' or an accelerator")
+    return resolved
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -44,12 +45,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the surrounding autocast does not reach this device's products."""
+    """Context manager that disables autocast on this device."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """float64, so that a mean over many samples keeps its last digits; float32 where the device has no other."""
+    """Dtype of sums over samples: float64 for accuracy, or float32 if the device does not support float64."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,25 +1,28 @@
-"""Subject stripping: the prompt without its subject."""
+"""Prompts: checks, and removal of the subject."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from masc_metrics.arguments import check_sequence, check_type
+
 
 def strip_subject(prompt: str, subject: str | None) -> str:
-    """Remove the subject from a prompt, so that its text embedding speaks of the scene alone.
+    """Remove the subject from a prompt, so that the text embedding describes only the scene.
 
-    Every ``a <subject>``, ``an <subject>`` and ``the <subject>`` is removed, whatever its case; only if there is none,
-    every bare ``<subject>``. Whole words count: "cat" does not touch "cats" or "scatter". Runs of white space then
-    become one space.
+    Every ``a <subject>``, ``an <subject>`` and ``the <subject>`` is removed, ignoring case. If there is none, every
+    ``<subject>`` without an article is removed. Only complete words match: "cat" does not match in "cats" or "scatter".
+    Runs of white space are then collapsed to one space.
 
     Args:
-        prompt: the text that the image was generated from.
-        subject: the subject's name, one word or several. None or an empty name keeps the prompt as it is.
+        prompt: text that the image was generated from.
+        subject: name of the subject, one or more words. None or an empty name leaves the prompt unchanged.
 
     Returns:
-        The remaining text; empty if the prompt held nothing else. A name that begins or ends with a sign that is no
-        letter, digit or underscore is found only where that sign touches one ("c++" is not found in "a c++ mug").
+        The remaining text; empty if the prompt contains nothing else. A name that begins or ends with a character
+        other than a letter, digit or underscore matches only where that character touches one ("c++" is not found in
+        "a c++ mug").
 
     Raises:
         TypeError: if ``prompt`` is not a string or ``subject`` neither a string nor None.
@@ -30,38 +33,39 @@ def strip_subject(prompt: str, subject: str | None) -> str:
 
     Source: MaSC, arXiv 2605.22469.
     """
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt is a {type(prompt).__name__}; give a string")
+    check_type("prompt", prompt, str, "a string")
     if subject is None:
         return prompt
-    if not isinstance(subject, str):
-        raise TypeError(f"subject is a {type(subject).__name__}; give a string, or None to keep the prompt")
+    check_type("subject", subject, str, "a string, or None to keep the prompt")
     name = re.escape(subject.strip())
     if not name:
         return prompt
     for mention in (rf"\b(?:an?|the)\s+{name}\b", rf"\b{name}\b"):
-        stripped, found = re.subn(mention, "", prompt, flags=re.IGNORECASE)
-        if found:
+        stripped, removed = re.subn(mention, "", prompt, flags=re.IGNORECASE)
+        if removed:
             break
     return " ".join(stripped.split())
 
 
 def holds_subject(prompt: str, subject: str | None) -> bool:
-    """Whether stripping finds the subject in the prompt; True where there is no subject to find."""
+    """Whether the prompt contains the subject; True if there is no subject."""
     return not (subject and subject.strip()) or strip_subject(prompt, subject) != " ".join(prompt.split())
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded: one with half of a surrogate pair cannot, and tokenizers refuse it."""
+    """Whether a text can be encoded. A text with half of a surrogate pair cannot; tokenizers reject it."""
     return text.encode(errors="ignore").decode() == text
 
 
 def check_texts(texts: Sequence[str], name: str) -> None:
-    """Raise TypeError unless it is a list of strings, ValueError unless each is Unicode; the text has the name."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise TypeError(f"{name} is a {type(texts).__name__}; give a list of strings")
+    """Raise TypeError unless the texts are a list of strings, ValueError unless each can be encoded."""
+    check_sequence(name, texts, "a list of strings")
     for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] is a {type(text).__name__}; give strings")
-        if not is_unicode(text):
-            raise ValueError(f"{name}[{index}] {text!a} holds half of a surrogate pair; repair its encoding")
+        check_type(f"{name}[{index}]", text, str, "a string")
+        check_unicode(f"{name}[{index}]", text)
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raise ValueError unless :func:`is_unicode`."""
+    if not is_unicode(text):
+        raise ValueError(f"{name} {text!a} contains half of a surrogate pair; repair its encoding")

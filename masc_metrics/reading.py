@@ -1,7 +1,7 @@
 """Files of a checkpoint folder: JSON, weights, tokenizer and image-processor values, with errors that name the folder.
 
-Every network of the package is read here, so that all of them are read alike: safetensors only, no remote code, no
-network access, every weight accounted for, random state untouched.
+All networks of the package are read here under the same rules: safetensors only, no remote code, no network access, no
+missing or unexpected weights, and the global random state is preserved.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the files use
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers about towers left unread on purpose and about defaults that the checkpoint overrides."""
+    """Suppress transformers' messages about unread towers and overridden defaults, and its progress bars."""
     from transformers.utils import logging
 
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -87,7 +87,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def readable(folder: Path, kind: str) -> Iterator[None]:
-    """Turn whatever the libraries raise for a damaged folder into a ValueError that names it."""
+    """Turn any exception that libraries raise for a damaged folder into a ValueError that names it."""
     try:
         yield
     except Exception as error:  # anything from KeyError to SafetensorError, depending on what is damaged
@@ -111,14 +111,14 @@ def read_network(
     """Read a frozen network in eval mode through its transformers class.
 
     Args:
-        folder: the checkpoint's.
-        class_name: transformers class.
-        device: device to place it on.
-        dtype: dtype of its weights.
-        kind: what the folder should hold, for error texts, such as "SigLIP2 checkpoint".
-        part: what is read of it, for error texts, such as "its vision tower".
+        folder: folder of the checkpoint.
+        class_name: name of the transformers class.
+        device: device of the network.
+        dtype: dtype of the weights.
+        kind: expected kind of the folder in error texts, such as "SigLIP2 checkpoint".
+        part: part of it that is read, in error texts, such as "its vision tower".
         options: further arguments of ``from_pretrained``.
-        unused: prefixes of weights that the file may hold and the network does not use.
+        unused: prefixes of weights in the file that the network does not use.
 
     Raises:
         ValueError: if the folder is damaged, or weights are missing or left over.
@@ -126,7 +126,7 @@ def read_network(
     import transformers
 
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    # transformers 4 draws random weights before it reads the real ones; a surrounding training must not be affected.
+    # transformers 4 initialises random weights before it reads the real ones, which would affect a running training.
     preserved_rng = torch.random.fork_rng(devices=[])
     with (
         quiet_transformers(),
@@ -142,23 +142,23 @@ def read_network(
             output_loading_info=True,
             **{dtype_name: dtype, **(options or {})},
         )
-    # transformers fills missing weights with random numbers, drops left-over ones, and only warns.
-    left_over = [key for key in report["unexpected_keys"] if not key.startswith(unused)]
-    for what, keys in (("lacks", report["missing_keys"]), ("has, beyond its config.json,", left_over)):
+    # transformers initialises missing weights randomly, drops unexpected ones, and only warns.
+    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(unused)]
+    for verb, keys in (("lacks", report["missing_keys"]), ("has, beyond its config.json,", unexpected)):
         if keys:
             raise ValueError(
-                f"{folder} {what} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
+                f"{folder} {verb} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
             )
     return network.eval().requires_grad_(False).to(device)
 
 
 def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
-    """Read a checkpoint's tokenizer, which pads and truncates on the right.
+    """Read the tokenizer of a checkpoint and set it to pad and truncate on the right.
 
     Args:
-        folder: the checkpoint's.
-        files: tokenizer files, at least one of which must exist.
-        remedy: what to do if there is no tokenizer; ends the error text.
+        folder: folder of the checkpoint.
+        files: names of tokenizer files, at least one of which must exist.
+        remedy: end of the error text, which says how to get a tokenizer.
 
     Raises:
         OSError: if there is no readable tokenizer.

@@ -1,4 +1,4 @@
-"""Sample ids: integers that tell a repeated sample from a new one, on any number of ranks.
+"""Sample ids: integers that identify repeated samples, on any number of ranks.
 
 Shape suffix: B samples.
 """
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from masc_metrics.arguments import check_sequence
+
 SampleIds = Tensor | Sequence[int]
 
 
 def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
-    """Scores in the order of ids, each id once, the first one that stands there."""
+    """Scores sorted by id; of several samples with the same id, only the first is kept."""
     order = ids.argsort(stable=True)
     ordered = ids[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -24,11 +26,11 @@ def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
 
 
 def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:
-    """The ids as (B,) int64, or None.
+    """Return the ids as (B,) int64, or None if there are none.
 
     Raises:
         TypeError: if they are not integers.
-        ValueError: if they are not one a sample, or need more than 64 bits.
+        ValueError: if there is not one id for each sample, or an id does not fit into 64 bits.
     """
     if sample_ids is None:
         return None
@@ -37,12 +39,11 @@ def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:
             raise ValueError(f"sample_ids has shape {tuple(sample_ids.shape)}; give (B,) integers")
         if sample_ids.is_floating_point() or sample_ids.is_complex() or sample_ids.dtype == torch.bool:
             raise TypeError(f"sample_ids is {sample_ids.dtype}; give integers, such as the samples' dataset indices")
-        if sample_ids.dtype == torch.uint64:  # some of its values need more than int64 has
+        if sample_ids.dtype == torch.uint64:  # some of its values do not fit into int64
             return check_sample_ids(sample_ids.tolist(), count)
         ids = sample_ids.detach().to(torch.int64)
     else:
-        if isinstance(sample_ids, (str, bytes)) or not isinstance(sample_ids, Sequence):
-            raise TypeError(f"sample_ids is a {type(sample_ids).__name__}; give a (B,) tensor or a list of integers")
+        check_sequence("sample_ids", sample_ids, "a (B,) tensor or a list of integers")
         checked = [_check_id(index, value) for index, value in enumerate(sample_ids)]
         ids = torch.tensor(checked, dtype=torch.int64, device="cpu")
     if len(ids) != count:

@@ -1,4 +1,4 @@
-"""What the two metrics share: settings, states that add up over batches and processes, and the mean over samples.
+"""Base class of the two metrics: settings, states summed over batches and processes, and the mean over samples.
 
 Shape suffix: B samples.
 """
@@ -28,11 +28,11 @@ Reduction = Literal["mean", "none"]
 
 
 class SampleMetric(Metric):
-    """A metric whose value is the mean of one score a sample, from the process's shared backbone.
+    """Mean of one score per sample, computed with a backbone that is shared within the process.
 
-    Scores arrive one a sample and in float64. Samples without an id add to three scalar sums (``"mean"``) or to a list
-    (``"none"``); samples with an id always go into a list with their ids, because whether one is a repeat is known
-    only when the ranks' lists stand together.
+    Scores are accumulated in float64. Samples without an id are added to three scalar sums (``"mean"``) or to a list
+    (``"none"``). Samples with an id are always kept in a list with their ids, because repeats are known only after
+    synchronisation.
     """
 
     is_differentiable = False
@@ -41,7 +41,13 @@ class SampleMetric(Metric):
     plot_lower_bound = -1.0
     plot_upper_bound = 1.0
 
-    _undefined_because: str
+    score_sum: Tensor
+    sample_count: Tensor
+    undefined_sum: Tensor
+    scores: list[Tensor]
+    keyed_scores: list[Tensor]
+    keyed_ids: list[Tensor]
+    _undefined_reason: str
 
     def __init__(
         self,
@@ -64,7 +70,7 @@ class SampleMetric(Metric):
         self.reduction = reduction
         self.max_num_patches = max_num_patches
         self.encode_batch_size = encode_batch_size
-        # A given backbone keeps its own device and dtype; a source is looked up anew on whatever device this is.
+        # A given backbone keeps its device and dtype; otherwise the backbone follows the metric's device.
         self._given_backbone = model_name_or_path if isinstance(model_name_or_path, SigLIP2Backbone) else None
         self._backbone_dtype = self._given_backbone.dtype if self._given_backbone else dtype
         self._source = (
@@ -73,97 +79,91 @@ class SampleMetric(Metric):
             else CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)  # type: ignore[arg-type]
         )
         self._warned_undefined = False
-        if self._device.type == "meta":  # built under a meta-device context: states are real all the same
+        if self._device.type == "meta":  # states need values even if the metric is built under a meta-device context
             self._device = torch.device("cpu")
         self._add_states()
 
     def _settings(self) -> tuple[object, ...]:
-        """All that decides a score; metrics that differ in it never share states."""
+        """All settings that affect a score."""
         return (self._source, self._backbone_dtype, self.max_num_patches, self.reduction)
 
     def extra_repr(self) -> str:
-        """Model and settings, for ``repr``."""
+        """Model and settings in ``repr``."""
         _, *settings = self._settings()
         return ", ".join([repr(self._source.model), *map(str, settings)])
 
     def _add_states(self) -> None:
-        # A MetricCollection lets metrics share states whose names and values agree after the first batch, so two
-        # settings that happen to agree there would be one for ever. Names that spell the settings prevent it.
-        digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
-        summed = ("score_sum", "sample_count", "undefined_sum") if self.reduction == "mean" else ("scores",)
-        self._names = {role: f"{role}_{digest}" for role in (*summed, "keyed_scores", "keyed_ids")}
         if self.reduction == "mean":
             zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
-            count = torch.zeros((), dtype=torch.int64, device=self._device)
-            self.add_state(self._names["score_sum"], zero, dist_reduce_fx="sum")
-            self.add_state(self._names["sample_count"], count, dist_reduce_fx="sum")
-            self.add_state(self._names["undefined_sum"], count.clone(), dist_reduce_fx="sum")
+            self.add_state("score_sum", zero, dist_reduce_fx="sum")
+            self._add_count("sample_count")
+            self._add_count("undefined_sum")
         else:
-            self.add_state(self._names["scores"], [], dist_reduce_fx="cat")
-        self.add_state(self._names["keyed_scores"], [], dist_reduce_fx="cat")
-        self.add_state(self._names["keyed_ids"], [], dist_reduce_fx="cat")
+            self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("keyed_scores", [], dist_reduce_fx="cat")
+        self.add_state("keyed_ids", [], dist_reduce_fx="cat")
+        # A MetricCollection merges metrics into a compute group if the names of their states and, after the first
+        # update, the values are equal. The name of this constant state separates metrics of different settings, whose
+        # first scores may be equal by chance.
+        digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
+        self._settings_state = f"settings_{digest}"
+        self._add_count(self._settings_state)
 
-    def _state(self, role: str) -> Any:
-        return getattr(self, self._names[role])
+    def _add_count(self, name: str) -> None:
+        self.add_state(name, torch.zeros((), dtype=torch.int64, device=self._device), dist_reduce_fx="sum")
 
-    def _listed(self, role: str) -> Tensor:
-        """A list state as one tensor: empty, and of the right dtype, where there is nothing."""
-        value = self._state(role)
+    def _concatenated(self, name: str) -> Tensor:
+        """Concatenate a list state on the metric's device; an empty list gives an empty tensor of the right dtype."""
+        value = getattr(self, name)
         if isinstance(value, list) and not value:
-            dtype = torch.int64 if role == "keyed_ids" else sum_dtype(self.device)
+            dtype = torch.int64 if name == "keyed_ids" else sum_dtype(self.device)
             return torch.empty(0, dtype=dtype, device=self.device)
         tensor: Tensor = dim_zero_cat(value)
         return tensor.to(self.device)
 
     @property
     def backbone(self) -> SigLIP2Backbone:
-        """The process's shared frozen backbone for this metric's checkpoint, device and dtype."""
+        """Frozen backbone of this metric's checkpoint, device and dtype, shared within the process."""
         return self._given_backbone or shared_backbone(self._source, self.device, self._backbone_dtype)
 
     @property
     def undefined_count(self) -> int:
-        """Samples so far, on this process, that have no score; repeats by id included."""
-        keyed = self._listed("keyed_scores").isnan().sum()
+        """Number of undefined samples on this process since the last reset, including samples with repeated ids."""
+        keyed = self._concatenated("keyed_scores").isnan().sum()
         if self.reduction == "mean":
-            return int(self._state("undefined_sum") + keyed)
-        return int(self._listed("scores").isnan().sum() + keyed)
+            return int(self.undefined_sum + keyed)
+        return int(self._concatenated("scores").isnan().sum() + keyed)
 
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
-        """Add one batch of scores; never in place, since a reset under inference mode leaves inference tensors."""
+        """Add a batch of scores. States are replaced, since a reset in inference mode makes them inference tensors."""
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
-            self._append("keyed_scores", scores_B)
-            self._append("keyed_ids", ids.to(self.device))
+            self.keyed_scores = [*self.keyed_scores, scores_B]
+            self.keyed_ids = [*self.keyed_ids, ids.to(self.device)]
         elif self.reduction == "none":
-            self._append("scores", scores_B)
+            self.scores = [*self.scores, scores_B]
         else:
             undefined_B = scores_B.isnan()
-            for role, addend in (
-                ("score_sum", scores_B.nan_to_num(nan=0.0).sum()),
-                ("sample_count", (~undefined_B).sum()),
-                ("undefined_sum", undefined_B.sum()),
-            ):
-                setattr(self, self._names[role], self._state(role) + addend)
-
-    def _append(self, role: str, values: Tensor) -> None:
-        setattr(self, self._names[role], [*self._state(role), values])
+            self.score_sum = self.score_sum + scores_B.nan_to_num(nan=0.0).sum()
+            self.sample_count = self.sample_count + (~undefined_B).sum()
+            self.undefined_sum = self.undefined_sum + undefined_B.sum()
 
     def compute(self) -> Tensor:
-        """The mean over all defined samples, or with ``reduction="none"`` every sample's score.
+        """Mean over all defined samples, or, with ``reduction="none"``, the score of every sample.
 
         Returns:
-            A float32 scalar, NaN if no sample is defined; or (n,) float32 with NaN where a sample is undefined, in
-            the order of ids, then the samples without id in the order of ranks and updates.
+            A float32 scalar, NaN if no sample is defined. With ``reduction="none"``, (n,) float32 with NaN for
+            undefined samples: first the samples with an id, sorted by id, then the others in order of rank and update.
         """
-        keyed = first_of_each_id(self._listed("keyed_scores"), self._listed("keyed_ids"))
+        keyed = first_of_each_id(self._concatenated("keyed_scores"), self._concatenated("keyed_ids"))
         if self.reduction == "none":
-            every = torch.cat([keyed, self._listed("scores")])
-            self._warn_undefined(every.isnan().sum(), every.numel())
-            return every.float()
+            scores = torch.cat([keyed, self._concatenated("scores")])
+            self._warn_undefined(scores.isnan().sum(), scores.numel())
+            return scores.float()
         defined = ~keyed.isnan()
-        total = self._state("score_sum") + keyed[defined].sum()
-        count = self._state("sample_count") + defined.sum()
-        undefined = self._state("undefined_sum") + (~defined).sum()
+        total = self.score_sum + keyed[defined].sum()
+        count = self.sample_count + defined.sum()
+        undefined = self.undefined_sum + (~defined).sum()
         self._warn_undefined(undefined, int(count + undefined))
         mean: Tensor = (total / count).float()
         return mean
@@ -172,19 +172,19 @@ class SampleMetric(Metric):
         wrapped = super()._wrap_compute(compute)
 
         @functools.wraps(compute)
-        def in_shape() -> Any:
-            # torchmetrics makes a scalar of anything with one element
+        def compute_with_shape() -> Any:
+            # torchmetrics squeezes a result with one element to a scalar
             return wrapped().reshape(-1) if self.reduction == "none" else wrapped()
 
-        return in_shape
+        return compute_with_shape
 
     def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
         if not self._warned_undefined and int(undefined):
             self._warned_undefined = True
             rank_zero_warn(
                 f"{type(self).__name__}: {int(undefined)} of {samples} samples are undefined, because "
-                f"{self._undefined_because}; they are left out of the mean and are NaN in per-sample output. Check "
-                "their masks.",
+                f"{self._undefined_reason}; they are excluded from the mean and NaN in per-sample output. Check their "
+                "masks.",
                 UserWarning,
             )
 
@@ -192,8 +192,8 @@ class SampleMetric(Metric):
         wrapped = super()._wrap_update(update)
 
         @functools.wraps(update)
-        def all_or_nothing(*args: Any, **kwargs: Any) -> None:
-            # torchmetrics counts an update before it is tried
+        def atomic_update(*args: Any, **kwargs: Any) -> None:
+            # torchmetrics counts an update even if it raises
             count, computed = self._update_count, self._computed
             try:
                 wrapped(*args, **kwargs)
@@ -201,71 +201,68 @@ class SampleMetric(Metric):
                 self._update_count, self._computed = count, computed
                 raise
 
-        return all_or_nothing
+        return atomic_update
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Score one batch alone and add it to the rest, with one pass of the encoder.
+        """Accumulate a batch and return its value; each image is encoded once.
 
-        Takes what ``update`` takes and returns what ``compute`` returns, for this batch.
+        Takes the arguments of ``update`` and returns the result of ``compute`` for this batch.
         """
-        # torchmetrics sets the accumulated states aside while it scores the batch, and loses them if that raises.
-        # Lists are copied, because a reset empties them in place; tensors are never changed in place.
-        before = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        # If scoring the batch raises, torchmetrics loses the accumulated states. Lists are copied because a reset
+        # clears them in place; tensors are never modified in place.
+        backup = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
-            vars(self).update(before)
+            vars(self).update(backup)
             raise
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the states of another metric of this class and these settings, after this one's own samples.
+        """Append the samples of another metric of the same class and settings to this metric's samples.
 
         Args:
-            incoming_state: the metric, or its ``metric_state``.
+            incoming_state: the other metric, or its ``metric_state``.
 
         Raises:
-            ValueError: if it is a metric of another class or with other settings than this one's.
+            ValueError: if the other metric differs in class or settings.
         """
         if isinstance(incoming_state, SampleMetric):
-            # The checkpoint may lie elsewhere there; the other settings decide the score.
+            # The source is not compared, because the path of a checkpoint may differ between machines.
             if type(incoming_state) is not type(self) or incoming_state._settings()[1:] != self._settings()[1:]:
                 raise ValueError(f"cannot merge {incoming_state} into {self}; merge metrics of one class and settings")
-            states = {role: incoming_state._state(role) for role in self._names}
-        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._names.values()):
-            states = {role: incoming_state[name] for role, name in self._names.items()}
+            states = incoming_state.metric_state
+        elif isinstance(incoming_state, dict) and set(incoming_state) == set(self._defaults):
+            states = incoming_state
         else:
-            raise ValueError("incoming_state is no metric of this class and settings, nor the metric_state of one")
-        for role, name in self._names.items():
-            setattr(self, name, self._state(role) + states[role])
-        self._computed = None  # what was computed before is no longer so
+            raise ValueError(
+                "incoming_state does not match; give a metric of this class and settings, or its metric_state"
+            )
+        for name in self._defaults.keys() & states.keys():
+            setattr(self, name, getattr(self, name) + states[name])
+        self._computed = None  # discard the cached result
         self._update_count += getattr(incoming_state, "update_count", 1)
 
+    def persistent(self, mode: bool = False) -> None:
+        """Set whether ``state_dict`` contains the states; never the settings state, which depends on local paths."""
+        super().persistent(mode)
+        self._persistent[self._settings_state] = False
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """States made persistent, under their plain names: where the checkpoint lay does not matter to them."""
+        """Persistent states only; without any, not even version metadata is added."""
         states = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", "")
-        for role, name in self._names.items():
-            if prefix + name in states:
-                states[prefix + role] = states.pop(prefix + name)
         if not any(self._persistent.values()):
-            _drop_marks(states, prefix)
+            _drop_version_metadata(states, kwargs.get("prefix", ""))
         return states
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for role, name in self._names.items():
-            if prefix + role in state_dict:
-                state_dict[prefix + name] = state_dict.pop(prefix + role)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
-        # A rank without data offers an empty list, for which torchmetrics gathers float32 whatever the others hold.
-        for role, name in self._names.items():
-            if self._reductions[name] is dim_zero_cat:
-                setattr(self, name, [self._listed(role)])
+        # For an empty list, torchmetrics gathers a float32 tensor, which may differ from the dtype of other ranks.
+        for name, reduction in self._reductions.items():
+            if reduction is dim_zero_cat:
+                setattr(self, name, [self._concatenated(name)])
         super()._sync_dist(dist_sync_fn, process_group=process_group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
-        """Follow the surrounding module to its device, but never to its dtype."""
+        """Follow the surrounding module to another device, but keep the dtype."""
         device = fn(torch.empty(0, dtype=torch.float32, device=self.device)).device
 
         def move(tensor: Tensor) -> Tensor:
@@ -274,10 +271,10 @@ class SampleMetric(Metric):
         return super()._apply(move, exclude_state)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one or several values within the metric's bounds, -1 and 1; needs matplotlib.
+        """Plot one or more values; requires matplotlib.
 
         Args:
-            val: a result of ``compute`` or ``forward``, or a list of them; None calls ``compute``.
+            val: a result of ``compute`` or ``forward``, or a list of results; None calls ``compute``.
             ax: matplotlib axes to draw into.
 
         Returns:
@@ -286,14 +283,13 @@ class SampleMetric(Metric):
         return self._plot(val, ax)
 
 
-def _drop_marks(states: Any, prefix: str) -> None:
-    """Take back torch's version marks of a metric that saves nothing, and of a collection around it.
+def _drop_version_metadata(states: Any, prefix: str) -> None:
+    """Remove torch's version metadata of a metric without persistent states, and of a collection around it.
 
-    They would make a checkpoint with metrics a few bytes longer than one without. Version 1 is every module's unless
-    its class says otherwise, so nothing misses the mark.
+    A checkpoint is then byte-identical with and without metrics. Version 1 is the default of every module.
     """
-    marks = getattr(states, "_metadata", {})
-    own = prefix.removesuffix(".")
-    for path in (own, own.rpartition(".")[0]):
-        if path and marks.get(path) == {"version": 1} and not any(key.startswith(f"{path}.") for key in states):
-            del marks[path]
+    metadata = getattr(states, "_metadata", {})
+    module = prefix.removesuffix(".")
+    for path in (module, module.rpartition(".")[0]):
+        if path and metadata.get(path) == {"version": 1} and not any(key.startswith(f"{path}.") for key in states):
+            del metadata[path]

@@ -1,7 +1,7 @@
-"""The formulas, on tensors alone: from patch features to one score a sample.
+"""Scores of patch features, on tensors: one score for each sample.
 
-Shape suffixes: B samples, R reference patches, G generated patches, D feature width. All scores are float32, whatever
-the features' dtype, and NaN where a sample is undefined (no patch to average over).
+Shape suffixes: B samples, R reference patches, G generated patches, D feature width. All scores are float32 for any
+dtype of the features, and NaN for undefined samples (without a patch to average over).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_metrics.arguments import check_type
 from masc_metrics.precision import without_autocast
 
 _BLOCK = 2**22
-"""Cosines held at a time, 16 MiB: four samples of 1024 patches."""
+"""Maximum number of cosines in memory, 16 MiB: four samples of 1024 patches."""
 
 
 def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def patch_similarity(reference_BRD: Tensor, generated_BGD: Tensor) -> Tensor:
         ValueError: if the shapes do not fit each other.
     """
     _check_features(reference_BRD, generated_BGD)
-    with without_autocast(reference_BRD.device):  # it would multiply in half precision
+    with without_autocast(reference_BRD.device):  # autocast would multiply in half precision
         return F.normalize(reference_BRD.float(), dim=-1) @ F.normalize(generated_BGD.float(), dim=-1).mT
 
 
@@ -67,7 +68,7 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
             )
         ]
     )
-    # Rounding may leave a cosine just above 1.
+    # Rounding may leave a cosine slightly above 1.
     return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
 
 
@@ -104,18 +105,18 @@ def weighted_max_cosine(
     best_BR = best_cosine(reference_BRD, generated_BGD, generated_valid_BG)
     _check_shape("weight_BR", weight_BR, reference_BRD)
     weight_BR = weight_BR.float()
-    weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # whatever stands on padding
+    weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # features of padding may be NaN
     return weighted_BR.sum(dim=1) / weight_BR.sum(dim=1)
 
 
 def masked_max_cosine(
     reference_BRD: Tensor, foreground_BR: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor
 ) -> Tensor:
-    r"""Concept preservation: mean best cosine over the reference's foreground patches.
+    r"""Concept preservation: mean best cosine over the foreground patches of the reference.
 
     .. math:: \mathrm{CP} = \frac{1}{|F|} \sum_{r \in F} \max_g \cos(f_r, f_g)
 
-    Every patch of the generated image may be the best match; its own mask is not used.
+    Every valid patch of the generated image is a candidate; the generated image's mask is not used.
 
     Args:
         reference_BRD: reference patch features.
@@ -144,11 +145,11 @@ def mutual_recall(
     generated_valid_BG: Tensor,
     generated_foreground_BG: Tensor,
 ) -> Tensor:
-    r"""Share of the subject's mutual nearest neighbours that lie on the generated subject.
+    r"""Fraction of the subject's mutual nearest neighbours that lie on the generated subject.
 
-    A pair (r, g) is mutual if g is the patch most similar to r and r the one most similar to g. Among the mutual pairs
-    whose reference patch is foreground, this is the share whose generated patch is foreground too: an ablation of
-    :func:`masked_max_cosine`.
+    A pair (r, g) is mutual if g is the patch most similar to r and r is the patch most similar to g. Among the mutual
+    pairs whose reference patch is foreground, this is the fraction whose generated patch is also foreground. It is an
+    ablation of :func:`masked_max_cosine`.
 
     Args:
         reference_BRD: reference patch features.
@@ -179,8 +180,8 @@ def mutual_recall(
     similarity_BRG = similarity_BRG.masked_fill(padding_BRG, -torch.inf)
     nearest_BR = similarity_BRG.argmax(dim=2)
     nearest_BG = similarity_BRG.argmax(dim=1)
-    here_R = torch.arange(nearest_BR.shape[1], device=nearest_BR.device)
-    mutual_BR = (nearest_BG.gather(1, nearest_BR) == here_R) & reference_valid_BR
+    index_R = torch.arange(nearest_BR.shape[1], device=nearest_BR.device)
+    mutual_BR = (nearest_BG.gather(1, nearest_BR) == index_R) & reference_valid_BR
     counted_BR = mutual_BR & reference_foreground_BR
     recalled_BR = counted_BR & generated_foreground_BG.gather(1, nearest_BR)
     return recalled_BR.sum(dim=1).float() / counted_BR.sum(dim=1).float()
@@ -205,23 +206,23 @@ def embedding_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:
     """
     if image_BD.ndim != 2 or image_BD.shape != text_BD.shape:
         raise ValueError(
-            f"image embeddings {tuple(image_BD.shape)} and text embeddings {tuple(text_BD.shape)} differ; give one "
-            "(B, D) pair from one backbone"
+            f"image embeddings {tuple(image_BD.shape)} and text embeddings {tuple(text_BD.shape)} differ; give (B, D) "
+            "embeddings from one backbone"
         )
     cosine_B = (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
-    return cosine_B.clamp(-1, 1)  # rounding may leave it just above 1
+    return cosine_B.clamp(-1, 1)  # rounding may leave a cosine slightly above 1
 
 
 def _check_features(reference_BRD: Tensor, generated_BGD: Tensor) -> None:
     if reference_BRD.ndim != 3 or generated_BGD.ndim != 3:
         raise ValueError(
-            f"features are (B, N, D); got reference {tuple(reference_BRD.shape)} and generated "
-            f"{tuple(generated_BGD.shape)}"
+            f"reference features {tuple(reference_BRD.shape)} or generated features {tuple(generated_BGD.shape)} have "
+            "a wrong rank; give (B, N, D)"
         )
     if reference_BRD.shape[0] != generated_BGD.shape[0] or reference_BRD.shape[2] != generated_BGD.shape[2]:
         raise ValueError(
             f"reference features {tuple(reference_BRD.shape)} and generated features {tuple(generated_BGD.shape)} "
-            "differ in batch or width; give one pair a sample, from one backbone"
+            "differ in batch size or width; give one pair for each sample, from one backbone"
         )
 
 
@@ -232,7 +233,6 @@ def _check_mask(name: str, mask: Tensor, features: Tensor) -> None:
 
 
 def _check_shape(name: str, values: Tensor, features: Tensor) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}; give a tensor")
+    check_type(name, values, Tensor, "a tensor")
     if values.shape != features.shape[:2]:
-        raise ValueError(f"{name} is {tuple(values.shape)} but its features are {tuple(features.shape)}")
+        raise ValueError(f"{name} is {tuple(values.shape)} but its features are {tuple(features.shape)}; give (B, N)")

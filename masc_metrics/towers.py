@@ -1,4 +1,4 @@
-"""The two towers of a SigLIP2 checkpoint, each read from disk by itself, behind one face for all transformers versions.
+"""Vision and text towers of a SigLIP2 checkpoint, read separately, with one interface for all transformers versions.
 
 Shape suffixes: B images or texts; H, W image sides in pixels, or H heads of K values; N patches; D feature width.
 """
@@ -22,7 +22,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
 def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Read one tower, "Vision" or "Text", through its transformers class; the other one's weights stay on disk."""
+    """Read one tower, "Vision" or "Text", through its transformers class, without reading the other one."""
     family = {"siglip2": "Siglip2", "siglip": "Siglip"}[checkpoint.model_type]
     network = read_network(
         checkpoint.folder,
@@ -40,35 +40,35 @@ def _read_tower(checkpoint: Checkpoint, tower: str, device: torch.device, dtype:
 
 @dataclass(frozen=True, slots=True)
 class VisionTower:
-    """Pixels to patch features, and the attention-pooling head that turns chosen ones into an image embedding."""
+    """Vision tower: patch features of images, and image embeddings by attention pooling over selected patches."""
 
     network: Any
     processing: ImageProcessing
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> VisionTower:
-        """Read the vision tower alone.
+        """Read the vision tower.
 
         Raises:
-            ValueError: if weights of it, or its pooling head, are missing.
+            ValueError: if weights of the tower or its pooling head are missing.
         """
         network = _read_tower(checkpoint, "Vision", device, dtype)
-        network = getattr(network, "vision_model", network)  # transformers 4 wraps it once more than 5 does
+        network = getattr(network, "vision_model", network)  # transformers 4 has one more wrapper than 5
         if not hasattr(network, "head"):
             raise ValueError(f"{checkpoint.folder} has no attention-pooling head; give a full SigLIP2 checkpoint")
-        network.use_head = False  # pool() runs it on chosen patches; over all of them it would be wasted
+        network.use_head = False  # pool() runs the head on selected patches
         return cls(network, checkpoint.processing)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Last hidden state, (B, N, D), of images that :func:`masc_metrics.images.resize` brought to one grid."""
+        """Last hidden state, (B, N, D), of images resized to one grid by :func:`masc_metrics.images.resize`."""
         weight = self.network.post_layernorm.weight
         pixels_B3HW = normalise(pixels_B3HW, self.processing).to(weight.dtype)
         if self.processing.fixed_size is None:
             side = self.processing.patch_size
             batch, _, height, width = pixels_B3HW.shape
-            # On the CPU, because the network reads each number: on a GPU every one would wait for all work before it.
+            # On the CPU, because the network reads each number; on a GPU each read would synchronise.
             shapes = torch.tensor([(height // side, width // side)] * batch, device="cpu")
-            # By position, because the mask's name differs between transformers versions. No mask: nothing is padded.
+            # Positional, because the name of the mask differs between transformers versions. Nothing is padded.
             output = self.network(cut(pixels_B3HW, side), None, shapes)
         else:
             output = self.network(pixels_B3HW)
@@ -76,21 +76,21 @@ class VisionTower:
         return tokens_BND
 
     def pool(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
-        r"""Image embeddings, (B, D) float32, from the kept patches alone; at least one is kept in every row.
+        r"""Image embeddings, (B, D) float32, pooled over the kept patches, of which every row has at least one.
 
-        The head's attention has one query a head, its probe's. With H heads, and the query q_h carried through the key
-        projection once instead of every patch,
+        The attention has one query q_h per head, computed from the probe. The key projection is applied to the query
+        instead of to every patch, and the value projection after the weighted sum,
 
         .. math:: q_h^T (K_h x_n + b) = (K_h^T q_h)^T x_n + \text{const}, \quad
             \sum_n a_{hn} (V_h x_n + b) = V_h \sum_n a_{hn} x_n + b
 
-        so that neither keys nor values of N patches are ever made: the same embedding for a hundredth of the work.
+        so that the keys and values of the N patches are never computed: the same embedding for a hundredth of the work.
         """
         head = self.network.head
         attention = head.attention
         heads, width = attention.num_heads, attention.embed_dim
         to_query, to_key, to_value = attention.in_proj_weight.float().chunk(3)
-        query_bias, _, value_bias = attention.in_proj_bias.float().chunk(3)  # the softmax is blind to the key's
+        query_bias, _, value_bias = attention.in_proj_bias.float().chunk(3)  # the key bias cancels in the softmax
         query_HD = (to_query @ head.probe[0, 0].float() + query_bias).reshape(heads, 1, -1)
         query_HD = (query_HD @ to_key.reshape(heads, -1, width))[:, 0] / math.sqrt(width // heads)
         patches_BND = tokens_BND.float()
@@ -105,7 +105,7 @@ class VisionTower:
 
 @dataclass(frozen=True, slots=True)
 class TextTower:
-    """Texts to text embeddings."""
+    """Text tower: text embeddings, with the tokenizer."""
 
     network: Any
     tokenizer: Any
@@ -119,12 +119,12 @@ class TextTower:
             OSError: if there is no readable tokenizer.
             ValueError: if weights of the tower are missing.
         """
-        # It pads on the right: the pooled position is the last one, so the side decides what is read there.
+        # read_tokenizer pads on the right, as in training: the padding side changes the pooled, last position.
         tokenizer = read_tokenizer(
             checkpoint.folder,
             _TOKENIZER_FILES,
-            "save it beside the model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or prefetch it "
-            "again",
+            "save it next to the model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or download "
+            "the checkpoint again",
         )
         return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint.text_length)
 

@@ -1,4 +1,4 @@
-"""Fixtures: checkpoints with random weights, one backbone on each, and a fresh registry for every test."""
+"""Fixtures: checkpoints with random weights, a backbone, and an empty registry of backbones for every test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
@@ -16,8 +16,8 @@ from support.checkpoints import build_checkpoint
 
 from masc_metrics import SigLIP2Backbone, load_backbone, release_backbones
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # cores are shared among workers
-settings.register_profile("tests", deadline=None, derandomize=True)  # a noisy machine is no failure
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share the cores
+settings.register_profile("tests", deadline=None, derandomize=True)  # no failures on a busy machine
 settings.load_profile("tests")
 
 
@@ -34,7 +34,7 @@ def fixed_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_registry() -> Iterator[None]:
+def _empty_registry() -> Iterator[None]:
     release_backbones()
     yield
     release_backbones()

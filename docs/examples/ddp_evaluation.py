@@ -1,9 +1,9 @@
-"""Score a folder's worth of pictures on several processes, without Lightning.
+"""Score images on several processes without Lightning.
 
     torchrun --nproc-per-node 2 docs/examples/ddp_evaluation.py
 
-The sampler deals seven samples to two ranks as four and four: one is a repeat, which ``sample_ids`` counts once, so
-that any number of processes gives the same means as one.
+The sampler pads seven samples to four on each of two ranks. With ``sample_ids`` the repeated sample counts once, so
+that the means do not depend on the number of processes.
 """
 
 import os
@@ -43,12 +43,12 @@ def main() -> None:
     samples = [sample(number) for number in range(SAMPLES)]
     masc = MetricCollection({"cp": MaSCConceptPreservation(**SMALL), "pf": MaSCPromptFollowing(**SMALL)}).to(device)
     for batch in DataLoader(samples, batch_size=2, sampler=DistributedSampler(samples, shuffle=False)):
-        masc.update(**batch)  # the keys are the metrics' own argument names
-    means = masc.compute()  # all ranks take part, and all get the means
+        masc.update(**batch)  # the keys are the argument names of the metrics
+    means = masc.compute()  # a collective call: all ranks return the same means
     if dist.get_rank() == 0:
         print(f"{SAMPLES} samples on {dist.get_world_size()} processes:", end=" ")
         print(", ".join(f"{name} {value.item():.6f}" for name, value in means.items()))
-    time.sleep(0.2)  # before torch 2.8 the next line may hang on a collective that is being tidied up
+    time.sleep(0.2)  # before torch 2.8, the next line may hang if a collective has just finished
     dist.destroy_process_group()
 
 

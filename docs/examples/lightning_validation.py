@@ -1,13 +1,13 @@
-"""Watch concept preservation and prompt following rise in TensorBoard while a model learns, on one process or more.
+"""Log concept preservation and prompt following to TensorBoard while a model trains, on one or more processes.
 
     pip install tensorboard
     python docs/examples/lightning_validation.py --devices 2
     torchrun --nproc-per-node 2 docs/examples/lightning_validation.py --devices 2
     tensorboard --logdir lightning_logs
 
-The model is validated on pairs of subject and scene that it was never shown together, against a reference picture in
-another pose. Everything is offline: the scores come from the small bundled checkpoint. For real pictures, leave
-``SMALL`` out and put your model's sampler and a segmenter in place of ``generate`` and ``segment``.
+The model is validated on pairs of subject and scene that are not in the training set, with a reference image in another
+pose. It runs offline with the small bundled checkpoint. For real images, omit ``SMALL`` and replace ``generate`` and
+``segment`` by your model's sampler and a segmenter.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
 
 
 def validation_rows() -> list[dict[str, object]]:
-    """Prompts for the unseen pairs, each with a reference picture of its subject in another pose and scene."""
+    """Prompts of unseen pairs, each with a reference image of its subject in another pose and scene."""
     rows = []
     for number, subject in enumerate(SUBJECTS):
         reference, mask = picture(subject, "on a tiled floor", seed=100 + number)
         rows.append(
             {
-                "id": number,  # with which a distributed sampler's repeats count once
+                "id": number,  # repeats from a distributed sampler count once
                 "prompt": unseen_prompt(number),
                 "subject": subject.name,
                 "reference": reference,
@@ -65,7 +65,7 @@ class Personalization(ToyGenerator):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=1, help="CPU processes; with more than one, by DDP")
+    parser.add_argument("--devices", type=int, default=1, help="number of CPU processes; DDP if more than one")
     parser.add_argument("--logdir", default="lightning_logs")
     parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
@@ -89,8 +89,8 @@ def main() -> None:
     trainer.validate(model, validation)
     trainer.fit(model, DataLoader(training_rows(), batch_size=6, shuffle=True), validation)
     trainer.print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})
-    if torch.distributed.is_initialized():  # Lightning leaves CPU groups open, and torch may crash at exit on that
-        time.sleep(0.2)  # before torch 2.8 the next line may hang on a collective that is being tidied up
+    if torch.distributed.is_initialized():  # Lightning does not close CPU groups, which may crash torch at exit
+        time.sleep(0.2)  # before torch 2.8, the next line may hang if a collective has just finished
         torch.distributed.destroy_process_group()
 
 

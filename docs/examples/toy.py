@@ -1,6 +1,6 @@
-"""What the examples train: a pretended generator that needs no download, and rendered pictures to learn from.
+"""Toy model of the examples, which needs no download, and its rendered training images.
 
-It knows a few subjects and scenes as layers of pixels. In its place stands, in your code, a diffusion model.
+It learns a few subjects and scenes as layers of pixels. In your code, use a diffusion model instead.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SUBJECTS = [
 ]
 SCENES = ["on a beach", "in a forest", "at a brick wall", "in the snow", "in a night sky", "on a wooden table"]
 SMALL = {"model_name_or_path": "tiny", "max_num_patches": 64}
-"""Settings of both metrics for the bundled checkpoint. For real pictures leave them out."""
+"""Settings of both metrics for the bundled checkpoint. For real images, omit them."""
 
 
 def picture(subject: Subject, scene: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rendered picture and its subject's mask, as tensors."""
+    """Render an image and the mask of its subject, as tensors."""
     rendered = render(subject, scene, seed=seed, size=SIZE)
     return torch.from_numpy(rendered.image), torch.from_numpy(rendered.mask)
 
@@ -35,12 +35,12 @@ def prompt(subject: Subject, scene: str) -> str:
 
 
 def unseen_prompt(number: int) -> str:
-    """Each subject before the one scene that it is never trained with."""
+    """Prompt with a subject and the scene in which it is not trained."""
     return prompt(SUBJECTS[number], SCENES[number])
 
 
 def training_rows() -> list[dict[str, object]]:
-    """One picture of every other pair of subject and scene, all in one pose."""
+    """One image of every other pair of subject and scene, all in the same pose."""
     return [
         {"subject": subject, "scene": scene, "picture": picture(SUBJECTS[subject], SCENES[scene], seed=1)[0]}
         for subject in range(len(SUBJECTS))
@@ -50,7 +50,7 @@ def training_rows() -> list[dict[str, object]]:
 
 
 class ToyGenerator(L.LightningModule):
-    """Layers of pixels: one for each scene, and over it one with transparency for each subject."""
+    """Layers of pixels: an opaque one for each scene, and one with an alpha channel for each subject."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ToyGenerator(L.LightningModule):
         self.opacity = torch.nn.Parameter(torch.full((len(SUBJECTS), 1, *SIZE), -1.0))
 
     def forward(self, subject: torch.Tensor, scene: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [0, 1]."""
+        """Images in [0, 1], (B, 3, H, W)."""
         opacity = self.opacity[subject].sigmoid()
         return opacity * self.subjects[subject].sigmoid() + (1 - opacity) * self.scenes[scene].sigmoid()
 
@@ -72,13 +72,13 @@ class ToyGenerator(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.1)
 
     def generate(self, prompts: list[str]) -> torch.Tensor:
-        """(B, 3, H, W) pictures in [0, 1]."""
+        """Images in [0, 1], (B, 3, H, W)."""
         subject = [next(i for i, subject in enumerate(SUBJECTS) if subject.name in prompt) for prompt in prompts]
         scene = [next(i for i, scene in enumerate(SCENES) if scene in prompt) for prompt in prompts]
         return self(torch.tensor(subject, device=self.device), torch.tensor(scene, device=self.device))
 
     def segment(self, images: torch.Tensor, subjects: list[str]) -> torch.Tensor:
-        """(B, H, W) masks. This model knows where it painted; for any other, ask a segmenter."""
+        """Masks, (B, H, W), from the model's alpha channels; for other models, use a segmenter."""
         names = [subject.name for subject in SUBJECTS]
         opacity = self.opacity[[names.index(subject) for subject in subjects]].sigmoid()
-        return torch.nn.functional.avg_pool2d(opacity, 9, stride=1, padding=4)[:, 0] > 0.5  # without speckles
+        return torch.nn.functional.avg_pool2d(opacity, 9, stride=1, padding=4)[:, 0] > 0.5  # smooth out single pixels

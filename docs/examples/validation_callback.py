@@ -1,11 +1,11 @@
-"""Validation by a callback, without a validation loop: it generates, scores, logs, and shows a panel of pictures.
+"""Validation by a callback, without a validation loop: it generates images, scores them, and logs scores and a panel.
 
     pip install tensorboard
     python docs/examples/validation_callback.py
     tensorboard --logdir lightning_logs
 
-With ``--logger wandb`` the panel and the scores go to Weights & Biases instead (``pip install wandb``), kept offline in
-the log folder until ``wandb sync``.
+With ``--logger wandb`` (``pip install wandb``), scores and panel are logged to Weights & Biases instead, offline in the
+log folder until ``wandb sync``.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from masc_metrics.integrations.lightning import Concept, MaSCValidation
 
 
 def concepts() -> list[Concept]:
-    """Two reference pictures of each subject; a scene that it was never shown in, and one that it was."""
-    found = []
+    """Concepts with two reference images and two prompts, one of them with a scene that is not in the training set."""
+    result = []
     for number, subject in enumerate(SUBJECTS):
         references = [picture(subject, "on a tiled floor", seed=100 + number + shift) for shift in (0, 50)]
-        found.append(
+        result.append(
             Concept(
                 subject.name,
                 prompts=[unseen_prompt(number), prompt(subject, SCENES[number - 1])],
@@ -33,7 +33,7 @@ def concepts() -> list[Concept]:
                 name=subject.shape,
             )
         )
-    return found
+    return result
 
 
 def main() -> None:

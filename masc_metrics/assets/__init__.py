@@ -1,1 +1,1 @@
-"""What comes with the package besides code."""
+"""Bundled data."""

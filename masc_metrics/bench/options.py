@@ -95,7 +95,7 @@ def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> 
         ValueError: if the file is not a YAML mapping, or has a key that is not an option of the command.
         OSError: if it cannot be read.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="masc-metrics", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     found, rest = parser.parse_known_args(arguments)
     if found.config is None or not rest or rest[0] not in commands:

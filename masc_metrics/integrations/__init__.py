@@ -1,1 +1,1 @@
-"""Where the metrics meet other packages; nothing here is imported by the core."""
+"""Integrations with other packages; the core does not import them."""

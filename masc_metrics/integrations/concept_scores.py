@@ -1,6 +1,6 @@
-"""Batches of orders through a generator, a segmenter and both metrics; what fails leaves undefined samples.
+"""Scores concepts: generates and segments images in batches and computes both metrics; a failed batch is undefined.
 
-Shape suffixes: P pairs of a generated and a reference picture, S generated pictures.
+Shape suffixes: P pairs of a generated and a reference image, S generated images.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor
 
 from masc_metrics.functional import match_maps
 from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.integrations.concepts import Concept, Order
+from masc_metrics.integrations.concepts import Concept, GenerationTask
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
-from masc_metrics.plots import Shot, shrunk
+from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.prompts import strip_subject
 
 Segment = Callable[[Any, list[str]], Masks]
 
-# Those of both metrics. How they reduce and synchronise is decided here.
+# Settings of both metrics, without those that are fixed here.
 _METRIC_SETTINGS = [
     name for name in inspect.signature(MaSCConceptPreservation).parameters if name not in ("reduction", "metric_kwargs")
 ]
 
-_TOLD = 3  # different failures that a message tells of
+_MAX_REASONS = 3  # number of distinct failures in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong with one batch.
+    """Failure of one batch.
 
     Attributes:
         stage: "generate", "segment", "scoring" or "the panel".
-        reason: the exception, in words.
-        example: the first picture of the batch, in words.
-        cp: how many pictures have no concept preservation for it.
-        pf: how many have no prompt following for it.
+        reason: type and text of the exception.
+        example: concept and prompt of the first image of the batch.
+        cp: number of images whose concept preservation is undefined because of it.
+        pf: number of images whose prompt following is undefined because of it.
     """
 
     stage: str
@@ -56,14 +56,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What one rank tells the others after its batches.
+class RankReport:
+    """Results of one rank besides the scores, for exchange between ranks.
 
     Attributes:
-        failures: what went wrong.
-        shots: pictures for the panel, by their order's index, yet without scores.
-        empty_masks: pictures in which the segmenter marked nothing.
-        mask_hints: why that may be, if its masks show it.
+        failures: failed batches.
+        shots: images for the panel by the index of their task, without scores.
+        empty_masks: number of images in which the segmenter marked nothing.
+        mask_hints: possible reasons for empty masks.
     """
 
     failures: tuple[Failure, ...]
@@ -74,12 +74,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class ConceptScores:
-    """Both scores of every picture, the same on every rank.
+    """Both scores of every image, the same on every rank.
 
     Attributes:
-        cp_S: mean over the concept's references; NaN where undefined.
-        shown_cp_S: against the concept's first reference alone, which is the one that a panel shows.
-        pf_S: NaN where undefined.
+        cp_S: concept preservation, mean over the references of the concept; NaN where undefined.
+        shown_cp_S: concept preservation with the first reference only, which is shown in the panel.
+        pf_S: prompt following; NaN where undefined.
     """
 
     cp_S: Tensor
@@ -87,22 +87,22 @@ class ConceptScores:
     pf_S: Tensor
 
     def means(self, chosen: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean CP and PF of all pictures, or of those chosen; NaN where none is defined."""
+        """Mean CP and PF of all or of the chosen images; NaN if none is defined."""
         rows = slice(None) if chosen is None else list(chosen)
         return self.cp_S[rows].nanmean(), self.pf_S[rows].nanmean()
 
 
 class ConceptScorer:
-    """Scores the orders of some concepts with both metrics, over any number of ranks."""
+    """Scores the images of concepts with both metrics, on any number of ranks."""
 
     def __init__(self, concepts: Sequence[Concept], segment: Segment, settings: dict[str, Any]) -> None:
         for name in settings:
             if name not in _METRIC_SETTINGS:
                 known = ", ".join(_METRIC_SETTINGS)
-                raise TypeError(f"{name} is no setting of MaSCValidation; beside its own it takes {known}")
+                raise TypeError(f"{name} is not an argument of MaSCValidation; further settings are {known}")
         self.concepts = concepts
         self.segment = segment
-        # One score a sample, by id: ranks may deal as they like, and every rank reads all scores in one order.
+        # Per-sample scores by id are in the same order on all ranks, however batches are distributed.
         self.cp = MaSCConceptPreservation(reduction="none", **settings)
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
         self._failures: list[Failure] = []
@@ -110,98 +110,104 @@ class ConceptScorer:
         self._empty_masks = 0
         self._mask_hints: list[str] = []
 
-    def start(self, device: torch.device) -> None:
-        """Forget all scores, follow the model to its device, and have the network and the prompts' embeddings there.
+    def prepare(self, device: torch.device) -> None:
+        """Reset, move to the device of the model, and load the network and the embeddings of all prompts.
 
         Raises:
-            OSError, ValueError: if the checkpoint cannot be had.
+            OSError, ValueError: if the checkpoint is not available.
         """
         self._failures, self._shots, self._empty_masks, self._mask_hints = [], {}, 0, []
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
         self.cp.backbone.load()
-        # All prompts at once: kept from the first time on, so that the text tower may be released between validations.
+        # Embeddings stay cached, so that the text tower can be released between validations.
         texts = [strip_subject(prompt, concept.subject) for concept in self.concepts for prompt in concept.prompts]
         self.pf.backbone.encode_texts(texts, batch_size=self.pf.encode_batch_size)
 
-    def add(self, batch: Sequence[Order], generate: Callable[[], Images], shown: Sequence[Order]) -> Exception | None:
-        """Generate and score a batch. What raises is reported and returned, and its samples become undefined.
+    def score_batch(
+        self, batch: Sequence[GenerationTask], generate: Callable[[], Images], shown: Sequence[GenerationTask]
+    ) -> Exception | None:
+        """Generate and score a batch. An exception is recorded and returned; unscored samples become undefined.
 
         Args:
-            batch: what is generated.
-            generate: returns one picture for each.
-            shown: orders, of this batch or another, of which a picture is kept for the panel.
+            batch: tasks of the batch.
+            generate: returns one image for each task.
+            shown: tasks, of this batch or others, whose images are kept for the panel.
         """
-        pairs, ids = [pair for order in batch for pair in order.pairs], [order.index for order in batch]
+        pairs, ids = [pair for task in batch for pair in task.pairs], [task.index for task in batch]
         stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
-        pictures: ImageBatch | None = None
+        generated: ImageBatch | None = None
         masks: Sequence[Tensor] | None = None
         try:
             images = generate()
-            checked = check_images(images, "what generate returned")
-            checked = ImageBatch(tuple(image.clone() for image in checked.images))  # segment may paint in its pictures
+            checked = check_images(images, "generate output")
+            checked = ImageBatch(tuple(image.clone() for image in checked.images))  # segment may modify its images
             if len(checked) != len(batch):
                 raise ValueError(
-                    f"what generate returned holds {len(checked)} images for {len(batch)} prompts; return one for each"
+                    f"generate output holds {len(checked)} images for {len(batch)} prompts; return one for each"
                 )
-            stage, pictures = "scoring", checked
+            stage, generated = "scoring", checked
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
             stage = "segment"
-            found = self.segment(images, [self.concepts[order.concept].noun for order in batch])
-            with warnings.catch_warnings(record=True) as caught:  # told once, with what came of it
+            segmented = self.segment(images, [self.concepts[task.concept].noun for task in batch])
+            with warnings.catch_warnings(record=True) as caught:  # reported once per validation
                 warnings.simplefilter("always")
-                masks = check_masks(found, "what segment returned", checked.sizes).masks
+                masks = check_masks(segmented, "segment output", checked.sizes).masks
             self._mask_hints += [str(hint.message) for hint in caught]
             self._empty_masks += sum(bool(mask.max() < FOREGROUND_THRESHOLD) for mask in masks)
             stage = "scoring"
             self.pf.update(
                 checked,
                 masks,
-                [order.prompt for order in batch],
-                [self.concepts[order.concept].subject for order in batch],
+                [task.prompt for task in batch],
+                [self.concepts[task.concept].subject for task in batch],
                 sample_ids=ids,
             )
             unscored.pop(0)
         except Exception as error:
-            lost = {id(metric) for metric, _ in unscored}  # metrics compare to a new metric, which is always true
-            self._report(stage, error, batch, cp=id(self.cp) in lost, pf=id(self.pf) in lost)
+            lost = {id(metric) for metric, _ in unscored}  # by id, because == of metrics builds a new metric
+            self._add_failure(stage, error, batch, cp=id(self.cp) in lost, pf=id(self.pf) in lost)
             for metric, missing in unscored:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
-            if pictures is not None and not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-                self._show(batch, pictures, masks, shown)  # not for want of memory: it encodes them once more
+            if generated is not None and not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+                self._add_shots(batch, generated, masks, shown)  # encodes the images again, which needs memory
             return error
-        self._show(batch, checked, masks, shown)
+        self._add_shots(batch, checked, masks, shown)
         return None
 
-    def report(self) -> Report:
-        """What this rank has to tell."""
-        return Report(tuple(self._failures), self._shots, self._empty_masks, tuple(self._mask_hints[:1]))
+    def report(self) -> RankReport:
+        """Report of this rank."""
+        return RankReport(tuple(self._failures), self._shots, self._empty_masks, tuple(self._mask_hints[:1]))
 
-    def _report(
-        self, stage: str, error: Exception, batch: Sequence[Order], *, cp: bool = False, pf: bool = False
+    def _add_failure(
+        self, stage: str, error: Exception, batch: Sequence[GenerationTask], *, cp: bool = False, pf: bool = False
     ) -> None:
         example = f"{self.concepts[batch[0].concept].name!r}, {batch[0].prompt!r}"
         reason = f"{type(error).__name__}: {error}"
         self._failures.append(Failure(stage, reason, example, cp * len(batch), pf * len(batch)))
 
-    def _add_pairs(self, batch: Sequence[Order], images: ImageBatch, pairs: list[int]) -> None:
-        generated = ImageBatch(tuple(images.images[row] for row, order in enumerate(batch) for _ in order.pairs))
-        concepts = [self.concepts[order.concept] for order in batch]
+    def _add_pairs(self, batch: Sequence[GenerationTask], images: ImageBatch, pairs: list[int]) -> None:
+        generated = ImageBatch(tuple(images.images[row] for row, task in enumerate(batch) for _ in task.pairs))
+        concepts = [self.concepts[task.concept] for task in batch]
         references = ImageBatch(tuple(image for concept in concepts for image in concept.references.images))
         masks = [mask for concept in concepts for mask in concept.masks.masks]
         self.cp.update(generated, references, masks, sample_ids=pairs)
 
-    def _show(
-        self, batch: Sequence[Order], images: ImageBatch, masks: Sequence[Tensor] | None, shown: Sequence[Order]
+    def _add_shots(
+        self,
+        batch: Sequence[GenerationTask],
+        images: ImageBatch,
+        masks: Sequence[Tensor] | None,
+        shown: Sequence[GenerationTask],
     ) -> None:
-        rows = [row for row, order in enumerate(batch) if order in shown]
+        rows = [row for row, task in enumerate(batch) if task in shown]
         if not rows:
             return
         try:
             concepts = [self.concepts[batch[row].concept] for row in rows]
-            found = match_maps(
+            maps = match_maps(
                 ImageBatch(tuple(images.images[row] for row in rows)),
                 ImageBatch(tuple(concept.references.images[0] for concept in concepts)),
                 [concept.masks.masks[0] for concept in concepts],
@@ -209,54 +215,53 @@ class ConceptScorer:
                 max_num_patches=self.cp.max_num_patches,
                 encode_batch_size=self.cp.encode_batch_size,
             )
-            for row, found_map in zip(rows, found, strict=True):
-                # Small, since it travels to rank 0; its scores are filled in when all ranks' are together.
-                image, mask = shrunk(images.images[row]), None
+            for row, match_map in zip(rows, maps, strict=True):
+                # Reduced in size before it is sent to rank 0, which adds the scores after synchronisation.
+                image, mask = thumbnail(images.images[row]), None
                 if masks is not None:
                     size = (image.shape[1], image.shape[2])
                     mask = (F.interpolate(masks[row][None, None], size=size, mode="bilinear")[0, 0] > 0.5).cpu()
-                self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, found_map.cpu(), mask)
-        except Exception as error:  # the scores are there all the same
-            self._report("the panel", error, batch)
+                self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, match_map.cpu(), mask)
+        except Exception as error:  # the scores are not affected
+            self._add_failure("the panel", error, batch)
 
-    def scores(self, orders: Sequence[Order]) -> ConceptScores:
-        """The scores of all ranks; a collective call."""
+    def scores(self, tasks: Sequence[GenerationTask]) -> ConceptScores:
+        """Scores of all ranks; a collective call."""
         with warnings.catch_warnings():
-            # Undefined samples, and ranks that had nothing to do, are for the caller to tell of.
+            # The caller reports undefined samples; a rank without batches is not a problem.
             warnings.simplefilter("ignore", UserWarning)
             cp_P, pf_S = self.cp.compute(), self.pf.compute()
         return ConceptScores(
-            torch.stack([cp_P[order.pairs.start : order.pairs.stop].nanmean() for order in orders]),
-            torch.stack([cp_P[order.pairs.start] for order in orders]),
+            torch.stack([cp_P[task.pairs.start : task.pairs.stop].nanmean() for task in tasks]),
+            torch.stack([cp_P[task.pairs.start] for task in tasks]),
             pf_S,
         )
 
 
-def problem_summary(scores: ConceptScores, reports: Sequence[Report]) -> str:
-    """What failed and what its scores are worth less for, in one text; empty if nothing is wrong.
+def problem_summary(scores: ConceptScores, reports: Sequence[RankReport]) -> str:
+    """Summary of failures and undefined scores in one text; empty if there are none.
 
     Args:
-        scores: of all pictures.
-        reports: of all ranks.
+        scores: scores of all images.
+        reports: reports of all ranks.
     """
     failures = [failure for report in reports for failure in report.failures]
     no_cp, no_pf = (int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S))
-    alike: dict[tuple[str, str], Failure] = {}
+    distinct: dict[tuple[str, str], Failure] = {}
     for failure in failures:
-        alike.setdefault((failure.stage, failure.reason), failure)
-    reasons = [str(failure) for failure in alike.values()]
-    if len(reasons) > _TOLD:
-        reasons[_TOLD:] = [f"{len(reasons) - _TOLD} more reasons"]
+        distinct.setdefault((failure.stage, failure.reason), failure)
+    reasons = [str(failure) for failure in distinct.values()]
+    if len(reasons) > _MAX_REASONS:
+        reasons[_MAX_REASONS:] = [f"{len(reasons) - _MAX_REASONS} more reasons"]
     if unmarked := no_cp - sum(failure.cp for failure in failures):
         reasons.append(f"the reference masks leave no patch of the subject for {unmarked}")
     if covered := no_pf - sum(failure.pf for failure in failures):
-        reasons.append(f"the segmenter marked {covered} from edge to edge, which leaves no background")
+        reasons.append(f"the segmenter marked {covered} completely, which leaves no background")
     if empty := sum(report.empty_masks for report in reports):
         hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
-        told = f"the segmenter marked nothing in {empty}, whose PF is therefore the whole picture's"
-        reasons.append(told + "".join(hints[:1]))
+        reasons.append(f"the segmenter marked nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
     if not reasons:
         return ""
     count = len(scores.pf_S)
-    undefined = f"CP is undefined for {no_cp} and PF for {no_pf} of {count} pictures, which the means leave out: "
-    return (undefined if no_cp or no_pf else f"of {count} pictures: ") + "; ".join(reasons)
+    undefined = f"CP is undefined for {no_cp} and PF for {no_pf} of {count} images, which the means exclude: "
+    return (undefined if no_cp or no_pf else f"of {count} images: ") + "; ".join(reasons)

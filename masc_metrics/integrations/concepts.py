@@ -1,36 +1,34 @@
-"""Concepts to validate on, and the pictures asked of the model for them.
-
-Shape suffix: P pairs of a generated and a reference picture.
-"""
+"""Concepts to validate, and the images to generate for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
+from masc_metrics.arguments import check_sequence, check_type
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks
-from masc_metrics.prompts import is_unicode
+from masc_metrics.prompts import check_unicode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Concept:
-    """A subject that the model learns, and the prompts to try it with.
+    """A subject that the model learns, with prompts to validate it.
 
     Attributes:
-        subject: its name, as the prompts spell it ("sks dog"); it is taken out of the prompt for prompt following.
-        prompts: what to generate, one picture each; repeat a prompt for several pictures of it.
-        reference_images: one picture of the subject or more; (R, 3, H, W) uint8 or float in [0, 1], or a list of
-            (3, H, W) tensors of any sizes or PIL images. A generated picture is scored against each.
-        reference_masks: its subject in each of them; (R, H, W) or (R, 1, H, W), boolean, integer or float in [0, 1],
-            or a list of (H, W) tensors or PIL images.
-        name: stands in the logs, ``val/masc_cp/<name>``; the subject if blank.
-        noun: what the segmenter is asked for ("dog"), where the prompts use a made-up word; the subject if blank.
-        references: the reference images, checked, and copied.
-        masks: the reference masks, checked, and copied.
+        subject: name of the subject as in the prompts ("sks dog"); it is removed from the prompt for prompt following.
+        prompts: prompts to generate from, one image for each; repeat a prompt to generate several images of it.
+        reference_images: R >= 1 images of the subject; (R, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W)
+            tensors of any sizes or PIL images. A generated image is scored against each of them.
+        reference_masks: R masks of the subject in the reference images; (R, H, W) or (R, 1, H, W), boolean, integer or
+            float in [0, 1], or a list of (H, W) tensors or PIL images.
+        name: name in the logs, ``val/masc_cp/<name>``; if blank, the subject.
+        noun: noun for the segmenter ("dog"), if the prompts use a placeholder word; if blank, the subject.
+        references: the checked and copied reference images.
+        masks: the checked and copied reference masks.
 
     Raises:
-        TypeError, ValueError: for a form that the metrics would not take, before anything is trained.
+        TypeError, ValueError: if the metrics would not accept an argument.
     """
 
     subject: str
@@ -44,28 +42,24 @@ class Concept:
 
     def __post_init__(self, reference_images: Images, reference_masks: Masks) -> None:
         for attribute in ("subject", "name", "noun"):
-            if not isinstance(value := getattr(self, attribute), str):
-                raise TypeError(f"{attribute} is a {type(value).__name__}; give a string")
+            check_type(attribute, getattr(self, attribute), str, "a string")
+            check_unicode(attribute, getattr(self, attribute))
         if not self.subject.strip():
-            raise ValueError("subject is empty; give its name as the prompts spell it")
-        if isinstance(self.prompts, str) or not isinstance(self.prompts, Sequence):
-            raise TypeError(f"prompts is a {type(self.prompts).__name__}; give a list of strings")
-        if not self.prompts:
+            raise ValueError("subject is empty; give its name as in the prompts")
+        if not check_sequence("prompts", self.prompts, "a list of strings"):
             raise ValueError(f"prompts of {self.subject!r} is empty; give at least one")
         for index, prompt in enumerate(self.prompts):
-            if not isinstance(prompt, str):
-                raise TypeError(f"prompts[{index}] of {self.subject!r} is a {type(prompt).__name__}; give a string")
+            name = f"prompts[{index}] of {self.subject!r}"
+            check_type(name, prompt, str, "a string")
             if not prompt.strip():
-                raise ValueError(f"prompts[{index}] of {self.subject!r} is empty; give a text to generate from")
-        for text in (self.subject, self.name, self.noun, *self.prompts):
-            if not is_unicode(text):
-                raise ValueError(f"{text!a} of {self.subject!a} holds half of a surrogate pair; repair its encoding")
+                raise ValueError(f"{name} is empty; give a prompt to generate from")
+            check_unicode(name, prompt)
         references = check_images(reference_images, "reference_images")
         masks = check_masks(reference_masks, "reference_masks", references.sizes)
         for index, mask in enumerate(masks.masks):
             if mask.max() <= FOREGROUND_THRESHOLD:
                 raise ValueError(
-                    f"reference_masks[{index}] of {self.subject!r} marks nothing; give the place of the subject in it"
+                    f"reference_masks[{index}] of {self.subject!r} marks nothing; mark the subject in its image"
                 )
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "references", ImageBatch(tuple(image.detach().clone() for image in references.images)))
@@ -75,29 +69,26 @@ class Concept:
 
 
 def check_concepts(concepts: Sequence[Concept]) -> tuple[Concept, ...]:
-    """The concepts, if they can be told apart in a log; TypeError or ValueError otherwise."""
-    if isinstance(concepts, str) or not isinstance(concepts, Sequence):
-        raise TypeError(f"concepts is a {type(concepts).__name__}; give a list of Concept")
-    for index, concept in enumerate(concepts):
-        if not isinstance(concept, Concept):
-            raise TypeError(f"concepts[{index}] is a {type(concept).__name__}; give a Concept")
+    """Return the concepts; raise TypeError or ValueError unless they are a non-empty list with distinct names."""
+    for index, concept in enumerate(check_sequence("concepts", concepts, "a list of Concept")):
+        check_type(f"concepts[{index}]", concept, Concept, "a Concept")
     names = [concept.name for concept in concepts]
     if not names:
         raise ValueError("concepts is empty; give at least one")
     if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"concepts has two of the name {repeated[0]!r}; give each a name of its own")
+        raise ValueError(f"concepts has two of the name {repeated[0]!r}; give distinct names")
     return tuple(concepts)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One picture to generate.
+class GenerationTask:
+    """One image to generate.
 
     Attributes:
-        index: its place among all pictures, the same on every rank.
-        prompt: what it is generated from.
-        concept: the place of its concept in the list of concepts.
-        pairs: where its pairs with its concept's references stand among all pairs.
+        index: index of the image among all images, the same on every rank.
+        prompt: prompt to generate from.
+        concept: index of its concept.
+        pairs: indices, among all pairs, of its pairs with the references of its concept.
     """
 
     index: int
@@ -106,34 +97,33 @@ class Order:
     pairs: range
 
 
-def orders_of(concepts: Sequence[Concept]) -> tuple[Order, ...]:
-    """Every picture of every concept, in order."""
-    orders: list[Order] = []
+def generation_tasks(concepts: Sequence[Concept]) -> tuple[GenerationTask, ...]:
+    """All images of all concepts, in order."""
+    tasks: list[GenerationTask] = []
     start = 0
-    for place, concept in enumerate(concepts):
+    for index, concept in enumerate(concepts):
         for prompt in concept.prompts:
             pairs = range(start, start + len(concept.references))
-            orders.append(Order(len(orders), prompt, place, pairs))
+            tasks.append(GenerationTask(len(tasks), prompt, index, pairs))
             start = pairs.stop
-    return tuple(orders)
+    return tuple(tasks)
 
 
-def dealt(
-    orders: Sequence[Order], batch_size: int, ranks: int, rank: int, *, in_step: bool
-) -> list[tuple[int, tuple[Order, ...]]]:
-    """This rank's batches, each with its number, by which it is seeded.
+def rank_batches(
+    tasks: Sequence[GenerationTask], batch_size: int, ranks: int, rank: int, *, equal_counts: bool
+) -> list[tuple[int, tuple[GenerationTask, ...]]]:
+    """Batches of one rank, each with its number, which determines its seed.
 
-    What stands together in a batch does not depend on the number of ranks, so neither do the pictures.
+    Batches do not depend on the number of ranks, so neither do the images.
 
     Args:
-        orders: every picture.
-        batch_size: pictures in a batch.
-        ranks: between how many processes the batches are dealt.
-        rank: which of them this is.
-        in_step: whether every rank must generate equally often, as sharded models do. Those with a batch less then
-            get an empty one.
+        tasks: all tasks.
+        batch_size: tasks per batch.
+        ranks: number of ranks.
+        rank: index of this rank.
+        equal_counts: pad with empty batches, so that all ranks have equally many; sharded models need this.
     """
-    batches = [tuple(orders[start : start + batch_size]) for start in range(0, len(orders), batch_size)]
-    if in_step:
+    batches = [tuple(tasks[start : start + batch_size]) for start in range(0, len(tasks), batch_size)]
+    if equal_counts:
         batches += [()] * (-len(batches) % ranks)
     return list(enumerate(batches))[rank::ranks]

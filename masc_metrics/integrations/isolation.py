@@ -1,4 +1,4 @@
-"""A validation in the middle of a training, of which the training notices nothing."""
+"""Isolation of validation from the surrounding training."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _LIGHTNINGS_SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 @contextmanager
 def isolated(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards everything is as before, however it ends.
+    """Run a block with the module in eval mode and without gradients, and restore the previous state afterwards.
 
-    That is every part's train or eval mode, every parameter's ``requires_grad``, torch's default dtype, all random
-    states, and the seeds that Lightning keeps in the environment.
+    Restored are the train or eval mode of every submodule, ``requires_grad`` of every parameter, torch's default dtype,
+    all random states, and the seeds that Lightning keeps in environment variables, also if the block raises.
 
     Args:
-        module: whose parts may each be in train or eval mode.
-        device: where the module is; the CPU's and all GPUs' random states are kept in any case.
+        module: module with submodules in train or eval mode.
+        device: device of the module; random states of the CPU and of all GPUs are restored in any case.
     """
     modes = [(part, part.training) for part in module.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     default_dtype = torch.get_default_dtype()
     other = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
     state = other.get_rng_state() if other is not None else None
-    # Lightning shuffles every rank's data by these; seed_everything in a generator would part the ranks' orders.
+    # They seed Lightning's samplers; seed_everything in a generator would make the ranks shuffle differently.
     seeds = {name: os.environ.get(name) for name in _LIGHTNINGS_SEEDS}
-    stopped: BaseException | None = None
+    raised: BaseException | None = None
     try:
-        # Inference tensors that a model keeps for itself, such as position tables, would break its training.
+        # In inference mode, tensors that the model caches, such as position embeddings, would break its training.
         with isolate_rng(), torch.inference_mode(False), torch.no_grad():
             module.eval()
             try:
                 yield
-            except BaseException as error:  # left by an exception, isolate_rng restores nothing
-                stopped = error
+            except BaseException as error:  # isolate_rng does not restore random states after an exception
+                raised = error
     finally:
-        for parameter, wanted in trained:
-            if parameter.requires_grad != wanted:
-                parameter.requires_grad_(wanted)
+        for parameter, requires_grad in trained:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
         torch.set_default_dtype(default_dtype)
         if other is not None:
             other.set_rng_state(state)
@@ -52,22 +52,22 @@ def isolated(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        # Last, since it may run code of the module's; and under the same modes as its eval() ran.
+        # Last, since it may run code of the module, in the same gradient mode as eval() above.
         with torch.inference_mode(False), torch.no_grad():
             _restore_modes(modes)
-    if stopped is not None:
-        raise stopped
+    if raised is not None:
+        raise raised
 
 
 def _restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
     for part, training in modes:  # parents first
         if part.training != training and type(part).train is not torch.nn.Module.train:
-            part.train(training)  # its own does more than set a flag, such as take merged weights apart
+            part.train(training)  # an override may do more than set a flag, such as unmerge adapter weights
         part.training = training
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch on every device, numpy and Python."""
+    """Seed torch on all devices, numpy and Python."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

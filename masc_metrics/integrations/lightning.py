@@ -1,4 +1,4 @@
-"""A Lightning callback that validates concepts: it generates, segments, scores, logs, and shows what it saw."""
+"""A Lightning callback that generates images of concepts during training, scores them, and logs scores and a panel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 
-from masc_metrics.arguments import check_positive
+from masc_metrics.arguments import check_choice, check_integer, check_positive, check_type
 from masc_metrics.images import Images
 from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, problem_summary
-from masc_metrics.integrations.concepts import Concept, Order, check_concepts, dealt, orders_of
+from masc_metrics.integrations.concepts import Concept, GenerationTask, check_concepts, generation_tasks, rank_batches
 from masc_metrics.integrations.isolation import isolated, seed_all
 from masc_metrics.integrations.picture_log import draw_panel, is_remote, log_picture
-from masc_metrics.integrations.ranks import call_unsharded, gathered, is_sharded
+from masc_metrics.integrations.ranks import all_gather, call_unsharded, is_sharded
 from masc_metrics.plots import Shot
 
 __all__ = ["Concept", "MaSCValidation"]
@@ -31,42 +31,42 @@ DEFAULT_PANEL_SIZE = (4, 6)
 
 
 class MaSCValidation(L.Callback):
-    """Generates pictures of concepts while a model trains, scores them with MaSC, logs the scores and a picture panel.
+    """Generates images of concepts while a model trains, scores them with MaSC, and logs the scores and a panel.
 
-    On a schedule, and in ``Trainer.validate``, it generates one picture for every prompt, dealt over the ranks without
-    repeats, and logs ``val/masc_cp`` and ``val/masc_pf``, the means over all pictures, and
-    ``val/masc_cp/<concept>`` and ``val/masc_pf/<concept>``. A picture's concept preservation is its mean over the
-    concept's references. A panel of reference, generated pictures, masks' outlines, scores and match maps goes to
-    TensorBoard and W&B, and into a folder of PNG files for any other logger.
+    On a schedule, and in ``Trainer.validate``, the callback generates one image for every prompt, distributed over the
+    ranks without repeats. It logs the means over all images as ``val/masc_cp`` and ``val/masc_pf``, and the means of
+    each concept as ``val/masc_cp/<concept>`` and ``val/masc_pf/<concept>``. The concept preservation of an image is
+    its mean over the references of the concept. A panel of references, generated images with the outlines of their
+    masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger.
 
-    Training is not disturbed: random states and every module's train or eval mode are as before afterwards, and a run
-    with the callback trains bit for bit as one without. Nothing is added to checkpoints.
+    Training is bit-identical with and without the callback: random states and the train or eval mode of every module
+    are restored. Nothing is added to checkpoints.
 
     Args:
-        concepts: what to generate; see :class:`Concept`.
-        generate: ``generate(pl_module, prompts, seed)`` returns one picture for each prompt, in any form that the
-            metrics take. It runs without gradients, with the module in eval mode and in the trainer's precision. Torch,
-            numpy and Python are seeded with ``seed`` before; it is the same for the same prompts at every validation
-            and on any number of ranks.
-        segment: ``segment(images, nouns)`` returns the mask of each subject in the pictures that ``generate`` returned.
-        every_n_epochs: validate at the end of every n-th epoch, inside its validation loop if one ends with the epoch's
-            last batch, so that ModelCheckpoint and EarlyStopping can monitor the scores.
-        every_n_steps: instead, after every n optimiser steps. With neither, at the end of every epoch.
+        concepts: concepts to validate; see :class:`Concept`.
+        generate: ``generate(pl_module, prompts, seed)`` returns one image for each prompt, in any form that the metrics
+            accept. It runs without gradients, with the module in eval mode and in the trainer's precision. Torch, numpy
+            and Python are seeded with ``seed`` before the call; a batch of prompts has the same seed in every
+            validation and on any number of ranks.
+        segment: ``segment(images, nouns)`` returns a mask of the subject for each image that ``generate`` returned.
+        every_n_epochs: validate at the end of every n-th epoch. If a validation loop ends with the last batch of the
+            epoch, validate inside it, so that ModelCheckpoint and EarlyStopping can monitor the scores.
+        every_n_steps: validate after every n optimiser steps instead. By default, validate after every epoch.
         batch_size: prompts in one call of ``generate``.
-        seed: of the first batch; the next ones count up, and from 2**32 - 1 go on at 0.
-        on_error: "warn" turns a batch whose generator or segmenter raises into undefined samples, and says so once a
-            validation; "raise" stops the training, on every rank.
-        panel_size: concepts and prompts on the panel, the first of each; None draws none.
-        panel_dir: folder for the panels as PNG files, whatever the loggers are; None writes them only for loggers that
-            take no pictures, into ``masc_panels`` in their folder.
-        prefix: of every logged name.
-        metric_settings: of both metrics, such as ``model_name_or_path``, ``max_num_patches`` or ``dtype``; see
+        seed: seed of the first batch, in [0, 2**32); the seeds of the next batches count up, modulo 2**32.
+        on_error: "warn" treats the samples of a batch whose generator or segmenter raises as undefined, with one
+            warning per validation; "raise" stops training on all ranks.
+        panel_size: maximum numbers of concepts and of prompts per concept in the panel; None draws no panel.
+        panel_dir: folder for panels as PNG files, in addition to the loggers; None writes them only for loggers that do
+            not accept images, into ``masc_panels`` in the logger's folder.
+        prefix: prefix of all logged names.
+        metric_settings: settings of both metrics, such as ``model_name_or_path``, ``max_num_patches`` or ``dtype``; see
             :class:`masc_metrics.MaSCConceptPreservation`.
 
     Raises:
-        TypeError, ValueError: for settings that are not accepted.
+        TypeError, ValueError: if a setting is not accepted.
 
-    Scores are NaN where no sample is defined. Source: MaSC, arXiv 2605.22469.
+    A mean is NaN if no sample is defined. Source: MaSC, arXiv 2605.22469.
     """
 
     def __init__(
@@ -102,18 +102,15 @@ class MaSCValidation(L.Callback):
                 raise TypeError(f"panel_size is {panel_size!r}; give concepts and prompts, such as (4, 6), or None")
             for value in panel_size:
                 check_positive("panel_size", value)
-        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise TypeError(f"seed is a {type(seed).__name__}; give an integer")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed}; give one in [0, 2**32), which every generator takes")
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix is a {type(prefix).__name__}; give a string, such as 'val/'")
-        if panel_dir is not None and not isinstance(panel_dir, (str, os.PathLike)):
-            raise TypeError(f"panel_dir is a {type(panel_dir).__name__}; give a folder")
-        if panel_dir is not None and (not os.fspath(panel_dir) or is_remote(panel_dir)):
-            raise ValueError(f"panel_dir is {panel_dir!r}; give a folder of this machine, or None for the loggers' own")
-        if on_error not in get_args(OnError):
-            raise ValueError(f"on_error is {on_error!r}; give 'warn' or 'raise'")
+        check_integer("seed", seed, least=0)
+        if seed >= 2**32:
+            raise ValueError(f"seed is {seed}; give an integer in [0, 2**32), the range of numpy's seeds")
+        check_type("prefix", prefix, str, "a string, such as 'val/'")
+        if panel_dir is not None:
+            check_type("panel_dir", panel_dir, (str, os.PathLike), "a folder")
+            if not os.fspath(panel_dir) or is_remote(panel_dir):
+                raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
+        check_choice("on_error", on_error, get_args(OnError))
         for name, function in (("generate", generate), ("segment", segment)):
             if not callable(function):
                 raise TypeError(f"{name} is a {type(function).__name__}; give a function")
@@ -132,26 +129,26 @@ class MaSCValidation(L.Callback):
         self._last_epoch = self._trained_epoch = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a second callback that would log under the same names."""
+        """Raise ValueError if another callback logs under the same names."""
         callbacks = getattr(trainer, "callbacks", ())
         if sum(isinstance(other, MaSCValidation) and other.prefix == self.prefix for other in callbacks) > 1:
-            raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give each its own")
+            raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give distinct prefixes")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Have the checkpoint there before hours of training are spent."""
-        self._scorer.start(pl_module.device)
+        """Load the checkpoint, so that training does not start without it."""
+        self._scorer.prepare(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count on from here, which is the middle of a run that is resumed."""
+        """Start counting at the current step, which is not 0 in a resumed run."""
         self._last_step = trainer.global_step
         self._last_epoch = self._trained_epoch = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Validate after every n-th optimiser step."""
-        step = trainer.global_step  # with several optimisers it grows by more than one, and not with every batch
+        step = trainer.global_step  # may grow by more than one (several optimisers) or stay (gradient accumulation)
         n = self.every_n_steps
         if n is not None and step // n > self._last_step // n and not _is_dev_run(trainer):
-            self._validate(trainer, pl_module, _stepped(trainer), between_steps=True)
+            self._validate(trainer, pl_module, _logged_step(trainer), between_steps=True)
         self._last_step, self._trained_epoch = step, trainer.current_epoch
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,78 +156,80 @@ class MaSCValidation(L.Callback):
         in_fit = trainer.state.fn == "fit"
         if not trainer.sanity_checking and (not in_fit or (trainer.is_last_batch and self._epoch_is_due(trainer))):
             self._last_epoch = trainer.current_epoch if in_fit else self._last_epoch
-            self._validate(trainer, pl_module, _stepped(trainer))
+            self._validate(trainer, pl_module, _logged_step(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate after every n-th epoch, if no validation loop has seen its end."""
+        """Validate after every n-th epoch, unless a validation loop has done so."""
         if self._epoch_is_due(trainer):
-            self._validate(trainer, pl_module, max(0, _stepped(trainer) - 1))
+            self._validate(trainer, pl_module, max(0, _logged_step(trainer) - 1))
 
     def _epoch_is_due(self, trainer: L.Trainer) -> bool:
-        # A run that is resumed at an epoch's end comes by again without a batch, in some Lightnings with a validation.
+        # A run resumed at the end of an epoch calls this hook again without a batch.
         if trainer.current_epoch != self._trained_epoch or trainer.current_epoch == self._last_epoch:
             return False
-        if _is_dev_run(trainer):  # which is to touch everything once
+        if _is_dev_run(trainer):  # runs everything once
             return True
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _validate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, logged_step: int, *, between_steps: bool = False
     ) -> None:
-        orders = orders_of(self.concepts)
+        tasks = generation_tasks(self.concepts)
         if _is_dev_run(trainer):
-            orders = orders[: self.batch_size]
-        shown = self._shown(orders)
+            tasks = tasks[: self.batch_size]
+        panel_rows = self._panel_rows(tasks)
         sharded = is_sharded(trainer.strategy.model or pl_module)
-        self._scorer.start(pl_module.device)
+        self._scorer.prepare(pl_module.device)
         error: Exception | None = None
         with isolated(pl_module, pl_module.device):
-            for number, batch in self._share(trainer, orders, sharded):
-                prompts = [order.prompt for order in batch or orders[: self.batch_size]]
+            for number, batch in self._rank_batches(trainer, tasks, sharded):
+                prompts = [task.prompt for task in batch or tasks[: self.batch_size]]
                 generate = functools.partial(self._generate, trainer, pl_module, number, prompts, sharded)
                 if batch and error is None:
-                    error = self._scorer.add(batch, generate, sum(shown, ()))
+                    error = self._scorer.score_batch(batch, generate, sum(panel_rows, ()))
                     if self.on_error == "warn":
-                        error = None  # its frames hold the batch, for which there may be no memory a second time
-                elif sharded:  # the other ranks need this one in their forwards
+                        error = None  # its traceback would keep the tensors of the batch in memory
+                elif sharded:  # the forward of a sharded model needs all ranks
                     with contextlib.suppress(Exception):
                         generate()
-        reports = gathered(self._scorer.report())
+        reports = all_gather(self._scorer.report())
         failures = [(rank, failure) for rank, report in enumerate(reports) for failure in report.failures]
-        costly = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf]  # a panel costs no score
-        if costly and self.on_error == "raise":
-            rank, failure = costly[0]
+        fatal = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf]  # a lost panel is not
+        if fatal and self.on_error == "raise":
+            rank, failure = fatal[0]
             raise RuntimeError(f"MaSCValidation, rank {rank}: {failure}") from error
-        scores = self._scorer.scores(orders)
-        self._log(trainer, pl_module, orders, scores, logged_step if between_steps else None)
+        scores = self._scorer.scores(tasks)
+        self._log(trainer, pl_module, tasks, scores, logged_step if between_steps else None)
         if not trainer.is_global_zero:
             return
         if message := problem_summary(scores, reports):
             warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
         shots = {index: shot for report in reports for index, shot in report.shots.items()}
         try:
-            self._send_panel(trainer, shown, scores, shots, logged_step)
-        except Exception as lost:  # a full disk or a logger without connection is no reason to end a training
-            text = f"the panel is lost, {type(lost).__name__}: {lost}"
+            self._send_panel(trainer, panel_rows, scores, shots, logged_step)
+        except Exception as reason:  # a full disk or an unreachable logger must not end training
+            text = f"the panel could not be written, {type(reason).__name__}: {reason}"
             warnings.warn(f"MaSCValidation at step {trainer.global_step}: {text}", UserWarning, stacklevel=2)
 
-    def _shown(self, orders: Sequence[Order]) -> list[tuple[Order, ...]]:
-        """The orders that the panel shows, a row for each concept."""
+    def _panel_rows(self, tasks: Sequence[GenerationTask]) -> list[tuple[GenerationTask, ...]]:
+        """Tasks in the panel, one row for each concept."""
         rows, columns = self.panel_size or (0, 0)
-        of_concept = [tuple(order for order in orders if order.concept == place) for place in range(rows)]
-        return [found[:columns] for found in of_concept if found]
+        tasks_of_concept = [tuple(task for task in tasks if task.concept == concept) for concept in range(rows)]
+        return [row[:columns] for row in tasks_of_concept if row]
 
-    def _share(self, trainer: L.Trainer, orders: Sequence[Order], sharded: bool) -> list[tuple[int, tuple[Order, ...]]]:
-        # Lightning's own answer, since the ranks of a tensor-parallel group hold one model between them.
-        place = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        return dealt(orders, self.batch_size, place["num_replicas"], place["rank"], in_step=sharded)
+    def _rank_batches(
+        self, trainer: L.Trainer, tasks: Sequence[GenerationTask], sharded: bool
+    ) -> list[tuple[int, tuple[GenerationTask, ...]]]:
+        # The sampler's arguments, not the world size: the ranks of a tensor-parallel group share one model.
+        sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        return rank_batches(tasks, self.batch_size, sampler["num_replicas"], sampler["rank"], equal_counts=sharded)
 
     def _generate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, prompts: list[str], sharded: bool
     ) -> Images:
         seed = (self.seed + number) % 2**32
         seed_all(seed)
-        pl_module.eval()  # again, since the last call may have changed it
+        pl_module.eval()  # the previous call may have changed it
         call = functools.partial(self.generate, pl_module, prompts, seed)
         with trainer.precision_plugin.val_step_context():
             if sharded:
@@ -241,38 +240,40 @@ class MaSCValidation(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        orders: Sequence[Order],
+        tasks: Sequence[GenerationTask],
         scores: ConceptScores,
         step: int | None,
     ) -> None:
-        """Log every mean; at a step of the training, or, with None, as what this hook of Lightning's logs."""
+        """Log all means at a training step; with None, as metrics of the current Lightning hook."""
         groups: dict[str, list[int] | None] = {"": None}
-        for order in orders:
-            groups.setdefault(f"/{self.concepts[order.concept].name}", []).append(order.index)  # type: ignore[union-attr]
+        for task in tasks:
+            groups.setdefault(f"/{self.concepts[task.concept].name}", []).append(task.index)  # type: ignore[union-attr]
         values = {
             f"{self.prefix}masc_{score}{group}": value
             for group, indices in groups.items()
             for score, value in zip(("cp", "pf"), scores.means(indices), strict=True)
         }
         if step is None:
-            pl_module.log_dict(values, sync_dist=True, batch_size=1)  # equal on all ranks, so the mean is the value
+            pl_module.log_dict(
+                values, sync_dist=True, batch_size=1
+            )  # equal on all ranks, so the mean does not change them
             return
         pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
         scalars = {name: value.item() for name, value in values.items()}
-        for logger in trainer.loggers:  # now: Lightning itself would wait for a multiple of log_every_n_steps
+        for logger in trainer.loggers:  # directly, because log_dict logs only every log_every_n_steps
             logger.log_metrics(scalars, step=step)
 
     def _send_panel(
         self,
         trainer: L.Trainer,
-        shown: Sequence[tuple[Order, ...]],
+        panel_rows: Sequence[tuple[GenerationTask, ...]],
         scores: ConceptScores,
         shots: Mapping[int, Shot],
         step: int,
     ) -> None:
-        if not shown:
+        if not panel_rows:
             return
-        picture = draw_panel(self.concepts, shown, scores, shots)
+        picture = draw_panel(self.concepts, panel_rows, scores, shots)
         if _is_dev_run(trainer):
             return
         log_picture(
@@ -287,9 +288,9 @@ class MaSCValidation(L.Callback):
 
 
 def _is_dev_run(trainer: L.Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))  # set by a function that types do not follow
+    return bool(getattr(trainer, "fast_dev_run", False))  # set dynamically, so unknown to the type checker
 
 
-def _stepped(trainer: L.Trainer) -> int:
-    """Where Lightning puts what is logged now, as its own callbacks ask it."""
+def _logged_step(trainer: L.Trainer) -> int:
+    """Step that Lightning assigns to values logged now, as used by its own callbacks."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped

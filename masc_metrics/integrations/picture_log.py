@@ -1,4 +1,4 @@
-"""Pictures into whichever experiment loggers take them, and as PNG files beside those that do not."""
+"""Panels for experiment loggers, or as PNG files for loggers that do not accept images."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ import torch
 from PIL import Image
 
 from masc_metrics.integrations.concept_scores import ConceptScores
-from masc_metrics.integrations.concepts import Concept, Order
+from masc_metrics.integrations.concepts import Concept, GenerationTask
 from masc_metrics.plots import PanelRow, Shot, panel
 
 _FOLDER = "masc_panels"
-_NOTHING = Shot(
+_MISSING = Shot(
     torch.full((3, 64, 64), 200, dtype=torch.uint8), torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption=""
 )
 
 
 def draw_panel(
-    concepts: Sequence[Concept], shown: Sequence[Sequence[Order]], scores: ConceptScores, shots: Mapping[int, Shot]
+    concepts: Sequence[Concept],
+    task_rows: Sequence[Sequence[GenerationTask]],
+    scores: ConceptScores,
+    shots: Mapping[int, Shot],
 ) -> Image.Image:
-    """A row for each concept: its first reference, and what was generated of it.
+    """Draw a row for each concept: its first reference and the generated images.
 
     Args:
-        concepts: all of them.
-        shown: for each row its pictures.
-        scores: of all pictures.
-        shots: of those shown, by their index; one that is missing, because it could not be made, is a grey square.
+        concepts: all concepts.
+        task_rows: tasks of each row, of one concept.
+        scores: scores of all images.
+        shots: generated images by the index of their task; a missing image is drawn as a grey square.
     """
     rows = []
-    for orders in shown:
-        concept = concepts[orders[0].concept]
-        several = f" (against the first of {len(concept.references)} references)" if len(concept.references) > 1 else ""
+    for tasks in task_rows:
+        concept = concepts[tasks[0].concept]
+        note = f" (CP for the first of {len(concept.references)} references)" if len(concept.references) > 1 else ""
         row_shots = [
             replace(
-                shots.get(order.index, _NOTHING),
-                cp=float(scores.shown_cp_S[order.index]),
-                pf=float(scores.pf_S[order.index]),
-                caption=order.prompt,
+                shots.get(task.index, _MISSING),
+                cp=float(scores.shown_cp_S[task.index]),
+                pf=float(scores.pf_S[task.index]),
+                caption=task.prompt,
             )
-            for order in orders
+            for task in tasks
         ]
-        rows.append(PanelRow(concept.name + several, concept.references.images[0], concept.masks.masks[0], row_shots))
+        rows.append(PanelRow(concept.name + note, concept.references.images[0], concept.masks.masks[0], row_shots))
     return panel(rows)
 
 
@@ -61,47 +64,47 @@ def log_picture(
     folder: Path | None,
     fallback: str | Path,
 ) -> None:
-    """Send a picture to every logger; call it in one process alone.
+    """Send an image to every logger; to be called by one process only.
 
     Args:
         picture: an RGB image.
-        loggers: Lightning's, of either package name. TensorBoard's and W&B's take the picture; for any other a PNG
-            is written.
-        tag: its name in the logger.
-        step: its place on the loggers' axis.
-        stem: of the PNG's name; a number is added to one that is there already.
-        folder: for PNGs; if given, one is written whatever the loggers are. None is ``masc_panels`` in the logger's
-            own folder, or in ``fallback`` if it has none.
-        fallback: where PNGs go without a logger's folder.
+        loggers: loggers of ``lightning`` or ``pytorch_lightning``. TensorBoard and W&B receive the image; for any other
+            logger a PNG file is written.
+        tag: name of the image in the logger.
+        step: step of the image in the logger.
+        stem: file name of the PNG without suffix; if the file exists, a version number is appended.
+        folder: folder for a PNG, which is then written for any loggers. None is ``masc_panels`` in the logger's folder,
+            or in ``fallback`` if it has none.
+        fallback: folder for loggers without a folder.
 
     Raises:
         OSError: if a PNG cannot be written.
     """
     folders: set[str | Path] = {folder} if folder is not None else set()
     for logger in loggers:
-        # By name, because lightning and pytorch_lightning each have a class of their own, and neither need be here.
+        # By name, because lightning and pytorch_lightning define separate classes, and W&B may not be installed.
         kinds = {kind.__name__ for kind in type(logger).__mro__}
         if "TensorBoardLogger" in kinds:
             logger.experiment.add_image(tag, np.asarray(picture), step, dataformats="HWC")
         elif "WandbLogger" in kinds:
             logger.log_image(key=tag, images=[picture], step=step)
         elif folder is None:
-            own = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
-            folders.add(f"{own}/{_FOLDER}")
+            log_dir = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
+            folders.add(f"{log_dir}/{_FOLDER}")
     if not loggers and folder is None:
         folders.add(f"{fallback}/{_FOLDER}")
-    for named in sorted(folders, key=is_remote):  # those of this machine first
-        if is_remote(named):
-            raise OSError(f"{named} is no folder of this machine; give panel_dir")
-        place = Path(named)
-        place.mkdir(parents=True, exist_ok=True)
-        file, version = place / f"{stem}.png", 0
+    for path in sorted(folders, key=is_remote):  # local folders first
+        if is_remote(path):
+            raise OSError(f"{path} is not a local folder; give panel_dir")
+        local = Path(path)
+        local.mkdir(parents=True, exist_ok=True)
+        file, version = local / f"{stem}.png", 0
         while file.exists():
             version += 1
-            file = place / f"{stem}-v{version}.png"
+            file = local / f"{stem}-v{version}.png"
         picture.save(file)
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a URL, such as s3://bucket, which a Path would make a folder of this machine."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)) is not None  # a drive has one letter
+    """Whether a folder is a URL, such as s3://bucket, which Path would treat as a local folder."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)) is not None  # a Windows drive is one letter

@@ -1,4 +1,4 @@
-"""What ranks do together: the forwards of a model that is spread over them, and telling each other."""
+"""Communication between ranks: forwards of sharded models, and gathering of objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Result = TypeVar("_Result")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether forwards gather parameters from other ranks: FSDP, FSDP2, tensor parallelism, or DeepSpeed's stage 3."""
+    """Whether a forward gathers parameters from other ranks: FSDP, FSDP2, tensor parallelism or DeepSpeed stage 3."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -22,12 +22,12 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: Callable[[], _Result]) -> _Result:
-    """Call a function that uses the module's own parameters, which only a forward of its wrapper brings together.
+    """Call a function inside a forward of the wrapper, in which the parameters of the module are gathered.
 
     Args:
-        wrapper: what the strategy made of the module; or the module itself.
+        wrapper: module wrapped by the strategy, or the module itself.
         module: the LightningModule.
-        function: runs inside the wrapper's forward, in place of the module's.
+        function: function to call in place of the module's forward.
     """
     results: list[_Result] = []
     own_forward = vars(module).get("forward")
@@ -37,11 +37,11 @@ def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: 
         if own_forward is not None:
             module.forward = own_forward
 
-    def once(_: None) -> None:  # torch 2.4's FSDP fails in a forward without arguments
-        restore()  # the function may call the module itself
+    def run_function(_: None) -> None:  # FSDP in torch 2.4 does not support a forward without arguments
+        restore()  # the function may call the module
         results.append(function())
 
-    module.forward = once
+    module.forward = run_function
     try:
         wrapper(None)
     finally:
@@ -49,8 +49,8 @@ def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: 
     return results[0]
 
 
-def gathered(value: _Result) -> list[_Result]:
-    """Every rank's value, in the order of ranks; a collective call."""
+def all_gather(value: _Result) -> list[_Result]:
+    """Values of all ranks, in the order of ranks; a collective call."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()

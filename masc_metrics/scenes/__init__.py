@@ -1,9 +1,9 @@
-"""Rendered concept scenes with exact masks and known truth: subjects of four attributes before textured backgrounds.
+"""Rendered scenes with exact masks and known ground truth: subjects with four attributes on textured backgrounds.
 
-They show in seconds, offline, what a checkpoint or a metric can tell apart. A *subject* is a shape, two colours and a
-pattern; *identity damage* is how many of these four were changed, *prompt damage* whether another scene was painted
-than the prompt asks for. Everything is numpy and seeded: the same arguments give the same picture, as (3, H, W) uint8
-with an (H, W) bool mask, which the metrics take after ``torch.from_numpy``.
+They test offline, in seconds, what a checkpoint or a metric can distinguish. A *subject* has a shape, two colours and a
+pattern. *Identity damage* is the number of changed attributes; *prompt damage* is whether the scene differs from the
+prompt. Rendering uses numpy and a seed: equal arguments give equal images, as (3, H, W) uint8 with an (H, W) bool mask,
+which the metrics accept after ``torch.from_numpy``.
 
 Example:
     >>> from masc_metrics.scenes import Subject, render

@@ -1,6 +1,6 @@
-"""Textured backgrounds for rendered scenes, each with the phrase that a caption says it by.
+"""Textured backgrounds of rendered scenes, each identified by its phrase in captions.
 
-Shapes: H, W picture sides in pixels; planes are (H, W) and pictures (3, H, W), float32 in [0, 1].
+Shapes: H, W image sides in pixels; planes are (H, W) and images (3, H, W), float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Colour: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """Where each pixel lies, and the dice of this picture.
+    """Pixel coordinates and random number generator of one image.
 
     Attributes:
-        rng: source of everything that varies.
+        rng: random number generator.
         down: (H, 1), 0 at the top and 1 at the bottom.
-        x, y: (1, W) and (H, 1), in units of the shorter side, shifted and stretched from picture to picture.
+        x, y: (1, W) and (H, 1), in units of the shorter side, with a random shift and scale.
     """
 
     rng: np.random.Generator
@@ -32,7 +32,7 @@ class _Canvas:
     y: Plane
 
     @classmethod
-    def of(cls, height: int, width: int, rng: np.random.Generator) -> _Canvas:
+    def create(cls, height: int, width: int, rng: np.random.Generator) -> _Canvas:
         shift, stretch = rng.uniform(0, 5, size=2), rng.uniform(0.85, 1.2)
         short = min(height, width)
         rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
@@ -48,7 +48,7 @@ class _Canvas:
         return self.y.shape[0], self.x.shape[1]
 
     def noise(self, cells: int, across: int | None = None) -> Plane:
-        """Smooth noise in [0, 1]: random values on a coarse lattice, bilinear between them."""
+        """Smooth noise in [0, 1]: random values on a coarse lattice, interpolated bilinearly."""
         height, width = self.shape
         rows, low_y, part_y = _lattice(height, cells)
         columns, low_x, part_x = _lattice(width, across or cells)
@@ -57,11 +57,11 @@ class _Canvas:
         return lines[:, low_x] + (lines[:, low_x + 1] - lines[:, low_x]) * part_x
 
     def grain(self) -> Plane:
-        """A value of its own for every pixel."""
+        """White noise: an independent value in [0, 1) for each pixel."""
         return self.rng.random(self.shape, dtype=np.float32)
 
     def speckles(self, count: int, size: float) -> Plane:
-        """1 in small squares at random places; their side is a share of the picture's shorter one."""
+        """1 in small squares at random positions, 0 elsewhere; ``size`` is their side relative to the shorter side."""
         height, width = self.shape
         side = max(1, round(size * min(height, width)))
         plane = np.zeros((height + side, width + side), np.float32)
@@ -70,7 +70,7 @@ class _Canvas:
         return plane[:height, :width]
 
     def pick(self, *cells: Plane) -> Plane:
-        """One random value for every cell of a tiling, given by its (rounded down) row and column."""
+        """One random value for each cell of a tiling, given by the row and column of each pixel's cell."""
         row, column = (cell.astype(np.int64) for cell in cells)
         table = self.rng.random((int(row.max()) + 1, int(column.max()) + 1), dtype=np.float32)
         return table[row, column]
@@ -83,7 +83,7 @@ def _lattice(pixels: int, cells: int) -> tuple[int, NDArray[np.int64], Plane]:
 
 
 def mix(first: Colour | Plane, second: Colour | Plane, share: Plane | NDArray[np.bool_]) -> Plane:
-    """From the first colour, where the share is 0, to the second, where it is 1."""
+    """Blend two colours: the first where the share is 0, the second where it is 1."""
     a, b = (np.asarray(c, np.float32).reshape(3, *np.shape(c)[1:] or (1, 1)) for c in (first, second))
     return a + (b - a) * share.astype(np.float32, copy=False)
 
@@ -225,15 +225,15 @@ _PAINTERS: dict[str, Callable[[_Canvas], Plane]] = {
 }
 
 SCENES = tuple(_PAINTERS)
-"""The scenes, each named by its phrase in a caption."""
+"""The scenes, as phrases in captions."""
 
 
 def paint(scene: str, height: int, width: int, rng: np.random.Generator) -> Plane:
     """Background of a scene, (3, height, width) float32 in [0, 1].
 
     Raises:
-        ValueError: if there is no such scene.
+        ValueError: if the scene is unknown.
     """
     if scene not in _PAINTERS:
         raise ValueError(f"scene is {scene!r}; give one of {', '.join(map(repr, SCENES))}")
-    return _PAINTERS[scene](_Canvas.of(height, width, rng))
+    return _PAINTERS[scene](_Canvas.create(height, width, rng))

@@ -1,24 +1,23 @@
-"""Rendering one picture, and a benchmark of many with known truth.
+"""Rendering of scenes, and a synthetic benchmark with known ground truth.
 
-Shapes: H, W picture sides in pixels; images are (3, H, W) uint8 and masks (H, W) bool.
+Shapes: H, W image sides in pixels; images are (3, H, W) uint8 and masks (H, W) bool.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.arguments import check_positive
+from masc_metrics.arguments import check_integer, check_positive, check_type
 from masc_metrics.scenes.backgrounds import SCENES, Plane, mix, paint
 from masc_metrics.scenes.subjects import ATTRIBUTES, Subject, random_subject, with_article
 
 DEFAULT_SIZE = (128, 128)
 
 _THICKEST_HAZE = 0.9
-"""Share of the background that haze may hide, so that some scenes are hard to tell."""
+"""Maximum opacity of the haze over the background, which makes some scenes hard to recognise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Picture:
     Attributes:
         image: (3, H, W) uint8.
         mask: (H, W) bool, True on the subject.
-        caption: what the picture shows, such as "a red and blue striped star on a beach".
+        caption: caption of the image, such as "a red and blue striped star on a beach".
     """
 
     image: NDArray[np.uint8]
@@ -37,22 +36,21 @@ class Picture:
 
 
 def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = DEFAULT_SIZE) -> Picture:
-    """Paint a subject before a scene; pose, size, light and background vary with the seed.
+    """Render a subject in a scene; pose, size, light and background depend on the seed.
 
-    Equal seeds give equal poses, whatever the subject and scene.
+    The pose depends only on the seed and the size, not on the subject or scene.
 
     Args:
-        subject: what to paint.
+        subject: subject to render.
         scene: one of ``SCENES``.
-        seed: of the dice, at least 0.
+        seed: random seed, >= 0.
         size: (height, width) in pixels, each at least 16.
 
     Raises:
-        TypeError: for no Subject, or if the seed or a side is no integer.
-        ValueError: if there is no such scene, the seed is negative or the picture would be too small.
+        TypeError: if the subject is not a Subject, or if the seed or a side is not an integer.
+        ValueError: if the scene is unknown, the seed is negative, or the size is too small.
     """
-    if not isinstance(subject, Subject):
-        raise TypeError(f"subject is {subject!r}, a {type(subject).__name__}; give a Subject")
+    check_type("subject", subject, Subject, "a Subject")
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise TypeError(f"size is {size!r}; give (height, width)")
     height, width = size
@@ -60,7 +58,7 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
     check_positive("width", width)
     if min(size) < 16:
         raise ValueError(f"size is {size}; give at least 16 x 16 pixels")
-    check_seed(seed)
+    check_integer("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     radius = rng.uniform(0.26, 0.46) * min(size)
     centre_y, centre_x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
@@ -82,34 +80,26 @@ def render(subject: Subject, scene: str, *, seed: int, size: tuple[int, int] = D
 
 
 def caption(subject: Subject, scene: str) -> str:
-    """What a picture shows, such as "a red and blue striped star on a beach"."""
+    """Caption of a subject in a scene, such as "a red and blue striped star on a beach"."""
     return f"{with_article(subject.name)} {scene}"
 
 
-def check_seed(seed: int) -> None:
-    """Raise TypeError unless the seed is an integer, ValueError if it is negative."""
-    if not isinstance(seed, Integral):
-        raise TypeError(f"seed is {seed!r}, a {type(seed).__name__}; give an integer")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; give 0 or more")
-
-
 def _cover(distance: Plane, radius: float) -> Plane:
-    """Share of a pixel on the positive side of an outline."""
+    """Fraction of each pixel on the positive side of an outline."""
     return np.clip(distance * np.float32(radius) + 0.5, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class ConceptBenchmark:
-    """n pairs of a reference and a "generated" picture, with prompts and the truth about both scores.
+    """n pairs of a reference and a simulated generated image, with prompts and the ground truth for both scores.
 
     Attributes:
         reference_images, generated_images: (n, 3, H, W) uint8.
         reference_masks, generated_masks: (n, H, W) bool, exact.
-        prompts: what the generated pictures should show.
-        subjects: the subjects' names, as the prompts have them.
-        identity_damage: (n,) int, 0..4, attributes in which the generated subject differs from the reference's.
-        prompt_damage: (n,) bool, whether another scene was painted than the prompt says.
+        prompts: prompts of the generated images.
+        subjects: names of the subjects, as in the prompts.
+        identity_damage: (n,) int, 0..4, number of attributes in which the generated subject differs from the reference.
+        prompt_damage: (n,) bool, whether the scene differs from the prompt.
     """
 
     reference_images: NDArray[np.uint8]
@@ -123,33 +113,33 @@ class ConceptBenchmark:
 
 
 def concept_benchmark(n: int, seed: int, *, size: tuple[int, int] = DEFAULT_SIZE) -> ConceptBenchmark:
-    """Render a benchmark of held-out subjects; each identity damage with each prompt damage equally often.
+    """Render a benchmark of held-out subjects with all combinations of identity damage and prompt damage.
 
-    Where the prompt is not followed, the scene is the reference's: what an over-trained model does, and what fools a
-    score that looks at the whole picture.
+    With prompt damage, the scene is that of the reference, as generated by an overfitted model. It misleads scores of
+    the complete image.
 
     Args:
-        n: pairs, at least 1; a multiple of 10 is balanced.
-        seed: of the dice, at least 0.
-        size: (height, width) of every picture.
+        n: number of pairs, at least 1; multiples of 10 have all combinations equally often.
+        seed: random seed, >= 0.
+        size: (height, width) of every image.
 
     Raises:
-        TypeError: if an argument is no integer.
-        ValueError: if ``n`` is below 1, the seed negative or the size too small.
+        TypeError: if an argument is not an integer.
+        ValueError: if ``n`` is below 1, the seed is negative, or the size is too small.
     """
     check_positive("n", n)
-    check_seed(seed)
+    check_integer("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     references, generated, prompts, subjects = [], [], [], []
     damages = [(index % (ATTRIBUTES + 1), bool(index // (ATTRIBUTES + 1) % 2)) for index in range(n)]
     for identity_damage, prompt_damage in damages:
         subject = random_subject(rng, held_out=True)
-        here, asked = rng.choice(SCENES, size=2, replace=False).tolist()
+        reference_scene, prompt_scene = rng.choice(SCENES, size=2, replace=False).tolist()
         first, second = rng.integers(2**32, size=2).tolist()
-        references.append(render(subject, here, seed=first, size=size))
-        painted = here if prompt_damage else asked
-        generated.append(render(subject.damaged(identity_damage, rng), painted, seed=second, size=size))
-        prompts.append(caption(subject, asked))
+        references.append(render(subject, reference_scene, seed=first, size=size))
+        scene = reference_scene if prompt_damage else prompt_scene
+        generated.append(render(subject.damaged(identity_damage, rng), scene, seed=second, size=size))
+        prompts.append(caption(subject, prompt_scene))
         subjects.append(subject.name)
     return ConceptBenchmark(
         reference_images=np.stack([picture.image for picture in references]),

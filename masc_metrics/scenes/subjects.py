@@ -1,6 +1,6 @@
-"""Subjects of rendered scenes: shape, two colours and pattern; what of them is held out, and how they are damaged.
+"""Subjects of rendered scenes, with a shape, two colours and a pattern; held-out subjects and identity damage.
 
-Shapes: H, W picture sides in pixels; planes are (H, W), in units of the subject's radius.
+Shapes: H, W image sides in pixels; planes are (H, W), in units of the subject's radius.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from masc_metrics.scenes.backgrounds import Colour, Plane
 
 ATTRIBUTES = 4
-"""What a subject consists of, so the largest identity damage."""
+"""Number of attributes of a subject, which is the maximum identity damage."""
 
 _RIM = 0.11
 """Width of the rim in the first colour, in units of the subject's radius."""
 
 
 class _Point(NamedTuple):
-    """Pixels in the subject's own coordinates: u right, v down, both about [-1, 1] inside it; r and a are polar."""
+    """Pixels in coordinates of the subject: u right, v down, about -1 to 1 inside it; r and a are polar coordinates."""
 
     u: Plane
     v: Plane
@@ -37,7 +37,7 @@ class _Point(NamedTuple):
         return np.arctan2(self.u, -self.v)
 
 
-# Each is about the distance to the outline, positive inside, in units of the subject's radius.
+# Each function is approximately the signed distance to the outline, positive inside, in units of the subject's radius.
 
 
 def _box(p: _Point, half_width: float, top: float, bottom: float) -> Plane:
@@ -45,7 +45,7 @@ def _box(p: _Point, half_width: float, top: float, bottom: float) -> Plane:
 
 
 def _wedge(p: _Point, tip: float, base: float, half_angle: float) -> Plane:
-    """A triangle that opens downwards from its tip."""
+    """Triangle with its tip at the top."""
     sides = (p.v - tip) * np.float32(np.sin(half_angle)) - np.abs(p.u) * np.float32(np.cos(half_angle))
     return np.minimum(sides, base - p.v)
 
@@ -55,7 +55,7 @@ def _disc(p: _Point, radius: float, down: float = 0.0, right: float = 0.0) -> Pl
 
 
 def _star(p: _Point) -> Plane:
-    fold = np.abs((p.a + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)  # angle from the nearest of five tips
+    fold = np.abs((p.a + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)  # angle to the nearest of five tips
     radius, (tip, notch) = p.r, (1.0, 0.42 * np.exp(1j * np.pi / 5))
     normal = (tip - notch) * 1j / abs(tip - notch)
     return -(radius * np.cos(fold) - tip) * np.float32(normal.real) - radius * np.sin(fold) * np.float32(normal.imag)
@@ -88,7 +88,7 @@ _SHAPES: dict[str, Callable[[_Point], Plane]] = {
     "mushroom": lambda p: np.maximum(np.minimum(_disc(p, 0.9, 0.05), 0.1 - p.v), _box(p, 0.28, 0, 0.85)),
 }
 
-# Positive where the second colour shows; the slope is about 1 in units of the subject's radius.
+# Positive where the second colour is visible; the slope is about 1 in units of the subject's radius.
 _PATTERNS: dict[str, Callable[[_Point], Plane]] = {
     "striped": lambda p: (np.sin(11 * p.u) - 0.1) / 11,
     "dotted": lambda p: 0.15 - np.hypot((p.u + 0.2) % 0.46 - 0.23, (p.v + 0.2) % 0.46 - 0.23),
@@ -108,27 +108,27 @@ _COLOURS: dict[str, Colour] = {
     "black": (0.08, 0.08, 0.09),
 }
 
-# The values that a subject's attributes take.
+# Values of the attributes of a subject.
 SHAPES, PATTERNS, COLOURS = tuple(_SHAPES), tuple(_PATTERNS), tuple(_COLOURS)
 
 
 def with_article(name: str) -> str:
-    """Such as "a star" and "an arrow"."""
+    """Prefix a name with its indefinite article, such as "a star" and "an arrow"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A concept: what a personalised model would have to keep.
+    """A rendered concept with four attributes.
 
     Attributes:
         shape: one of ``SHAPES``.
-        primary: colour of the rim and the ground, one of ``COLOURS``.
-        secondary: colour of the pattern, another one.
+        primary: colour of the rim and the base, one of ``COLOURS``.
+        secondary: colour of the pattern, different from ``primary``.
         pattern: one of ``PATTERNS``.
 
     Raises:
-        ValueError: for an unknown attribute, or two equal colours.
+        ValueError: if an attribute is unknown, or both colours are equal.
     """
 
     shape: str
@@ -145,33 +145,33 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Such as "red and blue striped star"."""
+        """Name of the subject, such as "red and blue striped star"."""
         return f"{self.primary} and {self.secondary} {self.pattern} {self.shape}"
 
     @property
     def held_out(self) -> bool:
-        """Whether the bundled checkpoint never saw this shape in these colours: true for one triple in four."""
+        """Whether the bundled checkpoint was not trained on this shape in these colours: one triple in four."""
         return zlib.crc32(f"{self.shape} {self.primary} {self.secondary}".encode()) % 4 == 0
 
     @property
     def colours(self) -> tuple[Colour, Colour]:
-        """The first and the second colour's red, green and blue in [0, 1]."""
+        """Red, green and blue in [0, 1] of the primary and the secondary colour."""
         return _COLOURS[self.primary], _COLOURS[self.secondary]
 
     def outlines(self, u: Plane, v: Plane) -> tuple[Plane, Plane]:
-        """About the distances to the subject's outline and to its pattern's, positive inside.
+        """Approximate signed distances to the outlines of the subject and of its pattern, positive inside.
 
         Args:
-            u: to the right, in units of the subject's radius from its centre.
-            v: downwards.
+            u: horizontal coordinate, to the right, in units of the subject's radius from its centre.
+            v: vertical coordinate, downwards.
         """
         inside = _SHAPES[self.shape](_Point(u, v))
         return inside, np.minimum(_PATTERNS[self.pattern](_Point(u, v)), inside - _RIM)
 
     def damaged(self, count: int, rng: np.random.Generator) -> Subject:
-        """Another subject that differs in ``count`` attributes, held out just if this one is.
+        """Random subject that differs in ``count`` attributes and is held out if and only if this subject is.
 
-        A colour is replaced by one that this subject does not have.
+        A colour is replaced by a colour that this subject does not have.
 
         Raises:
             ValueError: if ``count`` is not in 0..4.
@@ -182,18 +182,18 @@ class Subject:
             return self
         colours = [colour for colour in COLOURS if colour not in (self.primary, self.secondary)]
         choices = {"shape": SHAPES, "primary": colours, "secondary": colours, "pattern": PATTERNS}
-        while True:  # some attribute sets have no held-out result; changing the pattern alone always has
+        while True:  # some sets of attributes have no such result; the pattern always does
             names = rng.choice([field.name for field in fields(self)], size=count, replace=False).tolist()
             others = [[value for value in choices[name] if value != getattr(self, name)] for name in names]
             changes = [dict(zip(names, values, strict=True)) for values in product(*others)]
-            found = [replace(self, **c) for c in changes if c.get("primary", "") != c.get("secondary")]
-            found = [subject for subject in found if subject.held_out == self.held_out]
-            if found:
-                return found[rng.integers(len(found))]
+            subjects = [replace(self, **c) for c in changes if c.get("primary", "") != c.get("secondary")]
+            subjects = [subject for subject in subjects if subject.held_out == self.held_out]
+            if subjects:
+                return subjects[rng.integers(len(subjects))]
 
 
 def random_subject(rng: np.random.Generator, *, held_out: bool) -> Subject:
-    """A subject drawn from those that the bundled checkpoint was, or was not, trained on."""
+    """Random subject on which the bundled checkpoint was trained, or a held-out one."""
     while True:
         primary, secondary = rng.choice(COLOURS, size=2, replace=False)
         subject = Subject(str(rng.choice(SHAPES)), str(primary), str(secondary), str(rng.choice(PATTERNS)))

@@ -1,4 +1,4 @@
-"""The frozen network: what is read, and that company, padding and precision settings never change a feature."""
+"""Backbone: reading, features independent of batch, padding and precision settings, sharing, and caches."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_concept_preservation_never_reads_the_text_tower(backbone: SigLIP2Backbo
     assert backbone.text_tower_loaded
 
 
-def test_concept_preservation_works_where_there_is_no_text_tower_at_all(checkpoint: Path, tmp_path: Path) -> None:
-    """Not even its file is opened: here it lies in a shard that is missing, and its tokenizer is gone."""
+def test_concept_preservation_works_without_text_tower_files(checkpoint: Path, tmp_path: Path) -> None:
+    """The text tower's weights and the tokenizer do not exist here."""
     from safetensors.torch import load_file, save_file
 
     for name in ("config.json", "preprocessor_config.json"):
@@ -50,8 +50,8 @@ def test_concept_preservation_works_where_there_is_no_text_tower_at_all(checkpoi
     weights = load_file(checkpoint / "model.safetensors")
     vision = {name: tensor for name, tensor in weights.items() if name.startswith("vision_model.")}
     save_file(vision, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    whole, half = load_backbone(checkpoint), load_backbone(tmp_path)
-    assert torch.equal(encode(whole, images(2)), encode(half, images(2)))
+    complete, half = load_backbone(checkpoint), load_backbone(tmp_path)
+    assert torch.equal(encode(complete, images(2)), encode(half, images(2)))
     with pytest.raises(OSError, match="has no readable tokenizer"):
         half.encode_texts(["a cat"])
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
@@ -60,7 +60,7 @@ def test_concept_preservation_works_where_there_is_no_text_tower_at_all(checkpoi
         half.encode_texts(["a cat"])
 
 
-def test_the_pooling_head_over_all_patches_is_never_computed_in_vain(backbone: SigLIP2Backbone) -> None:
+def test_pooling_head_is_not_run_by_encode_images(backbone: SigLIP2Backbone) -> None:
     calls = []
     backbone._vision.network.head.register_forward_hook(lambda *_: calls.append(1))
     encode(backbone, images(2))
@@ -89,7 +89,7 @@ def test_mean_std_and_patch_size_come_from_the_files(checkpoint: Path, tmp_path:
     assert load_backbone(folder).checkpoint.processing == processing
 
 
-def test_naflex_is_told_by_the_config_and_not_by_the_name(tmp_path: Path) -> None:
+def test_naflex_is_detected_by_the_config_and_not_by_the_name(tmp_path: Path) -> None:
     fixed = build_checkpoint(tmp_path / "so-called-naflex", naflex=False)
     naflex = build_checkpoint(tmp_path / "so-called-patch16-512")
     assert load_backbone(fixed).checkpoint.processing.fixed_size == 256
@@ -98,7 +98,7 @@ def test_naflex_is_told_by_the_config_and_not_by_the_name(tmp_path: Path) -> Non
     assert load_backbone(naflex).encode_images(images(1, 512, 512)).grids == ((32, 32),)
 
 
-def test_reading_prints_nothing_and_warns_of_nothing(
+def test_reading_prints_and_logs_nothing(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     load_backbone(checkpoint).encode_texts(["a cat"])
@@ -110,26 +110,26 @@ def test_reading_prints_nothing_and_warns_of_nothing(
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
-def test_company_never_changes_a_feature(kind: str, request: pytest.FixtureRequest) -> None:
+def test_features_do_not_depend_on_the_rest_of_the_batch(kind: str, request: pytest.FixtureRequest) -> None:
     backbone = load_backbone(request.getfixturevalue(kind))
     pictures = [images(1, 96 + 16 * (i % 3), 128, seed=i)[0] for i in range(7)]
     together = encode(backbone, pictures, batch_size=4)
     for index, picture in enumerate(pictures):
-        alone = encode(backbone, [picture])[0]
-        assert torch.allclose(alone, together[index, : len(alone)], atol=1e-6)
-        assert not together[index, len(alone) :].any()
+        single = encode(backbone, [picture])[0]
+        assert torch.allclose(single, together[index, : len(single)], atol=1e-6)
+        assert not together[index, len(single) :].any()
 
 
-def test_equal_grids_go_together_within_the_batch_size(backbone: SigLIP2Backbone) -> None:
+def test_images_of_equal_grid_are_batched(backbone: SigLIP2Backbone) -> None:
     pictures = [images(1, 96 if i % 2 else 160, 128, seed=i)[0] for i in range(10)]
     with counted_encodings() as counts:
         encode(backbone, pictures, batch_size=3)
     assert counts["images"] == 10
-    assert counts["image_passes"] == 4  # five of each grid, three and two at a time
+    assert counts["image_passes"] == 4  # five images of each grid, in passes of three and two
 
 
-def test_passes_are_of_even_size(backbone: SigLIP2Backbone) -> None:
-    """On a GPU a pass of one picture costs nearly what a full one costs."""
+def test_batches_have_nearly_equal_sizes(backbone: SigLIP2Backbone) -> None:
+    """On a GPU, a pass of one image costs nearly as much as a pass of a full batch."""
     sizes = []
     encode_images = VisionTower.encode
     with pytest.MonkeyPatch.context() as patch:
@@ -139,7 +139,7 @@ def test_passes_are_of_even_size(backbone: SigLIP2Backbone) -> None:
     assert sizes == [3, 3, 3, 9]
 
 
-def test_a_cpu_takes_no_more_than_1024_patches_at_a_time(backbone: SigLIP2Backbone) -> None:
+def test_cpu_passes_have_at_most_1024_patches(backbone: SigLIP2Backbone) -> None:
     with counted_encodings() as counts:
         backbone.encode_images(images(3, 64, 64), max_num_patches=1024)
         backbone.encode_images(images(4, 64, 64), max_num_patches=512)
@@ -155,12 +155,12 @@ def test_texts_are_lower_cased_padded_and_truncated_on_the_right(backbone: SigLI
     tokenizer = backbone._text.tokenizer
     assert tokenizer.padding_side == tokenizer.truncation_side == "right"
     backbone.text_cache.clear()
-    alone = backbone.encode_texts(["a photo of a cat"])
+    single = backbone.encode_texts(["a photo of a cat"])
     backbone.text_cache.clear()
-    assert torch.allclose(backbone.encode_texts(["", "a photo of a cat", long])[1], alone[0], atol=1e-6)
+    assert torch.allclose(backbone.encode_texts(["", "a photo of a cat", long])[1], single[0], atol=1e-6)
 
 
-def test_pooling_sees_the_kept_patches_and_no_others(backbone: SigLIP2Backbone) -> None:
+def test_pooling_uses_only_the_kept_patches(backbone: SigLIP2Backbone) -> None:
     features = backbone.encode_images(images(2), max_num_patches=PATCHES)
     keep = torch.rand(features.valid_BN.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     pooled = backbone.pool(features, keep)
@@ -177,18 +177,18 @@ def test_pooling_sees_the_kept_patches_and_no_others(backbone: SigLIP2Backbone) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
-def test_pooling_is_what_the_heads_own_attention_computes(
+def test_pooling_equals_the_attention_of_the_head(
     kind: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
-    """Though no patch's key or value is ever made. Biases are drawn too, since a new network's are all 0."""
+    """Biases are random here, since they are 0 in a new network."""
     backbone = load_backbone(request.getfixturevalue(kind), dtype=dtype)
     head = backbone._vision.network.head
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for bias in (head.attention.in_proj_bias, head.attention.out_proj.bias):
-            bias.copy_(torch.randn(bias.shape, generator=dice))
+            bias.copy_(torch.randn(bias.shape, generator=generator))
     features = backbone.encode_images(images(3), max_num_patches=PATCHES)
-    keep = torch.rand(features.valid_BN.shape, generator=dice) < 0.4
+    keep = torch.rand(features.valid_BN.shape, generator=generator) < 0.4
     probe, tokens = head.probe.expand(3, -1, -1), features.tokens_BND
     with torch.no_grad():
         attended = head.attention(probe, tokens, tokens, key_padding_mask=~keep, need_weights=False)[0]
@@ -199,7 +199,7 @@ def test_pooling_is_what_the_heads_own_attention_computes(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["checkpoint", "fixed_checkpoint"])
-def test_onednns_products_are_torchs_own(
+def test_onednn_features_equal_those_of_torch(
     kind: str, dtype: torch.dtype, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not onednn.is_available(dtype):
@@ -232,14 +232,14 @@ def test_onednns_products_are_torchs_own(
         assert torch.allclose(c, b, atol=tolerance)
 
 
-def test_a_processor_without_a_dtypes_instructions_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_is_unavailable_without_the_instructions_of_a_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Tensor:
         raise RuntimeError("could not create a primitive descriptor")
 
     try:
-        for how in (refuse, lambda *_: torch.zeros(16, 16)):
+        for product in (refuse, lambda *_: torch.zeros(16, 16)):
             onednn.is_available.cache_clear()
-            monkeypatch.setattr(onednn, "_product", how)
+            monkeypatch.setattr(onednn, "_product", product)
             assert not onednn.is_available(torch.bfloat16)
         onednn.is_available.cache_clear()
         monkeypatch.setattr("platform.machine", lambda: "aarch64")
@@ -248,21 +248,21 @@ def test_a_processor_without_a_dtypes_instructions_is_left_to_torch(monkeypatch:
         onednn.is_available.cache_clear()
 
 
-def test_an_activation_that_onednn_does_not_name_is_left_to_transformers(checkpoint: Path, tmp_path: Path) -> None:
+def test_activations_unknown_to_onednn_are_not_fused(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "relu")
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "relu"
     (folder / "config.json").write_text(json.dumps(config))
-    found = load_backbone(folder)
-    mlp = found._vision.network.encoder.layers[0].mlp
+    backbone = load_backbone(folder)
+    mlp = backbone._vision.network.encoder.layers[0].mlp
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = (x @ mlp.fc1.weight.T + mlp.fc1.bias).relu() @ mlp.fc2.weight.T + mlp.fc2.bias
         assert torch.allclose(mlp(x), expected, atol=1e-5)
-    assert not torch.allclose(encode(found, images(1)), encode(load_backbone(checkpoint), images(1)), atol=1e-3)
+    assert not torch.allclose(encode(backbone, images(1)), encode(load_backbone(checkpoint), images(1)), atol=1e-3)
 
 
-def test_autocast_default_dtype_and_inference_mode_do_not_reach_the_network(checkpoint: Path) -> None:
+def test_scores_do_not_depend_on_autocast_default_dtype_or_inference_mode(checkpoint: Path) -> None:
     arguments = batch(3)
 
     def score() -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ def test_autocast_default_dtype_and_inference_mode_do_not_reach_the_network(chec
         torch.set_default_dtype(torch.float32)
 
 
-def test_features_from_inference_mode_serve_outside_it(backbone: SigLIP2Backbone) -> None:
+def test_features_cached_in_inference_mode_are_usable_outside_it(backbone: SigLIP2Backbone) -> None:
     arguments = only(batch(2), CP_ARGUMENTS) | {"backbone": backbone, "max_num_patches": PATCHES}
     with torch.inference_mode():
         inside = concept_preservation(**arguments)
@@ -296,7 +296,7 @@ def test_features_from_inference_mode_serve_outside_it(backbone: SigLIP2Backbone
     assert not any(tensor.is_inference() for tensor in backbone.cache._tensors.values())
 
 
-def test_bfloat16_runs_and_stays_near(checkpoint: Path) -> None:
+def test_bfloat16_scores_are_close_to_float32(checkpoint: Path) -> None:
     exact, rough = load_backbone(checkpoint), load_backbone(checkpoint, dtype=torch.bfloat16)
     arguments = only(batch(4), CP_ARGUMENTS) | {"max_num_patches": PATCHES}
     assert rough.encode_images(arguments["generated_images"]).tokens_BND.dtype == torch.bfloat16
@@ -304,7 +304,7 @@ def test_bfloat16_runs_and_stays_near(checkpoint: Path) -> None:
     assert 0 < difference.abs().max() < 0.05
 
 
-def test_overflow_in_float16_is_an_error_and_no_undefined_sample(checkpoint: Path, tmp_path: Path) -> None:
+def test_overflow_in_float16_raises_instead_of_giving_undefined_samples(checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     arguments = only(batch(2), CP_ARGUMENTS) | {"max_num_patches": PATCHES}
@@ -337,7 +337,7 @@ def test_the_network_is_frozen(backbone: SigLIP2Backbone) -> None:
 # --- sharing ---
 
 
-def test_equal_arguments_are_one_backbone(
+def test_equal_arguments_share_one_backbone(
     checkpoint: Path, fixed_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(checkpoint.parent)
@@ -350,7 +350,7 @@ def test_equal_arguments_are_one_backbone(
     assert load_backbone(fixed_checkpoint) is not backbone
 
 
-def test_copies_are_the_same_backbone_and_pickles_are_small(backbone: SigLIP2Backbone) -> None:
+def test_copies_are_the_same_object_and_pickles_are_small(backbone: SigLIP2Backbone) -> None:
     assert copy.deepcopy(backbone) is backbone
     assert copy.copy(backbone) is backbone
     pickled = pickle.dumps(backbone)
@@ -358,7 +358,7 @@ def test_copies_are_the_same_backbone_and_pickles_are_small(backbone: SigLIP2Bac
     assert pickle.loads(pickled) is backbone
 
 
-def test_released_backbones_are_read_anew(checkpoint: Path) -> None:
+def test_released_backbones_are_read_again(checkpoint: Path) -> None:
     backbone = load_backbone(checkpoint)
     release_backbones()
     assert load_backbone(checkpoint) is not backbone
@@ -367,7 +367,7 @@ def test_released_backbones_are_read_anew(checkpoint: Path) -> None:
 # --- the cache ---
 
 
-def test_a_reference_in_many_batches_is_encoded_once(backbone: SigLIP2Backbone) -> None:
+def test_references_of_many_batches_are_encoded_once(backbone: SigLIP2Backbone) -> None:
     arguments = only(batch(1), CP_ARGUMENTS) | {"backbone": backbone, "max_num_patches": PATCHES}
     with counted_encodings() as counts:
         for step in range(50):
@@ -375,7 +375,7 @@ def test_a_reference_in_many_batches_is_encoded_once(backbone: SigLIP2Backbone) 
     assert counts["images"] == 51
 
 
-def test_repeats_inside_a_batch_and_in_any_form_are_encoded_once(backbone: SigLIP2Backbone) -> None:
+def test_repeated_images_of_any_form_are_encoded_once(backbone: SigLIP2Backbone) -> None:
     picture = images(1)[0]
     with counted_encodings() as counts:
         backbone.encode_images([picture, picture.clone(), *images(2)], max_num_patches=PATCHES)
@@ -383,7 +383,7 @@ def test_repeats_inside_a_batch_and_in_any_form_are_encoded_once(backbone: SigLI
     assert counts["images"] == 2
 
 
-def test_wrong_settings_of_the_encoders_are_named(backbone: SigLIP2Backbone) -> None:
+def test_errors_for_invalid_encoder_arguments_name_the_argument(backbone: SigLIP2Backbone) -> None:
     with pytest.raises(ValueError, match="batch_size is 0; give at least 1"):
         backbone.encode_images(images(1), batch_size=0)
     with pytest.raises(TypeError, match=r"max_num_patches is 9\.5, a float; give an integer"):
@@ -415,7 +415,7 @@ def test_each_distinct_text_is_encoded_once(backbone: SigLIP2Backbone) -> None:
     assert counts["texts"] == 2
 
 
-def test_images_never_push_texts_out(backbone: SigLIP2Backbone) -> None:
+def test_images_never_evict_texts(backbone: SigLIP2Backbone) -> None:
     backbone.cache.max_bytes = 1
     with counted_encodings() as counts:
         for step in range(3):
@@ -424,7 +424,7 @@ def test_images_never_push_texts_out(backbone: SigLIP2Backbone) -> None:
     assert counts["texts"] == 1
 
 
-def test_a_released_text_tower_is_read_again_for_a_new_text_alone(backbone: SigLIP2Backbone) -> None:
+def test_released_text_towers_are_read_again_only_for_new_texts(backbone: SigLIP2Backbone) -> None:
     known = backbone.encode_texts(["a cat"])
     backbone.release_text_tower()
     assert not backbone.text_tower_loaded
@@ -438,44 +438,44 @@ def test_a_released_text_tower_is_read_again_for_a_new_text_alone(backbone: SigL
     assert torch.equal(backbone.encode_texts(["a cat"]), known)
 
 
-def test_a_smaller_bound_drops_what_no_longer_fits(backbone: SigLIP2Backbone) -> None:
+def test_lowering_max_bytes_evicts_tensors(backbone: SigLIP2Backbone) -> None:
     backbone.encode_images(images(4), max_num_patches=PATCHES)
-    one = backbone.cache.nbytes // 4
-    backbone.cache.max_bytes = 2 * one
-    assert (len(backbone.cache), backbone.cache.nbytes) == (2, 2 * one)
+    size = backbone.cache.nbytes // 4
+    backbone.cache.max_bytes = 2 * size
+    assert (len(backbone.cache), backbone.cache.nbytes) == (2, 2 * size)
     with pytest.raises(ValueError, match="max_bytes is -1"):
         backbone.cache.max_bytes = -1
-    assert backbone.cache.max_bytes == 2 * one
+    assert backbone.cache.max_bytes == 2 * size
 
 
-def test_an_edit_in_place_is_noticed(backbone: SigLIP2Backbone) -> None:
+def test_in_place_changes_of_an_image_change_its_features(backbone: SigLIP2Backbone) -> None:
     pictures = images(1)
     before = backbone.encode_images(pictures, max_num_patches=PATCHES).tokens_BND
     pictures[0, :, 20:40, 20:40] = 0
     after = backbone.encode_images(pictures, max_num_patches=PATCHES).tokens_BND
     assert not torch.allclose(before, after, atol=1e-3)
-    same = [pictures[0]]  # one tensor object throughout
+    same = [pictures[0]]  # the same tensor object
     first = backbone.encode_images(same, max_num_patches=PATCHES).tokens_BND
     same[0][:, :20] = 255
     assert not torch.allclose(backbone.encode_images(same, max_num_patches=PATCHES).tokens_BND, first, atol=1e-3)
-    pictures[0, 0, 0, 0] ^= 1  # a single grey level of a single value
+    pictures[0, 0, 0, 0] ^= 1  # one grey level of one value
     with counted_encodings() as counts:
         backbone.encode_images(torch.nn.functional.pad(pictures, (0, 0, 0, 0)), max_num_patches=48)
         backbone.encode_images(pictures, max_num_patches=48)
     assert counts["images"] == 1
 
 
-def test_the_cache_stays_inside_its_bound(backbone: SigLIP2Backbone) -> None:
-    one = backbone.encode_images(images(1), max_num_patches=PATCHES).tokens_BND.nbytes
-    backbone.cache = FeatureCache(max_bytes=3 * one)
+def test_cache_never_exceeds_max_bytes(backbone: SigLIP2Backbone) -> None:
+    size = backbone.encode_images(images(1), max_num_patches=PATCHES).tokens_BND.nbytes
+    backbone.cache = FeatureCache(max_bytes=3 * size)
     for step in range(10):
         backbone.encode_images(images(4, seed=step), max_num_patches=PATCHES)
-        assert backbone.cache.nbytes <= 3 * one
+        assert backbone.cache.nbytes <= 3 * size
         kept = backbone.cache._tensors.values()
-        # What is held is what is counted: no tensor keeps a larger one alive.
+        # No cached tensor is a view that keeps a larger tensor alive.
         assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == backbone.cache.nbytes
     assert len(backbone.cache) == 3
-    assert backbone.cache.nbytes == 3 * one
+    assert backbone.cache.nbytes == 3 * size
     backbone.encode_texts(["one", "two", "three"])
     texts = backbone.text_cache
     assert sum(t.untyped_storage().nbytes() for t in texts._tensors.values()) == texts.nbytes
@@ -487,7 +487,7 @@ def test_the_cache_stays_inside_its_bound(backbone: SigLIP2Backbone) -> None:
     assert len(backbone.cache) == 0
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_cache_evicts_the_least_recently_used_tensor() -> None:
     cache = FeatureCache(max_bytes=24)
     for key in "abc":
         cache.put(key, torch.zeros(2))
@@ -504,7 +504,7 @@ def test_the_least_recently_used_goes_first() -> None:
         FeatureCache(-1)
 
 
-def test_digests_tell_contents_orders_and_positions_apart() -> None:
+def test_digests_depend_on_content_order_and_position() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.rand(6, 48, generator=generator)
     swapped = base.flip(0)
@@ -529,7 +529,7 @@ def test_digests_tell_contents_orders_and_positions_apart() -> None:
         .tolist()
     }
     assert len({tuple(row) for row in many.tolist()}) > 0.99 * len(distinct)
-    # Rows of bytes that fill no whole number of words, and equal bytes on another grid or of another dtype.
+    # Rows whose bytes do not fill complete words, and equal bytes with a different grid or dtype.
     bytes_ = torch.randint(0, 256, (40, 3, 7, 5), dtype=torch.uint8, generator=generator)
     bytes_[1:] = bytes_[0]
     bytes_.view(40, -1)[torch.arange(1, 40), torch.arange(39)] ^= 1
@@ -538,8 +538,8 @@ def test_digests_tell_contents_orders_and_positions_apart() -> None:
     assert len(set(image_keys([(1, 1), (1, 1), (2, 2), (2, 2)], black))) == 4
 
 
-def test_reading_the_network_moves_no_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some versions of transformers draw initial weights before they read the real ones."""
+def test_reading_the_network_preserves_the_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers initialise random weights before they read the real ones."""
     import transformers
 
     for name in ("Siglip2VisionModel", "Siglip2TextModel"):
@@ -555,36 +555,37 @@ def test_reading_the_network_moves_no_random_state(checkpoint: Path, monkeypatch
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_pooling_never_keeps_padding(backbone: SigLIP2Backbone) -> None:
-    dice = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=dice) for size in ((64, 64), (90, 60))]
+def test_pooling_excludes_padding(backbone: SigLIP2Backbone) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((64, 64), (90, 60))
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
     features = backbone.encode_images(images, max_num_patches=16)
-    assert not features.valid_BN.all(), "one of them is padded"
+    assert not features.valid_BN.all(), "one image is padded"
     everything = backbone.pool(features, torch.ones_like(features.valid_BN))
     for image, pooled in zip(images, everything, strict=True):
-        alone = backbone.encode_images([image], max_num_patches=16)
-        assert torch.allclose(backbone.pool(alone, alone.valid_BN)[0], pooled, atol=1e-5)
+        single = backbone.encode_images([image], max_num_patches=16)
+        assert torch.allclose(backbone.pool(single, single.valid_BN)[0], pooled, atol=1e-5)
 
 
-def test_equal_pixels_of_other_shapes_are_other_pictures(backbone: SigLIP2Backbone) -> None:
+def test_images_of_equal_pixels_but_different_shape_are_distinct(backbone: SigLIP2Backbone) -> None:
     wide, tall = (torch.zeros(1, 3, *size, dtype=torch.uint8) for size in ((32, 64), (64, 32)))
     backbone.cache.clear()
-    alone = [backbone.encode_images(image, max_num_patches=8).tokens_BND for image in (wide, tall)]
+    single = [backbone.encode_images(image, max_num_patches=8).tokens_BND for image in (wide, tall)]
     backbone.cache.clear()
     separately = backbone.encode_images(tall, max_num_patches=8).tokens_BND
-    assert torch.allclose(alone[1], separately, atol=1e-6)
-    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+    assert torch.allclose(single[1], separately, atol=1e-6)
+    assert not torch.allclose(single[0], single[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("value", [None, 1.5, float("nan"), "64", True])
-def test_a_bound_that_is_no_integer_is_refused(backbone: SigLIP2Backbone, value: object) -> None:
+def test_max_bytes_must_be_an_integer(backbone: SigLIP2Backbone, value: object) -> None:
     before = backbone.cache.max_bytes
     with pytest.raises(TypeError, match=r"max_bytes is .*; give an integer"):
         backbone.cache.max_bytes = value  # type: ignore[assignment]
     assert backbone.cache.max_bytes == before
 
 
-def test_half_a_surrogate_pair_is_refused_before_the_tokenizer(backbone: SigLIP2Backbone) -> None:
-    with pytest.raises(ValueError, match="holds half of a surrogate pair; repair its encoding") as caught:
+def test_surrogate_halves_are_rejected_before_tokenization(backbone: SigLIP2Backbone) -> None:
+    with pytest.raises(ValueError, match="contains half of a surrogate pair; repair its encoding") as caught:
         backbone.encode_texts(["a", "a \ud800"])
     assert str(caught.value).startswith("texts[1] 'a \\ud800'")

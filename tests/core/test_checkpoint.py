@@ -1,4 +1,4 @@
-"""Getting a checkpoint: downloads from a hub, once for all processes, and errors that say what to do."""
+"""Checkpoints: downloads from a hub, once for all processes, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def output(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_several_processes_download_once_and_later_ones_not_at_all(hub: Hub, tmp_path: Path) -> None:
+def test_concurrent_processes_download_once_and_later_processes_use_the_cache(hub: Hub, tmp_path: Path) -> None:
     program = (
         "from masc_metrics import load_backbone\n"
-        "found = load_backbone().checkpoint\n"
-        "print(found.commit, found.folder, found.processing.patch_size)"
+        "checkpoint = load_backbone().checkpoint\n"
+        "print(checkpoint.commit, checkpoint.folder, checkpoint.processing.patch_size)"
     )
     answers = [output(process) for process in [python(hub, tmp_path, program) for _ in range(3)]]
     assert len(set(answers)) == 1
@@ -63,8 +63,8 @@ def test_several_processes_download_once_and_later_ones_not_at_all(hub: Hub, tmp
     assert hub.requests.total() == before
 
 
-def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
-    """A process that waited for one that then failed downloads by itself; without network it is an error."""
+def test_interrupted_downloads_are_downloaded_again_or_reported(hub: Hub, tmp_path: Path) -> None:
+    """A process that waited for another, failed download starts its own; without network access it raises."""
     snapshot = tmp_path / "hub" / f"models--{OPEN.replace('/', '--')}" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
@@ -89,15 +89,15 @@ def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: Hub, tmp_pat
     offline = python(hub, tmp_path, "from masc_metrics import load_backbone; load_backbone()", HF_HUB_OFFLINE="1")
     _, error = offline.communicate(timeout=LIMIT_S)
     assert "ConnectionError" in error
-    assert "not (or not whole) in the local cache" in error
+    assert "missing or incomplete in the local cache" in error
     unreachable = python(hub, tmp_path, "from masc_metrics import load_backbone; load_backbone()", HF_ENDPOINT=NOWHERE)
     _, error = unreachable.communicate(timeout=LIMIT_S)
-    assert "not (or not whole) in the local cache, and the hub gave nothing" in error
+    assert "missing or incomplete in the local cache, and the hub is not reachable" in error
     (snapshot / "config.json").unlink()
     assert "'model.safetensors'" in output(python(hub, tmp_path, program))
 
 
-def test_prefetch_prints_a_folder_that_works_without_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_prefetch_prints_a_folder_that_works_offline(hub: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "elsewhere"
     prefetch = (
         f"import sys; from masc_metrics.cli import main; sys.exit(main(['prefetch', '--cache-dir', {str(cache)!r}]))"
@@ -109,7 +109,7 @@ def test_prefetch_prints_a_folder_that_works_without_the_hub(hub: Hub, tmp_path:
     assert backbone.encode_texts(["a cat"]).shape == (1, 64)
 
 
-def test_a_checkpoint_that_cannot_be_had_says_how_to_get_it(hub: Hub, tmp_path: Path) -> None:
+def test_errors_for_unavailable_checkpoints_say_how_to_get_them(hub: Hub, tmp_path: Path) -> None:
     program = f"""
 import json
 from masc_metrics import load_backbone
@@ -128,7 +128,7 @@ print(json.dumps({{
 }}))
 """
     errors = json.loads(output(python(hub, tmp_path, program)))
-    assert all(bare for _, _, bare in errors.values()), "no stack of the hub's own errors"
+    assert all(bare for _, _, bare in errors.values()), "tracebacks without the errors of the hub client"
     kinds = {name: kind for name, (kind, _, _) in errors.items()}
     assert kinds == {
         "gated": "PermissionError",
@@ -140,18 +140,18 @@ print(json.dumps({{
     gated = errors["gated"][1]
     for part in (GATED, "is gated", f"https://huggingface.co/{GATED}", "hf auth login", "folder of a copy"):
         assert part in gated
-    assert "'nobody/nothing' is not on the hub, or is private" in errors["missing"][1]
+    assert "'nobody/nothing' is not a local folder, and does not exist on the hub or is private" in errors["missing"][1]
     assert "has no revision 'v7'" in errors["revision"][1]
-    assert f"downloads are switched off. Run `masc-metrics prefetch {OPEN}`" in errors["local"][1]
-    assert "neither a folder here nor a hub id" in errors["name"][1]
+    assert f"downloads are disabled. Run `masc-metrics prefetch {OPEN}`" in errors["local"][1]
+    assert "neither a local folder nor a hub id" in errors["name"][1]
     offline = json.loads(output(python(hub, tmp_path, program, HF_HUB_OFFLINE="1")))
-    assert "downloads are switched off" in offline["gated"][1]
+    assert "downloads are disabled" in offline["gated"][1]
     unreachable = json.loads(output(python(hub, tmp_path, program, HF_ENDPOINT=NOWHERE)))
     assert unreachable["gated"][0] == "ConnectionError"
-    assert "the hub gave nothing" in unreachable["gated"][1]
+    assert "the hub is not reachable" in unreachable["gated"][1]
 
 
-def test_constructors_touch_neither_network_nor_disk(tmp_path: Path) -> None:
+def test_constructors_access_neither_network_nor_disk(tmp_path: Path) -> None:
     metric = MaSCConceptPreservation("nobody/nothing", cache_dir=tmp_path / "cache")
     missing = MaSCConceptPreservation(tmp_path / "not-there-yet")
     assert not (tmp_path / "cache").exists()
@@ -159,7 +159,7 @@ def test_constructors_touch_neither_network_nor_disk(tmp_path: Path) -> None:
     assert missing.backbone.source.model == str(tmp_path / "not-there-yet")
 
 
-def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_errors_for_invalid_folders_name_folder_and_problem(checkpoint: Path, tmp_path: Path) -> None:
     def error(folder: Path | str, kind: type[Exception] = FileNotFoundError) -> str:
         with pytest.raises(kind) as caught:
             load_backbone(folder)
@@ -175,7 +175,7 @@ def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Pa
     assert f"no checkpoint folder at {tmp_path / 'nowhere'}" in error(tmp_path / "nowhere")
     assert "no checkpoint folder at" in error("./nowhere")
     assert "holds no config.json" in error(tmp_path)
-    assert "type 'clip'; give a SigLIP2 one" in error(changed("config.json", model_type="clip"), ValueError)
+    assert "type 'clip'; give a SigLIP2 checkpoint" in error(changed("config.json", model_type="clip"), ValueError)
     bicubic = changed("preprocessor_config.json", resample=3)
     assert load_backbone(bicubic).checkpoint.processing.resample == "bicubic"
     assert "resample 1" in error(changed("preprocessor_config.json", resample=1), ValueError)
@@ -210,13 +210,13 @@ def test_folders_that_are_no_checkpoint_are_named(checkpoint: Path, tmp_path: Pa
         (" ", ValueError, "model_name_or_path is empty"),
     ],
 )
-def test_what_names_no_model_is_named(model: object, error: type[Exception], message: str) -> None:
+def test_errors_for_invalid_models_name_the_argument(model: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CheckpointSource.of(model)  # type: ignore[arg-type]
 
 
-def test_wrong_settings_of_a_source_are_named(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder, which has none; leave one out"):
+def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder; omit revision or give a hub id"):
         CheckpointSource.of(checkpoint, revision="v1")
     with pytest.raises(TypeError, match="revision is a int; give a branch, tag or commit"):
         CheckpointSource.of("a/b", revision=3)  # type: ignore[arg-type]
@@ -229,13 +229,13 @@ def test_wrong_settings_of_a_source_are_named(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "error", "message"),
     [
-        ("warp", ValueError, "device 'warp' is not to be had here"),
-        ("cuda:99", ValueError, "device 'cuda:99' is not to be had here"),
-        ("meta", ValueError, "device 'meta' computes nothing"),
+        ("warp", ValueError, "device 'warp' is not available"),
+        ("cuda:99", ValueError, "device 'cuda:99' is not available"),
+        ("meta", ValueError, "device 'meta' cannot compute values"),
         (None, TypeError, "device is a NoneType; give a string"),
     ],
 )
-def test_a_device_that_is_not_there_is_named(
+def test_errors_for_unavailable_devices_name_the_device(
     device: object, error: type[Exception], message: str, checkpoint: Path
 ) -> None:
     with pytest.raises(error, match=f"^{message}"):

@@ -1,4 +1,4 @@
-"""``masc-metrics demo``: offline, a table that tells right from wrong, and a picture."""
+"""``masc-metrics demo``: table, panel and errors; and match maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from masc_metrics.demo import SUBJECTS, VARIANTS, demonstrate
 from masc_metrics.scenes import Subject, render
 
 
-def test_the_table_and_the_picture_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_command_prints_the_table_and_writes_the_panel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo.png"
     assert main(["demo", "--out", str(out)]) == 0
     text = capsys.readouterr().out
@@ -28,25 +28,25 @@ def test_the_table_and_the_picture_are_there(tmp_path: Path, capsys: pytest.Capt
         assert image.height > 2 * 168 * SUBJECTS
 
 
-def test_both_scores_tell_right_from_wrong() -> None:
+def test_both_scores_separate_correct_from_wrong_variants() -> None:
     for seed in range(3):
-        shown = demonstrate(load_backbone("tiny"), seed=seed)
-        cp = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.cp, strict=True)}
-        pf = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, shown.pf, strict=True)}
+        result = demonstrate(load_backbone("tiny"), seed=seed)
+        cp = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, result.cp, strict=True)}
+        pf = {(v.identity_damage, v.prompt_damage): score for v, score in zip(VARIANTS, result.pf, strict=True)}
         assert min(cp[0, False], cp[0, True]) > cp[2, False] > max(cp[4, False], cp[4, True])
         assert min(score for (_, wrong), score in pf.items() if not wrong) > 0.25
         assert max(score for (_, wrong), score in pf.items() if wrong) < 0.1
 
 
-def test_the_bars_show_the_scores() -> None:
-    shown = demonstrate(load_backbone("tiny"))
-    lines = shown.table().splitlines()[2:]
-    for line, cp in zip(lines, shown.cp, strict=True):
+def test_table_bars_grow_with_the_scores() -> None:
+    result = demonstrate(load_backbone("tiny"))
+    lines = result.table().splitlines()[2:]
+    for line, cp in zip(lines, result.cp, strict=True):
         assert f"{cp:.2f}" in line
     assert lines[0].count("#") > lines[-1].count("#")
 
 
-def test_a_match_map_is_what_concept_preservation_is_the_mean_of() -> None:
+def test_mean_of_a_match_map_equals_concept_preservation() -> None:
     star = Subject("star", "red", "blue", "striped")
     reference = render(star, "on a beach", seed=0, size=(96, 160))
     generated = [render(star, "in the snow", seed=1), render(star, "in a city", seed=2, size=(160, 112))]
@@ -57,14 +57,14 @@ def test_a_match_map_is_what_concept_preservation_is_the_mean_of() -> None:
         "reference_masks": [torch.from_numpy(reference.mask)] * 2,
     }
     maps = functional.match_maps(**arguments, backbone=backbone, max_num_patches=60)
-    assert [tuple(one.shape) for one in maps] == [(6, 10), (6, 10)]
+    assert [tuple(values.shape) for values in maps] == [(6, 10), (6, 10)]
     scores = functional.concept_preservation(**arguments, backbone=backbone, max_num_patches=60)
-    torch.testing.assert_close(torch.stack([one.nanmean() for one in maps]), scores)
-    assert all(one.isnan().any() for one in maps)
+    torch.testing.assert_close(torch.stack([values.nanmean() for values in maps]), scores)
+    assert all(values.isnan().any() for values in maps)
 
 
-def test_a_match_map_never_hides_a_broken_network() -> None:
-    """NaN means "not the subject's patch"; features that are not finite are an error, as for the score."""
+def test_match_maps_raise_for_features_that_are_not_finite() -> None:
+    """NaN marks patches outside the subject; features that are not finite raise, as for the score."""
     backbone = load_backbone("tiny")
     star = render(Subject("star", "red", "blue", "striped"), "on a beach", seed=0)
     image, mask = torch.from_numpy(star.image)[None], torch.from_numpy(star.mask)[None]
@@ -85,7 +85,7 @@ def test_a_match_map_never_hides_a_broken_network() -> None:
         (["--model", "./tiny"], 1, "no checkpoint folder"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_errors_of_the_demo_command_say_what_is_wrong(
     arguments: list[str],
     code: int,
     text: str,

@@ -1,4 +1,4 @@
-"""Two and three real gloo processes give what one process gives on all the data, and none waits for ever."""
+"""Two and three gloo processes give the results of one process on all data."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ def feed(metrics: MetricCollection, values: dict[str, Any], indices: list[int], 
 
 
 def uneven(rank: int, world: int) -> list[int]:
-    """The first rank takes one sample, the last all that is left."""
+    """The last rank has all remaining samples, the other ranks have one sample each."""
     return ALL[rank : rank + 1] if rank < world - 1 else ALL[rank:]
 
 
 def without_data(rank: int, world: int) -> list[int]:
-    """Rank 0 has nothing, the next all."""
+    """Rank 1 has all samples, the other ranks have none."""
     return ALL if rank == 1 else []
 
 
 def padded(rank: int, world: int) -> list[int]:
-    """As Lightning's sampler does: seven samples do not divide by two or three, so the last ones are repeats."""
+    """Lightning's sampler: seven samples are not divisible by two or three, so the last ones are repeats."""
     return list(DistributedSampler(ALL, num_replicas=world, rank=rank, shuffle=True, seed=3))  # type: ignore[arg-type]
 
 
-def nobody(rank: int, world: int) -> list[int]:
+def empty(rank: int, world: int) -> list[int]:
     return []
 
 
 Share = Callable[[int, int], list[int]]
-# name: how the samples are dealt, whether they carry ids, settings, whether some samples are undefined
+# name: distribution of the samples, whether they have ids, settings, whether some samples are undefined
 CASES: dict[str, tuple[Share, bool, dict[str, Any], bool]] = {
     "uneven": (uneven, False, {}, False),
     "uneven_undefined": (uneven, False, {}, True),
@@ -79,27 +79,27 @@ CASES: dict[str, tuple[Share, bool, dict[str, Any], bool]] = {
     "none_padded_ids": (padded, True, {"reduction": "none"}, True),
     "none_without_data_ids": (without_data, True, {"reduction": "none"}, False),
     "none_ids_on_cpu_lists": (padded, True, {"reduction": "none", "compute_on_cpu": True}, False),
-    "nobody": (nobody, False, {}, False),
-    "nobody_none": (nobody, True, {"reduction": "none"}, False),
+    "empty": (empty, False, {}, False),
+    "empty_none": (empty, True, {"reduction": "none"}, False),
 }
 
 
 def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
-    """Every case in one process group, since starting processes costs more than the cases."""
+    """All cases in one process group, since starting processes is slower than the cases."""
     warnings.simplefilter("ignore")
     results: dict[str, Any] = {}
     for name, (share, keyed, settings, undefined) in CASES.items():
         metrics = collection(checkpoint, **settings)
         feed(metrics, data(undefined), share(rank, world), keyed)
         results[name] = metrics.compute()
-    # Accumulation goes on after a compute, on what this rank had, not on what all had together.
+    # After a compute, each rank continues with its own states, not with the synchronised ones.
     metrics = collection(checkpoint)
-    indices = ALL[rank::world]  # at least two each: without news, a rank answers from torchmetrics' cache
+    indices = ALL[rank::world]  # at least two each: without an update, compute returns torchmetrics' cached value
     feed(metrics, data(), indices[:1], keyed=False)
     metrics.compute()
     feed(metrics, data(), indices[1:], keyed=False)
     results["continued"] = metrics.compute()
-    # Every step in common, as forward can be asked to do it.
+    # Synchronisation in forward.
     metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, dist_sync_on_step=True)
     names = ("generated_images", "reference_images", "reference_masks")
     results["step"] = metric(**{n: v for n, v in rows(data(), rank).items() if n in names})
@@ -114,7 +114,7 @@ def ranks(
     return processes.run(work, request.param, folder, str(checkpoint))
 
 
-def alone(checkpoint: Path, settings: dict[str, Any], undefined: bool) -> dict[str, Tensor]:
+def single_process(checkpoint: Path, settings: dict[str, Any], undefined: bool) -> dict[str, Tensor]:
     metrics = collection(str(checkpoint), **{k: v for k, v in settings.items() if k == "reduction"})
     feed(metrics, data(undefined), ALL, keyed=False)
     values: dict[str, Tensor] = metrics.compute()
@@ -122,39 +122,39 @@ def alone(checkpoint: Path, settings: dict[str, Any], undefined: bool) -> dict[s
 
 
 @pytest.mark.filterwarnings("ignore:.*samples are undefined")
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("nobody")])
-def test_processes_together_equal_one_process_alone(name: str, ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("empty")])
+def test_several_processes_equal_one_process(name: str, ranks: list[dict[str, Any]], checkpoint: Path) -> None:
     _, _, settings, undefined = CASES[name]
-    expected = alone(checkpoint, settings, undefined)
+    expected = single_process(checkpoint, settings, undefined)
     for rank in ranks:
         for metric in ("cp", "pf"):
             assert rank[name][metric].shape == expected[metric].shape
             assert torch.allclose(rank[name][metric], expected[metric], atol=1e-6, equal_nan=True)
 
 
-def test_no_data_anywhere_is_nan_or_empty(ranks: list[dict[str, Any]]) -> None:
+def test_compute_without_data_is_nan_or_empty(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert all(value.isnan() for value in rank["nobody"].values())
-        assert all(value.shape == (0,) for value in rank["nobody_none"].values())
+        assert all(value.isnan() for value in rank["empty"].values())
+        assert all(value.shape == (0,) for value in rank["empty_none"].values())
 
 
 def test_accumulation_continues_after_a_compute(ranks: list[dict[str, Any]], checkpoint: Path) -> None:
-    expected = alone(checkpoint, {}, undefined=False)
+    expected = single_process(checkpoint, {}, undefined=False)
     for rank in ranks:
         for metric in ("cp", "pf"):
             assert torch.allclose(rank["continued"][metric], expected[metric], atol=1e-6)
 
 
-def test_a_synchronised_step_is_the_mean_over_the_ranks(ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+def test_synchronised_forward_equals_the_mean_over_ranks(ranks: list[dict[str, Any]], checkpoint: Path) -> None:
     metrics = collection(str(checkpoint))
     metrics.update(**rows(data(), *range(len(ranks))))
     for rank in ranks:
         assert torch.allclose(rank["step"], metrics.compute()["cp"], atol=1e-6)
 
 
-def test_padding_repeats_without_ids_would_have_moved_the_mean(checkpoint: Path) -> None:
-    """So the cases above can fail: two ranks deal eight samples out of seven."""
+def test_padding_repeats_without_ids_change_the_mean(checkpoint: Path) -> None:
+    """Hence the cases with ids can fail: two ranks have eight samples out of seven."""
     metrics = collection(str(checkpoint))
     feed(metrics, data(), [index for rank in range(2) for index in padded(rank, 2)], keyed=False)
-    expected = alone(checkpoint, {}, undefined=False)
+    expected = single_process(checkpoint, {}, undefined=False)
     assert not torch.allclose(metrics.compute()["cp"], expected["cp"], atol=1e-4)

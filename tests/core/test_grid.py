@@ -1,4 +1,4 @@
-"""Image size to patch grid."""
+"""Patch grid of an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ sides = st.integers(1, 6000)
 @pytest.mark.parametrize(
     ("size", "grid"), [((512, 512), (32, 32)), ((768, 512), (39, 26)), ((640, 480), (36, 27)), ((16, 16), (32, 32))]
 )
-def test_grids_of_the_specification(size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_grids_equal_those_of_the_specification(size: tuple[int, int], grid: tuple[int, int]) -> None:
     assert naflex_grid(*size, max_num_patches=1024, patch_size=16) == grid
 
 
@@ -26,8 +26,8 @@ def test_grids_of_the_specification(size: tuple[int, int], grid: tuple[int, int]
 @example(height=1, width=1, budget=1024)
 def test_grids_equal_those_of_the_checkpoints_processor(height: int, width: int, budget: int) -> None:
     folder = "transformers.models.siglip2"
-    of_transformers_5, of_4 = f"{folder}.image_processing_pil_siglip2", f"{folder}.image_processing_siglip2"
-    processing = importlib.import_module(of_transformers_5 if find_spec(of_transformers_5) else of_4)
+    version_5, version_4 = f"{folder}.image_processing_pil_siglip2", f"{folder}.image_processing_siglip2"
+    processing = importlib.import_module(version_5 if find_spec(version_5) else version_4)
     pixels = processing.get_image_size_for_max_num_patches(
         image_height=height, image_width=width, patch_size=16, max_num_patches=budget
     )
@@ -35,19 +35,19 @@ def test_grids_equal_those_of_the_checkpoints_processor(height: int, width: int,
 
 
 @given(height=sides, width=sides, budget=st.integers(1, 2048))
-def test_a_grid_never_exceeds_its_budget_and_turns_with_its_image(height: int, width: int, budget: int) -> None:
+def test_grids_are_within_the_budget_and_transpose_with_the_image(height: int, width: int, budget: int) -> None:
     rows, columns = naflex_grid(height, width, max_num_patches=budget, patch_size=16)
     assert 1 <= rows * columns <= budget
     assert naflex_grid(width, height, max_num_patches=budget, patch_size=16) == (columns, rows)
 
 
 @pytest.mark.parametrize("argument", ["height", "width", "max_num_patches", "patch_size"])
-def test_an_argument_below_one_is_named(argument: str) -> None:
+def test_errors_for_arguments_below_1_name_the_argument(argument: str) -> None:
     arguments = {"height": 32, "width": 32, "max_num_patches": 16, "patch_size": 16} | {argument: 0}
     with pytest.raises(ValueError, match=f"^{argument} is 0; give at least 1"):
         naflex_grid(**arguments)
 
 
-def test_a_size_that_fits_no_scale_is_an_error() -> None:
+def test_sizes_that_do_not_fit_at_any_scale_are_rejected() -> None:
     with pytest.raises(ValueError, match="does not fit 1 patches at any scale"):
         naflex_grid(1, 10**9, max_num_patches=1, patch_size=16)

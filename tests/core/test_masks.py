@@ -16,7 +16,7 @@ sides = st.integers(1, 60)
 
 
 @given(height=sides, width=sides, count=st.integers(1, 4), seed=st.integers(0, 99))
-def test_all_forms_of_a_mask_are_the_same_mask(height: int, width: int, count: int, seed: int) -> None:
+def test_all_forms_of_a_mask_give_equal_values(height: int, width: int, count: int, seed: int) -> None:
     boolean = masks(count, height, width, seed)
     grey = boolean.to(torch.uint8) * 255
     pictures = [Image.fromarray(mask.numpy()) for mask in grey]
@@ -44,15 +44,15 @@ def test_all_forms_of_a_mask_are_the_same_mask(height: int, width: int, count: i
 
 
 @pytest.mark.filterwarnings("ignore:.*holds integers up to 51")
-def test_integers_mean_255_only_where_one_is_above_1() -> None:
+def test_integer_masks_are_divided_by_255_only_if_a_value_is_above_1() -> None:
     soft = torch.tensor([[0, 1], [0, 1]], dtype=torch.uint8)
     assert check_masks([soft, soft * 51], "masks", [(2, 2), (2, 2)]).masks[0].max() == 1
     assert check_masks([soft, soft * 51], "masks", [(2, 2), (2, 2)]).masks[1].max() == pytest.approx(0.2)
 
 
-def test_coverage_reads_bilinearly_without_antialiasing() -> None:
+def test_coverage_is_bilinear_without_antialiasing() -> None:
     mask = torch.zeros(64, 64)
-    mask[::4] = 1  # stripes that antialiasing would average to a quarter
+    mask[::4] = 1  # stripes, which antialiasing would average to a quarter
     coverage = grid_coverage(mask, (4, 4))
     plain = torch.nn.functional.interpolate(mask[None, None], size=(4, 4), mode="bilinear", align_corners=False)
     assert torch.equal(coverage, plain.reshape(-1))
@@ -60,7 +60,7 @@ def test_coverage_reads_bilinearly_without_antialiasing() -> None:
 
 
 @given(height=sides, width=sides, rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99))
-def test_coverage_lies_in_the_unit_range_and_keeps_full_and_empty(
+def test_coverage_is_in_the_unit_range_and_exact_for_full_and_empty_masks(
     height: int, width: int, rows: int, columns: int, seed: int
 ) -> None:
     mask = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
@@ -86,7 +86,9 @@ def test_coverage_lies_in_the_unit_range_and_keeps_full_and_empty(
         ((500, 768), (512, 768), False),
     ],
 )
-def test_a_mask_has_its_images_aspect_ratio(mask: tuple[int, int], image: tuple[int, int], fits: bool) -> None:
+def test_masks_must_have_the_aspect_ratio_of_their_image(
+    mask: tuple[int, int], image: tuple[int, int], fits: bool
+) -> None:
     if fits:
         check_masks(torch.zeros(1, *mask), "masks", [image])
         return
@@ -94,28 +96,28 @@ def test_a_mask_has_its_images_aspect_ratio(mask: tuple[int, int], image: tuple[
         check_masks(torch.zeros(1, *mask), "masks", [image])
 
 
-def test_integers_that_look_like_labels_are_said() -> None:
+def test_integer_labels_are_warned_about() -> None:
     labels = torch.tensor([[0, 2], [0, 2]])
     with pytest.warns(
-        UserWarning, match=r"masks\[1\] holds integers up to 2; .*give a boolean mask: mask == subject_id"
+        UserWarning, match=r"masks\[1\] holds integers up to 2, .*give a boolean mask: mask == subject_id"
     ):
         check_masks([labels == 2, labels], "masks", [(2, 2)] * 2)
 
 
 WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.zeros(8, 8), ValueError, r"masks has shape \(8, 8\); give \(B, H, W\) or \(B, 1, H, W\)"),
-    (torch.zeros(3, 8, 8), ValueError, "masks holds 3 masks for 2 images; give one mask an image"),
+    (torch.zeros(3, 8, 8), ValueError, "masks holds 3 masks for 2 images; give one mask for each"),
     ([], ValueError, "masks holds 0 masks for 2 images"),
     (torch.zeros(2, 3, 8, 8), ValueError, r"masks\[0\] has shape \(3, 8, 8\); give \(H, W\) or \(1, H, W\)"),
     ([torch.zeros(8, 8), torch.zeros(8)], ValueError, r"masks\[1\] has shape \(8,\)"),
-    (torch.zeros(2, 0, 8), ValueError, r"masks\[0\] has shape \(0, 8\): no pixels"),
+    (torch.zeros(2, 0, 8), ValueError, r"masks\[0\] has shape \(0, 8\), which has no pixels"),
     (
         torch.full((2, 8, 8), 1.5),
         ValueError,
         r"masks\[0\].*values from 1.5 to 1.5, outside \[0, 1\]; apply a sigmoid to logits, or clamp",
     ),
     (torch.full((2, 8, 8), -3.0), ValueError, r"masks\[0\].*outside \[0, 1\]; apply a sigmoid"),
-    (torch.full((2, 8, 8), torch.nan), ValueError, r"masks\[0\] holds NaN or infinite values"),
+    (torch.full((2, 8, 8), torch.nan), ValueError, r"masks\[0\] contains NaN or infinite values"),
     (torch.full((2, 8, 8), 256), ValueError, r"masks\[0\] is torch.int64 with values from 256 to 256, outside 0..255"),
     (torch.full((2, 8, 8), -1), ValueError, r"masks\[0\] is torch.int64 with values from -1"),
     (torch.zeros(2, 8, 8, dtype=torch.complex64), TypeError, r"masks\[0\] is torch.complex64"),
@@ -124,7 +126,11 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (Image.new("L", (8, 8)), TypeError, "masks is a single PIL image"),
     ("mask.png", TypeError, "masks is a str"),
     (None, TypeError, "masks is a NoneType"),
-    ([Image.new("RGBA", (8, 8))] * 2, ValueError, r"masks\[0\] has PIL mode 'RGBA'; say which channel is the mask"),
+    (
+        [Image.new("RGBA", (8, 8))] * 2,
+        ValueError,
+        r"masks\[0\] has PIL mode 'RGBA'; select the channel that is the mask",
+    ),
     ([Image.new("I;16", (8, 8))] * 2, ValueError, r"masks\[0\] has PIL mode 'I;16'"),
     (torch.zeros(2, 8, 8, device="meta"), TypeError, r"masks\[0\] is on the meta device"),
     (torch.zeros(2, 8, 8).to(torch.float8_e5m2), TypeError, r"masks\[0\] is torch.float8_e5m2"),
@@ -133,6 +139,8 @@ WRONG: list[tuple[object, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("value", "error", "message"), WRONG, ids=[message[:40] for *_, message in WRONG])
-def test_what_is_no_mask_is_named(value: object, error: type[Exception], message: str) -> None:
+def test_errors_for_invalid_masks_name_argument_and_problem(
+    value: object, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=f"^{message}"):
         check_masks(value, "masks", [(8, 8), (8, 8)])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One contract for both Metric classes: forms, states, copies, collections, forward, undefined samples, bad input."""
+"""Contract of both metric classes: forms, states, copies, collections, forward, undefined samples, invalid input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Build = Callable[..., SampleMetric]
 
 
 class Kind:
-    """One of the two metrics with its arguments."""
+    """A metric class with its arguments."""
 
     def __init__(self, name: str, checkpoint: Path) -> None:
         cp = name == "cp"
@@ -57,7 +57,7 @@ def kind(request: pytest.FixtureRequest, checkpoint: Path) -> Kind:
 # --- values ---
 
 
-def test_the_mean_over_batches_is_the_mean_of_the_samples_scores(kind: Kind, checkpoint: Path) -> None:
+def test_mean_over_batches_equals_the_mean_of_sample_scores(kind: Kind, checkpoint: Path) -> None:
     metric = kind.metric()
     scores = []
     for seed, count in enumerate((3, 1, 4)):
@@ -83,7 +83,7 @@ def test_reduction_none_gives_every_score_in_order(kind: Kind, checkpoint: Path)
 
 
 @pytest.mark.parametrize("encode_batch_size", [1, 3, 16])
-def test_the_batch_a_sample_comes_in_never_changes_its_score(kind: Kind, encode_batch_size: int) -> None:
+def test_scores_do_not_depend_on_the_batch(kind: Kind, encode_batch_size: int) -> None:
     seven = kind.batch(7)
     others = [kind.batch(1, seed=70 + i, height=64 + 40 * i, width=200 - 30 * i) for i in range(3)]
     mixed = {name: [*list(seven[name]), *(value for other in others for value in list(other[name]))] for name in seven}
@@ -103,7 +103,7 @@ def test_the_batch_a_sample_comes_in_never_changes_its_score(kind: Kind, encode_
         assert torch.allclose(score(other), together[7 + index], atol=1e-6)
 
 
-def test_every_form_of_images_and_masks_gives_the_same_scores(kind: Kind) -> None:
+def test_all_forms_of_images_and_masks_give_equal_scores(kind: Kind) -> None:
     arguments = kind.batch(3)
     metric = kind.metric(reduction="none")
     metric.update(**arguments)
@@ -129,7 +129,7 @@ def test_every_form_of_images_and_masks_gives_the_same_scores(kind: Kind) -> Non
     assert torch.allclose(metric.compute(), expected, atol=2e-2)  # resized without rounding
 
 
-def test_pooling_and_stripping_change_what_they_should(checkpoint: Path) -> None:
+def test_pooling_and_stripping_settings_change_the_scores(checkpoint: Path) -> None:
     arguments = only(batch(4), PF_ARGUMENTS)
     backbone = load_backbone(checkpoint)
 
@@ -141,13 +141,13 @@ def test_pooling_and_stripping_change_what_they_should(checkpoint: Path) -> None
     plain = pf()
     assert torch.equal(pf(pooling="background", strip_subject=True), plain)
     variants = [plain, pf(pooling="full"), pf(pooling="foreground"), pf(strip_subject=False)]
-    for index, one in enumerate(variants):
+    for index, variant in enumerate(variants):
         for other in variants[index + 1 :]:
-            assert not torch.allclose(one, other, atol=1e-4)
+            assert not torch.allclose(variant, other, atol=1e-4)
     stripped = [prompt.replace("a cat ", "") for prompt in arguments["prompts"]]
     arguments |= {"prompts": stripped, "subjects": None}
     assert torch.allclose(pf(), plain, atol=1e-6)
-    # The background of a mask is the foreground of its complement, and of no mask it is everything.
+    # Without a subject in the mask, the background is the complete image.
     full = pf(pooling="full")
     arguments["generated_masks"] = torch.zeros_like(arguments["generated_masks"])
     assert torch.allclose(pf(), full, atol=1e-6)
@@ -157,7 +157,7 @@ def test_pooling_and_stripping_change_what_they_should(checkpoint: Path) -> None
         pf()
 
 
-def test_a_prompt_that_is_nothing_but_its_subject_is_scored(checkpoint: Path) -> None:
+def test_prompts_that_contain_only_the_subject_are_scored(checkpoint: Path) -> None:
     metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
     metric.update(images(1), masks(1), ["a cat"], ["cat"])
     assert metric.compute().isfinite()
@@ -166,32 +166,32 @@ def test_a_prompt_that_is_nothing_but_its_subject_is_scored(checkpoint: Path) ->
 # --- sample ids ---
 
 
-def test_repeated_ids_count_once_the_first_one(kind: Kind) -> None:
+def test_repeated_ids_count_once_with_the_first_sample(kind: Kind) -> None:
     plain, keyed = kind.metric(), kind.metric()
     plain.update(**kind.batch(5))
     keyed.update(**rows(kind.batch(5), 3, 1, 3), sample_ids=[30, 10, 30])
     keyed.update(**rows(kind.batch(5), 0, 2, 4, 1), sample_ids=torch.tensor([0, 20, 40, 10]))
-    keyed.update(**kind.batch(2, seed=99), sample_ids=[0, 40])  # other pictures under known ids
+    keyed.update(**kind.batch(2, seed=99), sample_ids=[0, 40])  # different images with known ids
     assert keyed.compute().item() == pytest.approx(plain.compute().item(), abs=1e-6)
-    every, listed = kind.metric(reduction="none"), kind.metric(reduction="none")
-    every.update(**kind.batch(5))
+    expected, listed = kind.metric(reduction="none"), kind.metric(reduction="none")
+    expected.update(**kind.batch(5))
     listed.update(**rows(kind.batch(5), 4, 2, 0), sample_ids=[40, 20, -1])
     listed.update(**rows(kind.batch(5), 1, 3, 3), sample_ids=(10, 30, 30))
-    assert torch.allclose(listed.compute(), every.compute(), atol=1e-6)
+    assert torch.allclose(listed.compute(), expected.compute(), atol=1e-6)
 
 
-def test_samples_with_and_without_ids_add_up(kind: Kind) -> None:
-    whole, parts = kind.metric(), kind.metric()
-    whole.update(**kind.batch(5))
+def test_samples_with_and_without_ids_are_combined(kind: Kind) -> None:
+    plain, parts = kind.metric(), kind.metric()
+    plain.update(**kind.batch(5))
     parts.update(**rows(kind.batch(5), 0, 1))
     parts.update(**rows(kind.batch(5), 2, 3, 4), sample_ids=[7, 8, 9])
-    assert parts.compute().item() == pytest.approx(whole.compute().item(), abs=1e-6)
+    assert parts.compute().item() == pytest.approx(plain.compute().item(), abs=1e-6)
 
 
 # --- undefined samples ---
 
 
-def test_undefined_samples_are_left_out_counted_and_said_once(kind: Kind) -> None:
+def test_undefined_samples_are_excluded_counted_and_warned_about_once(kind: Kind) -> None:
     plain, metric = kind.metric(), kind.metric()
     plain.update(**kind.batch(3))
     metric.update(**kind.batch(3))
@@ -220,7 +220,7 @@ def test_per_sample_output_is_nan_where_undefined_and_the_mean_of_none_is_nan(ki
         assert none.compute().isnan()
 
 
-# --- one network, none of it in the host ---
+# --- one shared network, not part of the host module ---
 
 
 class Host(nn.Module):
@@ -230,7 +230,7 @@ class Host(nn.Module):
         self.metrics = nn.ModuleList(metrics)
 
 
-def test_a_host_module_gains_no_state_parameter_buffer_or_submodule(kind: Kind) -> None:
+def test_host_modules_gain_no_state_parameter_buffer_or_submodule(kind: Kind) -> None:
     metric = kind.metric()
     host = Host(metric)
     metric.update(**kind.batch(2))
@@ -244,7 +244,7 @@ def test_a_host_module_gains_no_state_parameter_buffer_or_submodule(kind: Kind) 
     assert not any(p.requires_grad for p in metric.backbone._vision.network.parameters())
 
 
-def test_copies_pickles_bootstrap_and_tracker_hold_one_network(kind: Kind) -> None:
+def test_copies_pickles_bootstrap_and_tracker_share_one_network(kind: Kind) -> None:
     metric = kind.metric()
     metric.update(**kind.batch(2))
     reads = []
@@ -258,7 +258,7 @@ def test_copies_pickles_bootstrap_and_tracker_hold_one_network(kind: Kind) -> No
         tracker.update(**kind.batch(2))
         tracker.increment()
         tracker.update(**kind.batch(2, seed=4))
-        if kind.name == "cp":  # it resamples tensors, so no prompts
+        if kind.name == "cp":  # BootStrapper resamples tensors only, not prompts
             bootstrap.update(**kind.batch(4))
             assert bootstrap.compute()["std"].isfinite()
     assert not reads
@@ -272,14 +272,14 @@ def test_copies_pickles_bootstrap_and_tracker_hold_one_network(kind: Kind) -> No
     assert len(pickle.dumps(given)) < 8000
 
 
-def test_bootstrapping_encodes_each_picture_once(checkpoint: Path) -> None:
+def test_bootstrapping_encodes_each_image_once(checkpoint: Path) -> None:
     bootstrap = BootStrapper(MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES), num_bootstraps=10)
     with counted_encodings() as counts:
         bootstrap.update(**only(batch(6), CP_ARGUMENTS))
     assert counts["images"] <= 12
 
 
-def test_both_metrics_in_a_collection_encode_each_picture_once(checkpoint: Path) -> None:
+def test_collections_encode_each_image_once(checkpoint: Path) -> None:
     collection = MetricCollection(
         {
             "cp": MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES),
@@ -298,8 +298,8 @@ def test_both_metrics_in_a_collection_encode_each_picture_once(checkpoint: Path)
     assert collection(**batch(2))["val/cp"].isfinite()
 
 
-def test_settings_that_agree_by_chance_do_not_become_one_metric(checkpoint: Path) -> None:
-    """On an image without subject, background and full pooling agree; a compute group would never part them again."""
+def test_compute_groups_never_merge_metrics_of_different_settings(checkpoint: Path) -> None:
+    """Background and full pooling give equal scores if no mask marks a subject; a compute group would be permanent."""
     build = partial(MaSCPromptFollowing, checkpoint, max_num_patches=PATCHES)
     collection = MetricCollection({"background": build(), "full": build(pooling="full"), "twin": build()})
     first = only(batch(2), PF_ARGUMENTS)
@@ -308,15 +308,13 @@ def test_settings_that_agree_by_chance_do_not_become_one_metric(checkpoint: Path
     values = collection.compute()
     assert abs(values["background"] - values["full"]) > 1e-4
     assert values["background"] == values["twin"]
-    names = [set(metric._defaults) for metric in collection.values(copy_state=False)]
-    assert not names[0] & names[1]
-    assert names[0] == names[2]
+    assert sorted(map(sorted, collection.compute_groups.values())) == [["background", "twin"], ["full"]]
 
 
 # --- devices and precision ---
 
 
-def test_the_surrounding_modules_precision_changes_neither_network_nor_states(kind: Kind) -> None:
+def test_network_and_states_keep_their_precision_when_the_host_is_cast(kind: Kind) -> None:
     plain = kind.metric()
     plain.update(**kind.batch(3))
     for cast in (
@@ -336,13 +334,13 @@ def test_the_surrounding_modules_precision_changes_neither_network_nor_states(ki
         dtypes = {state.dtype for state in metric.metric_state.values() if isinstance(state, Tensor)}
         assert dtypes == {torch.float64, torch.int64}
         assert metric.backbone is plain.backbone
-        assert torch.allclose(metric.compute(), plain.compute(), atol=1e-6)  # it came in other batches
+        assert torch.allclose(metric.compute(), plain.compute(), atol=1e-6)  # the batches differ
         metric.reset()
         metric.update(**kind.batch(3))
         assert torch.equal(metric.compute(), plain.compute())
 
 
-def test_autocast_around_update_changes_nothing(kind: Kind) -> None:
+def test_update_does_not_depend_on_autocast(kind: Kind) -> None:
     plain, metric = kind.metric(), kind.metric()
     plain.update(**kind.batch(3))
     metric.backbone.cache.clear()
@@ -351,7 +349,7 @@ def test_autocast_around_update_changes_nothing(kind: Kind) -> None:
         assert torch.equal(metric.compute(), plain.compute())
 
 
-def test_a_metric_built_on_the_meta_device_is_a_real_one(kind: Kind) -> None:
+def test_metrics_built_under_a_meta_device_context_work(kind: Kind) -> None:
     with torch.device("meta"):
         metric = kind.metric()
     host = Host(metric).to_empty(device="cpu")
@@ -361,7 +359,7 @@ def test_a_metric_built_on_the_meta_device_is_a_real_one(kind: Kind) -> None:
     assert torch.equal(host.metrics[0].compute(), plain.compute())
 
 
-def test_inference_mode_then_training_then_inference_mode(kind: Kind) -> None:
+def test_inference_mode_and_training_can_alternate(kind: Kind) -> None:
     metric = kind.metric()
     with torch.inference_mode():
         metric.update(**kind.batch(2))
@@ -390,12 +388,12 @@ def test_forward_scores_its_batch_encodes_once_and_accumulates(kind: Kind) -> No
     assert metric.update_count == 2
 
 
-def test_a_forward_that_fails_loses_nothing(kind: Kind) -> None:
+def test_failed_forward_keeps_the_accumulated_states(kind: Kind) -> None:
     for settings in ({}, {"reduction": "none"}):
         metric, plain = kind.metric(**settings), kind.metric(**settings)
-        for one in (metric, plain):
-            one.update(**kind.batch(3))
-            one.update(**kind.batch(2, seed=6), sample_ids=[3, 4])
+        for updated in (metric, plain):
+            updated.update(**kind.batch(3))
+            updated.update(**kind.batch(2, seed=6), sample_ids=[3, 4])
         bad = kind.batch(2, seed=9) | {"generated_images": torch.full((2, 3, 8, 8), torch.nan)}
         with pytest.raises(ValueError, match="NaN"):
             metric(**bad)
@@ -408,7 +406,7 @@ def test_a_forward_that_fails_loses_nothing(kind: Kind) -> None:
 # --- life cycle ---
 
 
-def test_reset_forgets_and_merge_state_adds(kind: Kind) -> None:
+def test_reset_clears_and_merge_state_adds_samples(kind: Kind) -> None:
     metric, other = kind.metric(), kind.metric()
     metric.update(**kind.batch(2, seed=30))
     metric.reset()
@@ -416,12 +414,12 @@ def test_reset_forgets_and_merge_state_adds(kind: Kind) -> None:
     other.update(**rows(kind.batch(5), 2, 3), sample_ids=[2, 3])
     other.update(**rows(kind.batch(5), 4))
     metric.merge_state(other)
-    whole = kind.metric()
-    whole.update(**kind.batch(5))
-    assert metric.compute().item() == pytest.approx(whole.compute().item(), abs=1e-6)
+    expected = kind.metric()
+    expected.update(**kind.batch(5))
+    assert metric.compute().item() == pytest.approx(expected.compute().item(), abs=1e-6)
 
 
-def test_one_sample_alone_is_still_a_list_of_one(kind: Kind) -> None:
+def test_per_sample_output_of_one_sample_has_shape_1(kind: Kind) -> None:
     metric = kind.metric(reduction="none")
     assert metric(**kind.batch(1)).shape == (1,)
     assert metric.compute().shape == metric.compute().shape == (1,)
@@ -430,7 +428,7 @@ def test_one_sample_alone_is_still_a_list_of_one(kind: Kind) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*was called before the ``update`` method")
-def test_persistent_states_and_merges_do_not_depend_on_where_the_checkpoint_lies(
+def test_persistent_states_and_merges_do_not_depend_on_the_checkpoint_path(
     kind: Kind, checkpoint: Path, tmp_path: Path
 ) -> None:
     elsewhere = Kind(kind.name, shutil.copytree(checkpoint, tmp_path / "elsewhere"))
@@ -448,15 +446,14 @@ def test_persistent_states_and_merges_do_not_depend_on_where_the_checkpoint_lies
         merged.update(**kind.batch(2, seed=40), sample_ids=[2, 3])
         first = merged.compute()
         merged.merge_state(metric)
-        if settings:  # sorted by id: 1, 2 and 3, of which 2 is its own, then those without id
+        if settings:  # sorted by id: 1, 2 (its own sample) and 3, then the samples without id
             assert merged.compute()[1] == first[0]
             assert len(merged.compute()) == 6
     with pytest.raises(ValueError, match=r"cannot merge .*; merge metrics of one class and settings"):
         kind.metric().merge_state(kind.metric(reduction="none"))
-    with pytest.raises(ValueError, match="incoming_state is no metric of this class and settings"):
-        kind.metric().merge_state({"score_sum": torch.tensor(1.0)})
-    with pytest.raises(ValueError, match="incoming_state is no metric"):
-        kind.metric().merge_state(3)  # type: ignore[arg-type]
+    for wrong in ({"score_sum": torch.tensor(1.0)}, kind.metric(max_num_patches=9).metric_state, 3):
+        with pytest.raises(ValueError, match="incoming_state does not match; give a metric of this class and settings"):
+            kind.metric().merge_state(wrong)  # type: ignore[arg-type]
 
 
 def test_repr_names_model_and_settings(kind: Kind, checkpoint: Path) -> None:
@@ -465,10 +462,10 @@ def test_repr_names_model_and_settings(kind: Kind, checkpoint: Path) -> None:
         assert part in text
 
 
-def test_a_subject_that_is_not_in_its_prompt_is_said_once(checkpoint: Path) -> None:
+def test_subjects_missing_in_their_prompt_are_warned_about_once(checkpoint: Path) -> None:
     metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
     prompts = ["a cat on a beach", "two cats on a beach"]
-    with pytest.warns(UserWarning, match=r"subjects\[1\] 'cat' does not stand in prompts\[1\] 'two cats on a beach'"):
+    with pytest.warns(UserWarning, match=r"subjects\[1\] 'cat' does not occur as complete words in prompts\[1\]"):
         metric.update(images(2), masks(2), prompts, ["cat", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -506,7 +503,7 @@ def test_plot_draws_within_the_bounds(kind: Kind) -> None:
     assert not metric.full_state_update
 
 
-def test_two_hundred_forwards_keep_no_graph_and_no_growing_state(kind: Kind) -> None:
+def test_repeated_forwards_keep_no_graph_and_constant_memory(kind: Kind) -> None:
     metric = kind.metric()
     arguments = kind.batch(1)
     arguments["generated_images"] = (arguments["generated_images"] / 255).requires_grad_()
@@ -516,7 +513,7 @@ def test_two_hundred_forwards_keep_no_graph_and_no_growing_state(kind: Kind) -> 
     assert set(sizes.values()) == {0, 1}
 
 
-# --- bad input ---
+# --- invalid input ---
 
 BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
     "cp": [
@@ -534,8 +531,16 @@ BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ({"prompts": "a cat"}, TypeError, "prompts is a str; give a list of strings.*put it into a list"),
         ({"prompts": None}, TypeError, "prompts is a NoneType"),
         ({"prompts": ["a", "b", 3]}, TypeError, r"prompts\[2\] is a int; give a string"),
-        ({"prompts": ["a", "b", "c \ud800"]}, ValueError, r"prompts\[2\] 'c \\ud800' holds half of a surrogate pair"),
-        ({"prompts": ["a", " ", "c"]}, ValueError, r"prompts\[1\] is empty; give the text that generated_images\[1\]"),
+        (
+            {"prompts": ["a", "b", "c \ud800"]},
+            ValueError,
+            r"prompts\[2\] 'c \\ud800' contains half of a surrogate pair",
+        ),
+        (
+            {"prompts": ["a", " ", "c"]},
+            ValueError,
+            r"prompts\[1\] is empty; give the prompt that generated_images\[1\]",
+        ),
         ({"subjects": ["cat"]}, ValueError, "subjects holds 1 samples but generated_images holds 3"),
         ({"subjects": "cat"}, TypeError, "subjects is a str"),
         ({"subjects": ["cat", 3, None]}, TypeError, r"subjects\[1\] is a int; give a string, or None"),
@@ -565,7 +570,7 @@ BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_bad_input_is_named_and_changes_no_state(kind: Kind, reduction: str) -> None:
+def test_errors_for_invalid_input_name_the_argument_and_change_no_state(kind: Kind, reduction: str) -> None:
     metric = kind.metric(reduction=reduction)
     metric.update(**kind.batch(2, seed=77), sample_ids=[1, 2])
     metric.update(**kind.batch(2, seed=88))
@@ -583,7 +588,7 @@ def test_bad_input_is_named_and_changes_no_state(kind: Kind, reduction: str) -> 
                 assert torch.equal(state, after[name])
 
 
-def test_bad_input_is_found_before_a_checkpoint_is_even_looked_for(kind: Kind, tmp_path: Path) -> None:
+def test_invalid_input_is_rejected_before_the_checkpoint_is_read(kind: Kind, tmp_path: Path) -> None:
     metric = type(kind.metric())(tmp_path / "missing")
     with pytest.raises(TypeError, match=r"torch\.int64"):
         metric.update(**kind.batch(1) | {"generated_images": images(1).long()})
@@ -606,15 +611,17 @@ def test_bad_input_is_found_before_a_checkpoint_is_even_looked_for(kind: Kind, t
         ({"no_such_setting": 3}, ValueError, "Unexpected keyword arguments: `no_such_setting`"),
     ],
 )
-def test_wrong_settings_are_named(kind: Kind, settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors_for_invalid_settings_name_the_argument(
+    kind: Kind, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         type(kind.metric())(**settings)
 
 
-def test_wrong_settings_of_prompt_following_and_the_functions_are_named(checkpoint: Path) -> None:
+def test_errors_for_invalid_pooling_and_backbone_name_the_argument(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="pooling is 'mean'; give 'background', 'full' or 'foreground'"):
         MaSCPromptFollowing(pooling="mean")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="strip_subject is a str"):
         MaSCPromptFollowing(strip_subject="yes")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="backbone is a PosixPath; give what"):
+    with pytest.raises(TypeError, match="backbone is a PosixPath; give the result of"):
         concept_preservation(**only(batch(1), CP_ARGUMENTS), backbone=checkpoint)  # type: ignore[arg-type]

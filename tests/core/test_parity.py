@@ -1,4 +1,4 @@
-"""The same numbers as the authors' masc-metric and as a readable float64 loop, on real photographs."""
+"""Parity with the authors' masc-metric package and with a readable float64 loop, on real photographs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ UNRESIZED = [(512, 512), (256, 1024), (1024, 256)]
 RESIZED = [(300, 451), (427, 640), (640, 1024), (1024, 640), (601, 599), (333, 777), (120, 90), (180, 900), (768, 512)]
 EXTREME = [(64, 900), (1500, 40), (17, 23)]
 
-# masc-metric 0.3.0 asks for transformers 5.6 itself: its keyword for the padding mask does not exist before.
-rival = pytest.mark.skipif(
+# masc-metric 0.3.0 requires transformers 5.6: older versions do not have its keyword for the padding mask.
+masc_metric = pytest.mark.skipif(
     tuple(map(int, version("transformers").split(".")[:2])) < (5, 6), reason="masc-metric 0.3.0 needs transformers>=5.6"
 )
 
@@ -56,7 +56,7 @@ def theirs(
 
 
 def on_its_grid(photo: Photograph) -> Photograph:
-    """The image resized by torch's uint8 kernel to the pixels of its patch grid, which the processor keeps as it is."""
+    """Resize an image by torch's uint8 kernel to the pixels of its patch grid, so that the processor keeps them."""
     height, width = photo.image.height, photo.image.width
     rows, columns = naflex_grid(height, width, patch_size=16)
     assert naflex_grid(rows * 16, columns * 16, patch_size=16) == (rows, columns)
@@ -65,57 +65,57 @@ def on_its_grid(photo: Photograph) -> Photograph:
     return Photograph(photo.name, Image.fromarray(resized[0].permute(1, 2, 0).numpy()), photo.mask)
 
 
-@rival
+@masc_metric
 @pytest.mark.parametrize("size", UNRESIZED, ids=str)
 @pytest.mark.parametrize(("subject", "scene"), PAIRS)
-def test_scores_equal_masc_metric_where_nothing_is_resampled(
+def test_scores_equal_masc_metric_without_resampling(
     checkpoint: Path, subject: str, scene: str, size: tuple[int, int]
 ) -> None:
     generated, reference = pasted(subject, scene, *size), photograph(subject).resized(*size)
     assert ours(checkpoint, generated, reference) == pytest.approx(theirs(checkpoint, generated, reference), abs=1e-5)
 
 
-@rival
+@masc_metric
 @pytest.mark.parametrize("size", [*RESIZED, *EXTREME], ids=str)
 def test_scores_equal_masc_metric_on_pixels_of_torchs_kernel(checkpoint: Path, size: tuple[int, int]) -> None:
-    """Beside torchvision, masc-metric resizes with torch's uint8 kernel; done for it here, nothing differs."""
+    """With torchvision, masc-metric resizes by torch's uint8 kernel; here, images are resized by it beforehand."""
     for subject, scene in PAIRS:
         generated, reference = pasted(subject, scene, *size), photograph(subject).resized(*size)
         expected = theirs(checkpoint, on_its_grid(generated), on_its_grid(reference))
         assert ours(checkpoint, generated, reference) == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
-@rival
+@masc_metric
 @pytest.mark.parametrize("size", RESIZED, ids=str)
-def test_scores_follow_masc_metric_where_it_resizes_with_pil(checkpoint: Path, size: tuple[int, int]) -> None:
+def test_scores_are_close_to_masc_metric_resizing_with_pil(checkpoint: Path, size: tuple[int, int]) -> None:
     for subject, scene in PAIRS:
         generated, reference = pasted(subject, scene, *size), photograph(subject).resized(*size[::-1])
         expected = theirs(checkpoint, generated, reference)
         assert ours(checkpoint, generated, reference) == pytest.approx(expected, abs=2e-4)
 
 
-@rival
+@masc_metric
 @pytest.mark.parametrize("size", [(300, 451), (512, 512), (601, 599)], ids=str)
-def test_fixed_resolution_scores_follow_masc_metric(fixed_checkpoint: Path, size: tuple[int, int]) -> None:
+def test_fixed_resolution_scores_are_close_to_masc_metric(fixed_checkpoint: Path, size: tuple[int, int]) -> None:
     for subject, scene in PAIRS:
         generated, reference = pasted(subject, scene, *size), photograph(subject).resized(*size)
-        # SigLIP2 was trained on lower-cased text; masc-metric leaves that to the tokenizer, whose class for these
-        # checkpoints does not do it.
+        # SigLIP2 was trained on lower-cased text; masc-metric relies on the tokenizer, which does not lower-case for
+        # these checkpoints.
         expected = theirs(fixed_checkpoint, generated, reference, PROMPTS[subject].lower())
         assert ours(fixed_checkpoint, generated, reference) == pytest.approx(expected, abs=2e-4)
 
 
-@rival
+@masc_metric
 def test_degenerate_samples_are_nan_as_in_masc_metric(checkpoint: Path) -> None:
-    whole = photograph("cat").resized(256, 256)
-    empty = Photograph("cat", whole.image, Image.new("L", (256, 256), 0))
-    full = Photograph("cat", whole.image, Image.new("L", (256, 256), 255))
+    image = photograph("cat").resized(256, 256).image
+    empty = Photograph("cat", image, Image.new("L", (256, 256), 0))
+    full = Photograph("cat", image, Image.new("L", (256, 256), 255))
     assert np.isnan(ours(checkpoint, full, empty)).all()
     assert np.isnan(theirs(checkpoint, full, empty)).all()
 
 
 @pytest.mark.parametrize("size", [*UNRESIZED, *RESIZED], ids=str)
-def test_pixels_equal_the_checkpoints_own_processor(checkpoint: Path, size: tuple[int, int]) -> None:
+def test_pixels_equal_those_of_the_checkpoints_processor(checkpoint: Path, size: tuple[int, int]) -> None:
     from transformers import AutoImageProcessor
 
     image = photograph("astronaut").resized(*size).image
@@ -145,8 +145,8 @@ def test_scores_equal_the_float64_loop(
         assert pf == pytest.approx(expected_pf, abs=2e-6, nan_ok=True)
 
 
-def test_a_soft_mask_is_compared_with_the_threshold_in_float32(checkpoint: Path) -> None:
-    """0.5 exactly: outside the reference's foreground, and outside the generated image's background."""
+def test_soft_masks_are_compared_with_the_threshold_in_float32(checkpoint: Path) -> None:
+    """A coverage of exactly 0.5 is neither foreground of a reference nor background of a generated image."""
     arguments = batch(2)
     halves = torch.full(masks(2).shape, 0.5)
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
@@ -155,6 +155,6 @@ def test_a_soft_mask_is_compared_with_the_threshold_in_float32(checkpoint: Path)
     pf = prompt_following(**only(arguments, PF_ARGUMENTS) | {"generated_masks": halves}, **settings)
     assert cp.isnan().all()
     assert pf.isnan().all()
-    barely = halves + 1e-4  # rounds to 0.5 in bfloat16
-    cp = concept_preservation(**only(arguments, CP_ARGUMENTS) | {"reference_masks": barely}, **settings)
+    above = halves + 1e-4  # rounds to 0.5 in bfloat16
+    cp = concept_preservation(**only(arguments, CP_ARGUMENTS) | {"reference_masks": above}, **settings)
     assert cp.isfinite().all()

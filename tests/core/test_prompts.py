@@ -1,4 +1,4 @@
-"""Subject stripping."""
+"""Removal of the subject from prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ words = st.sampled_from(
     [
         ("A photo of a kitten in a garden", "kitten", "A photo of in a garden"),
         ("The Cat and a cat chase an cat", "cat", "and chase"),
-        ("a cat chases cat", "cat", "chases cat"),  # with an article somewhere, bare mentions stay
+        ("a cat chases cat", "cat", "chases cat"),  # mentions without article stay if there is one with article
         ("cat, Cat and CAT", "cat", ", and"),
         ("cats scatter concatenated", "cat", "cats scatter concatenated"),
         ("a   piggy bank\non the moon", "piggy bank", "on the moon"),
@@ -31,7 +31,7 @@ words = st.sampled_from(
         ("  spaces  collapse ", "dog", "spaces collapse"),
     ],
 )
-def test_the_papers_rule(prompt: str, subject: str | None, stripped: str) -> None:
+def test_stripping_follows_the_papers_rule(prompt: str, subject: str | None, stripped: str) -> None:
     assert strip_subject(prompt, subject) == stripped
 
 
@@ -49,7 +49,7 @@ def test_any_text_is_accepted_and_nothing_is_added(prompt: str, subject: str) ->
         assert strip_subject(prompt, subject) == strip_subject_from_prompt(prompt, subject)
 
 
-def test_wrong_types_are_named() -> None:
+def test_errors_for_invalid_types_name_the_argument() -> None:
     with pytest.raises(TypeError, match=r"^prompt is a list; give a string"):
         strip_subject(["a cat"], "cat")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^subject is a int; give a string, or None"):

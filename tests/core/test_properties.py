@@ -1,4 +1,4 @@
-"""Whatever the shapes and forms: a score in range, or an error that names its argument, and nothing in between."""
+"""For any shapes and forms, metrics give a score in range or raise an error that names the argument."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float
 
 @st.composite
 def pictures(draw: st.DrawFn) -> Any:
-    """One image and its mask, of any shape, in any accepted form."""
+    """An image and its mask, of any size, in any accepted form."""
     height, width, seed = draw(sides), draw(sides), draw(st.integers(0, 50))
     image, mask = images(1, height, width, seed)[0], masks(1, height, width, seed)[0]
     mask = draw(st.sampled_from([mask, torch.zeros_like(mask), torch.ones_like(mask)]))
@@ -42,13 +42,13 @@ def pictures(draw: st.DrawFn) -> Any:
 texts = st.text(min_size=1, max_size=30).filter(str.strip)
 
 
-@pytest.mark.filterwarnings("ignore:.*samples are undefined", "ignore:subjects.*does not stand in prompts")
+@pytest.mark.filterwarnings("ignore:.*samples are undefined", "ignore:subjects.*does not occur as complete words")
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.lists(st.tuples(pictures(), pictures(), texts, st.none() | texts), min_size=1, max_size=4),
     batch_size=st.integers(1, 5),
 )
-def test_any_mixture_is_scored_as_each_sample_alone(
+def test_mixed_batches_give_the_scores_of_single_samples(
     samples: list[tuple[Any, Any, str, str | None]], batch_size: int, checkpoint: Path
 ) -> None:
     shared = {"max_num_patches": PATCHES, "reduction": "none", "encode_batch_size": batch_size}
@@ -68,8 +68,8 @@ def test_any_mixture_is_scored_as_each_sample_alone(
         assert ((values.abs() <= 1 + 1e-6) | values.isnan()).all()
     cp.backbone.cache.clear()
     for index, sample in enumerate(samples):
-        for alone, values in zip(score([sample]), together, strict=True):
-            assert torch.allclose(alone[0], values[index], atol=1e-6, equal_nan=True)
+        for single, values in zip(score([sample]), together, strict=True):
+            assert torch.allclose(single[0], values[index], atol=1e-6, equal_nan=True)
 
 
 shapes = st.lists(st.integers(0, 4), max_size=5)
@@ -80,7 +80,7 @@ dtypes = st.sampled_from([*DTYPES, torch.bool, torch.int8, torch.int16, torch.in
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=shapes, dtype=dtypes, value=st.sampled_from([0, 1, 2, 200, -1]), listed=st.booleans())
 @pytest.mark.parametrize("argument", ["generated_images", "reference_images", "reference_masks", "sample_ids"])
-def test_any_tensor_is_either_scored_or_named(
+def test_any_tensor_is_scored_or_rejected_by_name(
     argument: str, shape: list[int], dtype: torch.dtype, value: int, listed: bool, checkpoint: Path
 ) -> None:
     metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, reduction="none")
@@ -89,15 +89,15 @@ def test_any_tensor_is_either_scored_or_named(
     arguments[argument] = list(wrong) if listed and wrong.ndim else wrong
     error = refusal(metric, arguments)
     if error is None:
-        # all ids are one value here, and repeats count once
+        # all ids are equal here, and repeats count once
         assert len(metric.compute()) == (1 if argument == "sample_ids" else 2)
     else:
-        assert any(name in error for name in (argument, "reference_masks"))  # the masks may no longer fit the images
+        assert any(name in error for name in (argument, "reference_masks"))  # the masks may not match the images
         assert all(not state for state in metric.metric_state.values())
 
 
 def refusal(metric: MaSCConceptPreservation, arguments: dict[str, Any]) -> str | None:
-    """The error's text if the metric refuses the arguments; any other error is a failure."""
+    """Error text if the metric rejects the arguments; exceptions of other types fail the test."""
     try:
         metric.update(**arguments)
     except (TypeError, ValueError) as error:

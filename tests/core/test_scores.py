@@ -1,4 +1,4 @@
-"""The formulas, against loops and by their invariants."""
+"""Scores: equality with loops, invariants, degenerate input, and error texts."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_weighted_max_cosine_equals_a_loop_and_global_is_weight_one(size: tuple[
         best = [max(cosine(patch, other) for other in gen[sample]) for patch in ref[sample]]
         total = sum(w * b for w, b in zip(weight[sample].tolist(), best, strict=True))
         assert result[sample].item() == pytest.approx(total / float(weight[sample].sum()), abs=1e-5)
-    whole = scores.weighted_max_cosine(ref, torch.ones(samples, references), gen, every)
-    assert torch.allclose(whole, scores.best_cosine(ref, gen, every).mean(dim=1), atol=1e-6)
+    mean = scores.weighted_max_cosine(ref, torch.ones(samples, references), gen, every)
+    assert torch.allclose(mean, scores.best_cosine(ref, gen, every).mean(dim=1), atol=1e-6)
 
 
 @given(size=sizes, seed=seeds)
@@ -68,18 +68,18 @@ def test_mutual_recall_equals_a_loop(size: tuple[int, int, int, int], seed: int)
     fore_r, fore_g = booleans(samples, references, seed=seed + 3), booleans(samples, generateds, seed=seed + 4)
     result = scores.mutual_recall(ref, valid_r, fore_r & valid_r, gen, valid_g, fore_g & valid_g)
     for sample in range(samples):
-        there_r = [r for r in range(references) if valid_r[sample, r]]
-        there_g = [g for g in range(generateds) if valid_g[sample, g]]
+        all_r = [r for r in range(references) if valid_r[sample, r]]
+        all_g = [g for g in range(generateds) if valid_g[sample, g]]
 
         def similarity(r: int, g: int, sample: int = sample) -> float:
             return cosine(ref[sample, r], gen[sample, g])
 
         pairs = [
             (r, g)
-            for r in there_r
-            for g in there_g
-            if g == max(there_g, key=lambda other, r=r: similarity(r, other))
-            and r == max(there_r, key=lambda other, g=g: similarity(other, g))
+            for r in all_r
+            for g in all_g
+            if g == max(all_g, key=lambda other, r=r: similarity(r, other))
+            and r == max(all_r, key=lambda other, g=g: similarity(other, g))
         ]
         counted = [(r, g) for r, g in pairs if fore_r[sample, r]]
         expected = sum(bool(fore_g[sample, g]) for _, g in counted) / len(counted) if counted else math.nan
@@ -102,7 +102,7 @@ def test_padding_never_changes_the_score(size: tuple[int, int, int, int], seed: 
 
 
 @given(size=sizes, seed=seeds)
-def test_order_of_patches_and_length_of_features_do_not_matter(size: tuple[int, int, int, int], seed: int) -> None:
+def test_scores_do_not_depend_on_patch_order_and_feature_norm(size: tuple[int, int, int, int], seed: int) -> None:
     samples, references, generateds, width = size
     ref, gen = features(samples, references, width, seed=seed), features(samples, generateds, width, seed=seed + 1)
     foreground = booleans(samples, references, seed=seed)
@@ -114,9 +114,7 @@ def test_order_of_patches_and_length_of_features_do_not_matter(size: tuple[int, 
 
 
 @given(size=sizes, seed=seeds)
-def test_an_image_preserves_itself_perfectly_and_no_score_leaves_its_range(
-    size: tuple[int, int, int, int], seed: int
-) -> None:
+def test_identical_images_score_1_and_opposite_features_minus_1(size: tuple[int, int, int, int], seed: int) -> None:
     samples, references, _, width = size
     ref, every = features(samples, references, width, seed=seed), torch.ones(samples, references, dtype=torch.bool)
     assert torch.allclose(scores.masked_max_cosine(ref, every, ref, every), torch.ones(samples), atol=1e-6)
@@ -126,25 +124,25 @@ def test_an_image_preserves_itself_perfectly_and_no_score_leaves_its_range(
     assert torch.allclose(scores.embedding_cosine(ref[:, 0], ref[:, 0]), torch.ones(samples), atol=1e-6)
 
 
-def test_scores_stay_in_range_where_rounding_would_leave_it() -> None:
+def test_scores_are_clamped_to_their_range() -> None:
     ref, every = features(64, 9, 7, seed=1), torch.ones(64, 9, dtype=torch.bool)
     assert (scores.best_cosine(ref, ref, every) <= 1).all()
     assert (scores.embedding_cosine(ref[:, 0], 3 * ref[:, 0]) <= 1).all()
 
 
-def test_autocast_does_not_reach_the_products() -> None:
+def test_scores_do_not_depend_on_autocast() -> None:
     ref, every = features(2, 9, 64, seed=1), torch.ones(2, 9, dtype=torch.bool)
     plain = scores.masked_max_cosine(ref, every, ref.flip(0), every)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(scores.masked_max_cosine(ref, every, ref.flip(0), every), plain)
 
 
-def test_an_image_without_a_valid_patch_is_nan() -> None:
+def test_images_without_a_valid_patch_are_nan() -> None:
     ref, every = features(1, 4, 3, seed=0), torch.ones(1, 4, dtype=torch.bool)
     assert scores.masked_max_cosine(ref, every, ref, ~every).isnan()
 
 
-def test_a_sample_without_foreground_is_nan_and_harms_no_other() -> None:
+def test_samples_without_foreground_are_nan_and_do_not_affect_others() -> None:
     ref, every = features(2, 4, 3, seed=0), torch.ones(2, 4, dtype=torch.bool)
     foreground = torch.tensor([[False] * 4, [True] * 4])
     result = scores.masked_max_cosine(ref, foreground, ref, every)
@@ -153,13 +151,13 @@ def test_a_sample_without_foreground_is_nan_and_harms_no_other() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_scores_are_float32_whatever_the_features(dtype: torch.dtype) -> None:
+def test_scores_are_float32_for_any_dtype_of_features(dtype: torch.dtype) -> None:
     ref, every = features(2, 4, 3, seed=0).to(dtype), torch.ones(2, 4, dtype=torch.bool)
     assert scores.masked_max_cosine(ref, every, ref, every).dtype == torch.float32
     assert scores.embedding_cosine(ref[:, 0], ref[:, 1]).dtype == torch.float32
 
 
-def test_shapes_that_do_not_fit_are_named() -> None:
+def test_errors_for_mismatched_shapes_name_the_argument() -> None:
     ref, gen, every = features(2, 4, 3, seed=0), features(2, 5, 3, seed=1), torch.ones(2, 5, dtype=torch.bool)
     with pytest.raises(TypeError, match=r"^foreground_BR is torch\.float32; give booleans"):
         scores.masked_max_cosine(ref, torch.ones(2, 4), gen, every)
@@ -169,29 +167,32 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         scores.masked_max_cosine(ref, every, gen, every)
     with pytest.raises(ValueError, match=r"^generated_valid_BG is \(2, 4\) but its features are \(2, 5, 3\)"):
         scores.best_cosine(ref, gen, every[:, :4])
-    with pytest.raises(ValueError, match="differ in batch or width"):
+    with pytest.raises(ValueError, match="differ in batch size or width"):
         scores.patch_similarity(ref, gen[:1])
-    with pytest.raises(ValueError, match=r"^features are \(B, N, D\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^reference features \(4, 3\) or generated features \(5, 3\) have a wrong rank; give \(B, N, D\)",
+    ):
         scores.patch_similarity(ref[0], gen[0])
     with pytest.raises(ValueError, match="image embeddings"):
         scores.embedding_cosine(ref[:, 0], gen[:1, 0])
 
 
-def test_blocks_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few cosines are held at a time: samples apart, then parts of a sample's reference patches."""
-    dice = torch.Generator().manual_seed(0)
-    reference, generated = (torch.randn(5, count, 8, generator=dice) for count in (7, 6))
-    foreground, valid = torch.rand(5, 7, generator=dice) < 0.5, torch.rand(5, 6, generator=dice) < 0.7
-    whole = scores.masked_max_cosine(reference, foreground, generated, valid)
+def test_block_size_does_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block contains several samples, one sample, or some of a sample's reference patches."""
+    rng = torch.Generator().manual_seed(0)
+    reference, generated = (torch.randn(5, count, 8, generator=rng) for count in (7, 6))
+    foreground, valid = torch.rand(5, 7, generator=rng) < 0.5, torch.rand(5, 6, generator=rng) < 0.7
+    expected = scores.masked_max_cosine(reference, foreground, generated, valid)
     largest = []
     similarity = scores.patch_similarity
     monkeypatch.setattr(
-        scores, "patch_similarity", lambda *args: (found := similarity(*args), largest.append(found.numel()))[0]
+        scores, "patch_similarity", lambda *args: (cosines := similarity(*args), largest.append(cosines.numel()))[0]
     )
     for block in (2 * 7 * 6, 7 * 6, 20, 6, 1):
         monkeypatch.setattr(scores, "_BLOCK", block)
         largest.clear()
         assert torch.allclose(
-            scores.masked_max_cosine(reference, foreground, generated, valid), whole, atol=1e-6, equal_nan=True
+            scores.masked_max_cosine(reference, foreground, generated, valid), expected, atol=1e-6, equal_nan=True
         )
-        assert max(largest) <= max(block, 6), "one patch against all others is the least"
+        assert max(largest) <= max(block, 6), "a block has at least one reference patch"

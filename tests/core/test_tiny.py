@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, offline, loaded like any other, and trained well enough to show the paper's claims."""
+"""The bundled checkpoint: size, loading, tokenizer, the paper's claims on rendered scenes, and training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from masc_metrics.scenes import SCENES, concept_benchmark, random_subject, rende
 FOLDER = Path(masc_metrics.__file__).parent / "assets" / "tiny"
 
 
-# --- a checkpoint like any other
+# --- files and loading
 
 
-def test_it_is_small() -> None:
+def test_bundled_checkpoint_is_small() -> None:
     files = [file for file in FOLDER.iterdir() if file.is_file() and file.suffix != ".py"]
     assert sum(file.stat().st_size for file in files) <= 3_000_000
     assert {file.name for file in files} >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 
 
-def test_the_ordinary_transformers_classes_load_it_and_say_the_same() -> None:
-    """What the package computes is what transformers computes, on padded batches with its mask too."""
+def test_features_equal_those_of_the_transformers_classes() -> None:
+    """Features of the package equal those of transformers for a padded batch with a mask."""
     from transformers import AutoModel, AutoTokenizer
 
     model, tokenizer = AutoModel.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER)
@@ -58,16 +58,18 @@ def test_the_ordinary_transformers_classes_load_it_and_say_the_same() -> None:
     torch.testing.assert_close(backbone.pool(features, features.valid_BN), vision.pooler_output, atol=1e-4, rtol=1e-3)
 
 
-def test_its_name_is_enough_for_metrics_and_backbones() -> None:
+def test_bundled_checkpoint_is_loaded_by_name() -> None:
     cp, pf = MaSCConceptPreservation("tiny"), MaSCPromptFollowing("tiny")
     assert cp.backbone is pf.backbone is load_backbone("tiny")
     assert cp.backbone.checkpoint.folder == FOLDER
     assert cp.backbone.checkpoint.commit is None
     assert pickle.loads(pickle.dumps(cp)).backbone is cp.backbone
-    assert str(FOLDER).encode() not in pickle.dumps(cp), "a pickle must fit another installation"
+    assert str(FOLDER).encode() not in pickle.dumps(cp), "a pickle must be valid in another installation"
 
 
-def test_the_name_is_the_package_s_and_the_path_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_is_the_bundled_checkpoint_and_a_path_is_a_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_backbone("tiny").checkpoint.folder == FOLDER
@@ -76,11 +78,11 @@ def test_the_name_is_the_package_s_and_the_path_the_user_s(tmp_path: Path, monke
             load_backbone(path)
     with pytest.raises(ValueError, match="the bundled checkpoint is 'tiny'"):
         CheckpointSource.of("Tiny")
-    with pytest.raises(ValueError, match="'tiny' comes with the package"):
+    with pytest.raises(ValueError, match="'tiny' is the bundled checkpoint; omit revision"):
         CheckpointSource.of("tiny", revision="main")
 
 
-# --- its tokenizer
+# --- tokenizer
 
 
 def test_texts_end_with_eos_and_are_padded_and_truncated_on_the_right() -> None:
@@ -94,7 +96,7 @@ def test_texts_end_with_eos_and_are_padded_and_truncated_on_the_right() -> None:
     assert set(ids[len(words) + 1 :]) == {tokenizer.pad_token_id}
 
 
-def test_any_text_can_be_encoded() -> None:
+def test_text_tower_accepts_any_text() -> None:
     texts = ["", "猫 on a beach", "émile & co. — 100 %", "\u200b\n\t", "x" * 5000, "a " * 500, "🦊🦊🦊"]
     embeddings = load_backbone("tiny").encode_texts(texts)
     assert torch.isfinite(embeddings).all()
@@ -104,8 +106,8 @@ def test_any_text_can_be_encoded() -> None:
     "template",
     ["a photo of an astronaut {}", "{}, highly detailed, 4k", "kitten {}", "a zorgle {} please", "{} with ünïcode 猫"],
 )
-def test_unknown_words_do_not_drown_the_known_ones(template: str) -> None:
-    """Of the prompts, all with the same unknown words, a picture is nearest to the one with its scene."""
+def test_unknown_words_do_not_hide_the_scene(template: str) -> None:
+    """An image is closest to the prompt with its scene, if all prompts contain the same unknown words."""
     backbone, rng = load_backbone("tiny"), np.random.default_rng(0)
     pictures = [render(random_subject(rng, held_out=True), scene, seed=seed) for seed in range(6) for scene in SCENES]
     features = backbone.encode_images([torch.from_numpy(picture.image) for picture in pictures], max_num_patches=64)
@@ -115,7 +117,7 @@ def test_unknown_words_do_not_drown_the_known_ones(template: str) -> None:
     assert (nearest == torch.arange(len(SCENES)).repeat(6)).float().mean() >= 0.85
 
 
-# --- the paper's claims, on subjects that it was never trained on; margins are to the figures of docs/claims.md
+# --- the paper's claims on held-out subjects, with margins to the figures of docs/claims.md
 
 
 @pytest.fixture(scope="module")
@@ -129,42 +131,42 @@ def test_concept_preservation_ranks_identity_damage(claims: Claims) -> None:
     assert claims.identity["subject"].auc >= 0.97
 
 
-def test_the_mask_makes_concept_preservation(claims: Claims) -> None:
+def test_masks_improve_concept_preservation(claims: Claims) -> None:
     for seed in SEEDS:
         identity = measured(seed).identity
-        assert identity["subject"].spearman > identity["whole image"].spearman + 0.05
-        assert identity["subject"].auc > identity["whole image"].auc
+        assert identity["subject"].spearman > identity["all patches"].spearman + 0.05
+        assert identity["subject"].auc > identity["all patches"].auc
 
 
-def test_prompt_following_tells_right_from_swapped_scenes(claims: Claims) -> None:
+def test_prompt_following_separates_correct_from_swapped_scenes(claims: Claims) -> None:
     assert claims.prompt["background", "stripped"] >= 0.96
 
 
 def test_background_pooling_and_stripping_both_help_prompt_following(claims: Claims) -> None:
     best = claims.prompt["background", "stripped"]
     assert best > claims.prompt["full", "stripped"] + 0.01
-    assert best > claims.prompt["background", "whole"] + 0.005
-    assert min(claims.prompt["full", "stripped"], claims.prompt["background", "whole"]) > (
-        claims.prompt["full", "whole"] + 0.05
-    ), "either one helps"
+    assert best > claims.prompt["background", "unstripped"] + 0.005
+    assert min(claims.prompt["full", "stripped"], claims.prompt["background", "unstripped"]) > (
+        claims.prompt["full", "unstripped"] + 0.05
+    ), "each of the two helps by itself"
     assert claims.prompt["foreground", "stripped"] < 0.8
 
 
-def test_mask_noise_lowers_the_figures_gradually(claims: Claims) -> None:
-    """Nothing falls off a cliff, and little noise costs little; what each noise does hurt, docs/claims.md says."""
+def test_mask_noise_degrades_scores_gradually(claims: Claims) -> None:
+    """Small noise has a small effect; docs/claims.md describes the effect of each kind of noise."""
     for noise in (claims.dilated, claims.dropped):
         assert max(row.undefined for row in noise.values()) < 0.05
         rows = list(noise.values())
         for figures in ([row.identity.spearman for row in rows], [row.prompt for row in rows]):
             assert max(before - after for before, after in pairwise(figures)) < 0.25
             assert figures[1] > figures[0] - 0.03
-    # A grown mask brings the background into the subject's mean, a torn one the subject into the background's pool.
+    # A dilated mask adds background patches to CP; a mask with missing patches adds subject patches to PF.
     assert claims.dilated[16].identity.spearman < claims.dilated[0].identity.spearman - 0.1
     assert claims.dropped[0.75].prompt < claims.dropped[0].prompt - 0.01
 
 
-def test_the_documents_show_these_figures(claims: Claims) -> None:
-    """To within what another version of torch or transformers may round differently."""
+def test_documents_contain_the_measured_figures(claims: Claims) -> None:
+    """Up to rounding, which differs between versions of torch and transformers."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert _close(text, with_tables(text, tables(claims)))
@@ -181,18 +183,18 @@ def _close(one: str, other: str) -> bool:
 @pytest.mark.parametrize(
     ("size", "budget"), [((128, 128), 64), ((96, 160), 60), ((160, 112), 100), ((256, 256), 256), ((128, 128), 1024)]
 )
-def test_it_ranks_damage_at_every_grid(size: tuple[int, int], budget: int) -> None:
-    made = concept_benchmark(100, seed=11, size=size)
-    arrays = (made.generated_images, made.reference_images, made.reference_masks)
+def test_concept_preservation_ranks_damage_at_every_grid(size: tuple[int, int], budget: int) -> None:
+    benchmark = concept_benchmark(100, seed=11, size=size)
+    arrays = (benchmark.generated_images, benchmark.reference_images, benchmark.reference_masks)
     values = functional.concept_preservation(
         *map(torch.from_numpy, arrays), backbone=load_backbone("tiny"), max_num_patches=budget
     )
-    damage = torch.from_numpy(made.identity_damage)
+    damage = torch.from_numpy(benchmark.identity_damage)
     assert spearman_corrcoef(values.double(), -damage.double()) >= 0.7
     assert values[damage == 0].mean() > values[damage == 4].mean() + 0.4
 
 
-# --- how it was made
+# --- training
 
 
 def test_training_writes_a_checkpoint_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,24 +210,26 @@ def test_training_writes_a_checkpoint_that_loads(tmp_path: Path, monkeypatch: py
     text = backbone.encode_texts(["on a beach"])
     assert torch.isfinite(scores.embedding_cosine(backbone.pool(image, image.valid_BN), text)).all()
     for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"{name} is not what the script writes"
+        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), (
+            f"{name} differs from the output of the script"
+        )
     written, bundled = (json.loads((folder / "tokenizer.json").read_text())["model"] for folder in (tmp_path, FOLDER))
     assert written["vocab"] == bundled["vocab"]
     assert written["merges"] == bundled["merges"]
 
 
-def test_captions_say_what_is_true() -> None:
+def test_training_captions_are_true() -> None:
     import random
 
-    from masc_metrics.assets.tiny.train import ANY, caption
+    from masc_metrics.assets.tiny.train import UNSPECIFIED, caption
     from masc_metrics.scenes import COLOURS, PATTERNS, SHAPES
 
     truth = [SHAPES.index("arrow"), COLOURS.index("orange"), COLOURS.index("black"), PATTERNS.index("dotted"), 2]
     words = ("arrow", "orange", "black", "dotted", SCENES[2])
-    dice = random.Random(0)
+    rng = random.Random(0)
     for _ in range(200):
-        text, said = caption(truth, dice)
-        assert said != [ANY] * 5
-        for value, true, name in zip(said, truth, words, strict=True):
-            assert value in (true, ANY)
+        text, mentioned = caption(truth, rng)
+        assert mentioned != [UNSPECIFIED] * 5
+        for value, true, name in zip(mentioned, truth, words, strict=True):
+            assert value in (true, UNSPECIFIED)
             assert (value == true) == all(word in text.split() for word in name.split())

@@ -1,4 +1,4 @@
-"""The house as docs/development.md draws it: imports run down one list, the core stays small, the surface is listed."""
+"""Architecture as described in docs/development.md: order of imports, size of modules, and the public interface."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from masc_metrics import functional, scores
 
 PACKAGE = Path(masc_metrics.__file__).parent
 
-# A room imports from rooms above it alone. A folder is one room unless its own folders are listed; what is optional
-# comes after the core.
+# Modules in dependency order: a module imports only modules before it. A folder is one module, unless its subfolders
+# are listed. Optional modules follow the core.
 CORE = [
     "arguments",
     "grid",
@@ -43,25 +43,22 @@ CORE = [
 ]
 BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
 OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
-ROOMS = [*CORE, *OPTIONAL]
-CODE_LINES_OF_A_LARGE_FILE = 300
+MODULES = [*CORE, *OPTIONAL]
+LONG_FILE = 300
+"""Lines of code, without blank lines, comments and docstrings, above which a file is listed in the output."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(file: Path) -> str:
-    return room_in(file.relative_to(PACKAGE).with_suffix("").parts)
-
-
-def room_in(parts: Sequence[str]) -> str:
-    """The innermost room on the way to a module, else its own name."""
-    inner = "/".join(parts[:2])
-    return inner if inner in ROOMS else parts[0]
+def module_of(parts: Sequence[str]) -> str:
+    """Entry of the list that contains a path inside the package: its first two parts if listed, else its first."""
+    subfolder = "/".join(parts[:2])
+    return subfolder if subfolder in MODULES else parts[0]
 
 
 def imports_of(file: Path) -> set[str]:
-    """Rooms that a file imports anywhere, inside functions too."""
-    found = set()
+    """Modules that a file imports, also inside functions."""
+    imported = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -73,52 +70,55 @@ def imports_of(file: Path) -> set[str]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "masc_metrics" and len(parts) > 1:
-                found.add(room_in(parts[1:]))
-    return found
+                imported.add(module_of(parts[1:]))
+    return imported
+
+
+def code_lines(source: str) -> int:
+    """Number of lines without blank lines, comments and docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), start=1)
+    return sum(number not in docstrings and line.strip() != "" and line.strip()[0] != "#" for number, line in lines)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_run_down_the_list(file: Path) -> None:
-    room = room_of(file)
-    if room == "__init__":
+def test_modules_import_only_modules_before_them(file: Path) -> None:
+    module = module_of(file.relative_to(PACKAGE).with_suffix("").parts)
+    if module == "__init__":
         assert imports_of(file) <= set(CORE)
         return
-    assert room in ROOMS, f"{file} is in no room; add it to the list here and in docs/development.md"
-    above = ROOMS[: ROOMS.index(room)] + ([room] if file.parent != PACKAGE else [])
-    upward = imports_of(file) & set(ROOMS) - set(above)
-    assert not upward, f"{room} imports {sorted(upward)}, which stand below it"
+    assert module in MODULES, f"{file} is not listed; add it to the list here and in docs/development.md"
+    allowed = MODULES[: MODULES.index(module)] + ([module] if file.parent != PACKAGE else [])
+    wrong = imports_of(file) & set(MODULES) - set(allowed)
+    assert not wrong, f"{module} imports {sorted(wrong)}, which are after it in the list"
 
 
-def test_the_house_is_drawn_as_it_stands() -> None:
-    drawn = (PACKAGE.parent / "docs" / "development.md").read_text()
+def test_development_page_lists_every_file() -> None:
+    page = (PACKAGE.parent / "docs" / "development.md").read_text()
     for file in FILES:
         if file.name != "__init__.py":
-            assert file.name in drawn, f"{file.name} is missing in docs/development.md"
+            assert file.name in page, f"{file.name} is missing in docs/development.md"
 
 
-def code_lines(text: str) -> int:
-    """Lines that are neither blank, comment nor docstring."""
-    tree = ast.parse(text)
-    docstrings = {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }
-    lines = enumerate(text.splitlines(), start=1)
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and n not in docstrings for n, line in lines)
-
-
-def test_modules_are_named_by_content() -> None:
+def test_file_names_say_what_a_file_contains() -> None:
     for file in FILES:
-        count = code_lines(file.read_text())
-        if count > CODE_LINES_OF_A_LARGE_FILE:
-            print(f"{file.relative_to(PACKAGE)} has {count} lines of code")  # a remark, not a failure
         assert "util" not in file.stem
         assert "helper" not in file.stem
 
 
-def test_importing_the_package_imports_nothing_heavy_of_its_own() -> None:
+def test_long_files_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A remark, not a failure: no file is split because of its length."""
+    assert code_lines('"""Docstring\nof two lines."""\n\n# comment\nx = 1  # code\ny = """text"""\n') == 2
+    for file in FILES:
+        if (count := code_lines(file.read_text())) > LONG_FILE:
+            with capsys.disabled():
+                print(f"\nremark: {file.relative_to(PACKAGE.parent)} has {count} lines of code")
+
+
+def test_importing_the_package_imports_no_heavy_dependencies() -> None:
     program = (
         "import sys, torchmetrics\n"
         "before = set(sys.modules)\n"
@@ -144,7 +144,7 @@ SURFACE = {
 }
 
 
-def test_the_public_surface_is_what_is_listed() -> None:
+def test_public_names_are_listed() -> None:
     assert set(masc_metrics.__all__) == set(SURFACE)
     for name, kind in SURFACE.items():
         value = getattr(masc_metrics, name)
@@ -156,20 +156,20 @@ def test_the_public_surface_is_what_is_listed() -> None:
         }[kind]
 
 
-def test_signatures_are_the_promised_ones() -> None:
+def test_public_signatures_do_not_change() -> None:
     shared = (
         "(self, model_name_or_path, *, revision, cache_dir, local_files_only, max_num_patches, dtype, reduction, "
         "encode_batch_size{}, **metric_kwargs)"
     )
 
     def names(function: object) -> str:
-        bare = []
+        parameters = []
         for parameter in inspect.signature(function).parameters.values():  # type: ignore[arg-type]
             star = {inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-            if parameter.kind == inspect.Parameter.KEYWORD_ONLY and "*" not in bare:
-                bare.append("*")
-            bare.append(star + parameter.name)
-        return f"({', '.join(bare)})"
+            if parameter.kind == inspect.Parameter.KEYWORD_ONLY and "*" not in parameters:
+                parameters.append("*")
+            parameters.append(star + parameter.name)
+        return f"({', '.join(parameters)})"
 
     assert names(masc_metrics.MaSCConceptPreservation.__init__) == shared.format("")
     assert names(masc_metrics.MaSCPromptFollowing.__init__) == shared.format(", pooling, strip_subject")
@@ -189,7 +189,7 @@ def test_signatures_are_the_promised_ones() -> None:
     )
 
 
-def test_every_public_name_is_documented_with_meaning_range_and_source() -> None:
+def test_public_names_are_documented_with_meaning_range_and_source() -> None:
     for function in (functional.concept_preservation, functional.prompt_following, scores.masked_max_cosine):
         text = inspect.getdoc(function) or ""
         for part in ("Args:", "Returns:", "[-1, 1]", "Raises:", "Source:"):
@@ -203,29 +203,39 @@ def test_every_public_name_is_documented_with_meaning_range_and_source() -> None
             assert inspect.getdoc(getattr(masc_metrics, name)), f"{name} has no docstring"
 
 
-def test_every_example_in_a_docstring_runs_as_it_stands() -> None:
-    found = 0
+def test_docstring_examples_run() -> None:
+    examples = 0
     for file in FILES:
         if ">>>" in file.read_text():
             relative = file.relative_to(PACKAGE.parent).with_suffix("")
             result = doctest.testmod(importlib.import_module(".".join(relative.parts).removesuffix(".__init__")))
             assert result.failed == 0
-            found += result.attempted
-    assert found > 10
+            examples += result.attempted
+    assert examples > 10
 
 
-def test_values_that_cross_a_border_are_frozen() -> None:
+def test_value_objects_are_frozen_dataclasses() -> None:
+    from masc_metrics.bench.agreement.ratings import Scores
+    from masc_metrics.bench.agreement.report import Agreement
+    from masc_metrics.bench.distributed import Ranks
+    from masc_metrics.bench.loading import LoadedImage, LoadedSample
+    from masc_metrics.bench.run import Run
+    from masc_metrics.bench.sample import Sample, SampleResult
+    from masc_metrics.bench.sample_list import SampleList
+    from masc_metrics.bench.scoring import Scorer
+    from masc_metrics.bench.tables import Row
     from masc_metrics.checkpoint import Checkpoint, CheckpointSource
     from masc_metrics.images import ImageBatch, ImageProcessing
     from masc_metrics.integrations.concept_scores import ConceptScores, Failure
-    from masc_metrics.integrations.concepts import Concept, Order
+    from masc_metrics.integrations.concepts import Concept, GenerationTask
     from masc_metrics.masks import MaskBatch
     from masc_metrics.plots import PanelRow, Shot
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
-    optional = (Concept, ConceptBenchmark, ConceptScores, Failure, Order, PanelRow, Picture, Shot, Subject)
-    for value in (*core, *optional):
+    optional = (Concept, ConceptBenchmark, ConceptScores, Failure, GenerationTask, PanelRow, Picture, Shot, Subject)
+    bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
+    for value in (*core, *optional, *bench):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert "__slots__" in vars(value)

@@ -1,4 +1,4 @@
-"""Metrics in a LightningModule change nothing but the logs, whatever a real Trainer does with the module."""
+"""Metrics in a LightningModule: logs, checkpoints, training and precision under a Trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from support.batches import batch, counted_encodings
 from support.trainers import (
     NAMES,
     collection,
-    lightnings_own_warnings_ignored,
     loader,
     noise,
     package,
     rows,
+    third_party_warnings_ignored,
     toy,
     trainer,
 )
@@ -30,8 +30,8 @@ TOLERANCE = 1e-6
 
 
 @pytest.fixture(autouse=True)
-def _ours_alone() -> Iterator[None]:
-    with lightnings_own_warnings_ignored():
+def _ignore_third_party_warnings() -> Iterator[None]:
+    with third_party_warnings_ignored():
         yield
 
 
@@ -46,7 +46,7 @@ def lightning() -> ModuleType:
 
 
 def expected(checkpoint: Path, seeds: tuple[int, ...] = (0,)) -> dict[str, float]:
-    """What the metrics say outside of any Trainer."""
+    """Scores of the metrics without a Trainer."""
     metrics = collection(checkpoint)
     for seed in seeds:
         metrics.update(**batch(len(rows()), seed=seed))
@@ -63,13 +63,13 @@ def saved(lightning: ModuleType, folder: Path, metrics: MetricCollection | None,
     return Path(run.checkpoint_callback.best_model_path)
 
 
-def test_checkpoints_are_the_users_alone_and_load_strictly_both_ways(
+def test_checkpoints_contain_nothing_of_the_metrics_and_load_strictly_both_ways(
     either: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    without = saved(either, tmp_path / "bare", None)
-    beside = saved(either, tmp_path / "masc", collection(checkpoint))
-    assert without.stat().st_size == beside.stat().st_size
-    kept, expected_state = (torch.load(file, weights_only=False) for file in (beside, without))
+    without_metrics = saved(either, tmp_path / "without", None)
+    with_metrics = saved(either, tmp_path / "with", collection(checkpoint))
+    assert without_metrics.stat().st_size == with_metrics.stat().st_size
+    kept, expected_state = (torch.load(file, weights_only=False) for file in (with_metrics, without_metrics))
     assert kept["state_dict"].keys() == expected_state["state_dict"].keys()
     assert all(torch.equal(value, expected_state["state_dict"][name]) for name, value in kept["state_dict"].items())
     assert kept["optimizer_states"][0].keys() == expected_state["optimizer_states"][0].keys()
@@ -77,19 +77,23 @@ def test_checkpoints_are_the_users_alone_and_load_strictly_both_ways(
     toy(either).load_state_dict(kept["state_dict"], strict=True)
 
 
-def test_training_beside_the_metrics_is_bit_identical(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    """Reading the network in the middle of it included."""
-    bare = toy(lightning)
-    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(bare, noise(), loader())
-    after = torch.get_rng_state()
-    beside = toy(lightning, collection(checkpoint))
-    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(beside, noise(), loader())
-    assert all(torch.equal(value, beside.state_dict()[name]) for name, value in bare.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), after)
+def test_training_is_bit_identical_with_and_without_metrics(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The network is read during training."""
+    plain = toy(lightning)
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(plain, noise(), loader())
+    rng_state = torch.get_rng_state()
+    module = toy(lightning, collection(checkpoint))
+    trainer(lightning, tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(module, noise(), loader())
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng_state)
 
 
-def test_a_run_with_metrics_resumes_one_without(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    """And the other way round, optimiser and loops included."""
+def test_runs_with_and_without_metrics_resume_each_other(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Optimiser and loops are restored too."""
     for start, metrics in ((None, collection(checkpoint)), (collection(checkpoint), None)):
         file = saved(lightning, tmp_path / f"{start is None}", start)
         run = trainer(lightning, tmp_path, max_epochs=2)
@@ -98,7 +102,7 @@ def test_a_run_with_metrics_resumes_one_without(lightning: ModuleType, checkpoin
         assert run.global_step == 8
 
 
-def test_summary_optimiser_clipping_and_averaging_see_nothing_of_the_backbone(
+def test_summary_optimiser_clipping_and_averaging_exclude_the_backbone(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="needs lightning 2.6")
@@ -126,20 +130,22 @@ def test_summary_optimiser_clipping_and_averaging_see_nothing_of_the_backbone(
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"])
-def test_the_trainers_precision_does_not_change_a_score(
+def test_scores_do_not_depend_on_the_trainers_precision(
     precision: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     from lightning.pytorch.plugins import MixedPrecision
 
-    # Asked by name, Lightning takes bf16 for "16-mixed" on a CPU; the plugin itself does what it is told.
-    how = {"plugins": [MixedPrecision("16-mixed", "cpu")]} if precision == "16-mixed" else {"precision": precision}
-    run = trainer(lightning, tmp_path, **how)
+    # By name, Lightning replaces "16-mixed" by bfloat16 on a CPU; the plugin does not.
+    plugins = {"plugins": [MixedPrecision("16-mixed", "cpu")]}
+    run = trainer(lightning, tmp_path, **(plugins if precision == "16-mixed" else {"precision": precision}))
     run.validate(toy(lightning, collection(checkpoint)), loader(), verbose=False)
     assert logged(run) == pytest.approx(expected(checkpoint), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_nor_does_the_modules_own(dtype: torch.dtype, lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_the_modules_dtype(
+    dtype: torch.dtype, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
     module = toy(lightning, collection(checkpoint))
     module = module.half() if dtype == torch.float16 else module.to(torch.bfloat16)
     assert {parameter.dtype for parameter in module.parameters()} == {dtype}
@@ -148,8 +154,8 @@ def test_nor_does_the_modules_own(dtype: torch.dtype, lightning: ModuleType, che
     assert logged(run) == pytest.approx(expected(checkpoint), abs=TOLERANCE)
 
 
-def test_validate_test_and_fit_log_the_same(either: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    """The sanity check before the first epoch leaves nothing behind, and one pass is forgotten before the next."""
+def test_validate_test_and_fit_log_equal_scores(either: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """States are reset after the sanity check and after each validation."""
     module, truth = toy(either, collection(checkpoint)), expected(checkpoint)
     run = trainer(either, tmp_path, max_epochs=2, num_sanity_val_steps=2)
     run.fit(module, noise(), loader())
@@ -158,7 +164,7 @@ def test_validate_test_and_fit_log_the_same(either: ModuleType, checkpoint: Path
     assert run.test(module, loader(), verbose=False)[0] == pytest.approx(truth, abs=TOLERANCE)
 
 
-def test_single_metrics_can_be_logged_by_step_and_by_epoch(
+def test_single_metrics_are_logged_by_step_and_by_epoch(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     module = toy(lightning, collection(checkpoint))
@@ -174,14 +180,12 @@ def test_single_metrics_can_be_logged_by_step_and_by_epoch(
     assert logged(run)["val/cp_epoch"] == pytest.approx(expected(checkpoint)["val/cp"], abs=TOLERANCE)
 
 
-def test_each_of_several_dataloaders_gets_its_own_score(
-    lightning: ModuleType, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_several_dataloaders_have_separate_scores(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     module = toy(lightning)
-    module.of = torch.nn.ModuleList([MaSCConceptPreservation(checkpoint, max_num_patches=64) for _ in range(2)])
+    module.metrics = torch.nn.ModuleList([MaSCConceptPreservation(checkpoint, max_num_patches=64) for _ in range(2)])
 
     def step(self: Any, values: dict[str, Any], index: int, dataloader_idx: int = 0) -> None:
-        metric = self.of[dataloader_idx]
+        metric = self.metrics[dataloader_idx]
         metric.update(values["generated_images"], values["reference_images"], values["reference_masks"])
         self.log("val/cp", metric)
 
@@ -193,13 +197,13 @@ def test_each_of_several_dataloaders_gets_its_own_score(
     assert len(set(truth.values())) == 2
 
 
-def test_a_dev_run_goes_through(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+def test_fast_dev_run_logs_both_scores(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     run = trainer(lightning, tmp_path, fast_dev_run=True)
     run.fit(toy(lightning, collection(checkpoint)), noise(), loader())
     assert set(logged(run)) == {"val/cp", "val/pf"}
 
 
-def test_forward_in_training_keeps_no_graph_and_no_memory(
+def test_forward_in_training_keeps_no_graph_and_constant_memory(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     module = toy(lightning)
@@ -209,12 +213,12 @@ def test_forward_in_training_keeps_no_graph_and_no_memory(
 
     def step(self: Any, noise: torch.Tensor, index: int) -> torch.Tensor:
         shade = self.net(noise).mean().sigmoid()
-        pictures = (values["generated_images"] / 255 * shade).clamp(0, 1)  # new every step, and with a graph behind
+        pictures = (values["generated_images"] / 255 * shade).clamp(0, 1)  # different in every step, and with a graph
         self.log("cp", self.cp(pictures, values["reference_images"], values["reference_masks"]))
         assert not self.cp.compute().requires_grad
         if index % 50 == 0:
             gc.collect()
-            tensors.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+            tensors.append(sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects()))
         return shade
 
     type(module).training_step = step

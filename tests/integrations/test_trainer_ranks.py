@@ -1,4 +1,4 @@
-"""Metrics and callback in two real processes, under every strategy that shares or shards a model."""
+"""Metrics and callback in two processes, with strategies that replicate or shard a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from support import processes
-from support.concept_cases import PICTURES, PROMPTS, Studio, validation
-from support.trainers import collection, lightnings_own_warnings_ignored, loader, noise, package, rows, toy, trainer
+from support.concept_cases import PICTURES, PROMPTS, RecordingModel, validation
+from support.trainers import collection, loader, noise, package, rows, third_party_warnings_ignored, toy, trainer
 
-UNEVEN = 5  # two ranks deal six
+UNEVEN = 5  # a sampler pads it to six on two ranks
 TOLERANCE = 1e-6
 
 
@@ -23,7 +23,7 @@ def ddp() -> dict[str, Any]:
 
 
 def fsdp() -> dict[str, Any]:
-    """Lightning asks for a GPU before FSDP, and torch for an accelerator; told the device, torch shards on a CPU."""
+    """Lightning and torch require an accelerator for FSDP, except that torch accepts an explicit CPU device."""
     from lightning.pytorch.strategies import FSDPStrategy
 
     class OnCPU(FSDPStrategy):
@@ -38,8 +38,8 @@ def fsdp() -> dict[str, Any]:
                 **self.kwargs,
             )
 
-    # Layers gathered one by one: a rank that misses a forward, or comes to another, is noticed.
-    # Sharded checkpoints, because torch's whole state of such a module crashes on a CPU after training.
+    # Layers are gathered one at a time, so that ranks that do not call the same forwards are noticed.
+    # Sharded checkpoints, because gathering the full state dict crashes on a CPU after training.
     return {"strategy": OnCPU(auto_wrap_policy={torch.nn.Linear}, state_dict_type="sharded")}
 
 
@@ -50,7 +50,7 @@ def fsdp2() -> dict[str, Any]:
 
 
 def _fully_shard() -> Any:
-    """Before torch 2.6 it is private."""
+    """Private before torch 2.6."""
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError:
@@ -80,14 +80,14 @@ def numbers(run: Any) -> dict[str, float]:
 
 
 def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]:
-    """Every case in one process group, since starting processes costs more than the cases."""
+    """All cases in one process group, since starting processes is slower than the cases."""
     lightning = package("lightning")
     results: dict[str, Any] = {}
 
     def start(case: str, strategy: str, **settings: Any) -> Any:
         return trainer(lightning, folder / case, devices=world, **STRATEGIES[strategy](), **settings)
 
-    with lightnings_own_warnings_ignored():
+    with third_party_warnings_ignored():
         for strategy in STRATEGIES:
             for keyed in (True, False):
                 run = start("metrics", strategy)
@@ -97,21 +97,21 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
                 run = start("metrics", strategy, precision=precision)
                 run.validate(module_for(strategy, collection(checkpoint), keyed=True), loader(UNEVEN), verbose=False)
                 results[f"metrics {strategy} {precision}"] = numbers(run)
-            studio = Studio()
-            run = start("callback", strategy, callbacks=[validation(checkpoint, studio, panel_dir=folder / strategy)])
+            recorder = RecordingModel()
+            run = start("callback", strategy, callbacks=[validation(checkpoint, recorder, panel_dir=folder / strategy)])
             run.validate(module_for(strategy), loader(1), verbose=False)
-            results[f"callback {strategy}"] = numbers(run), studio.prompts
-            run = start("callback", strategy, callbacks=[validation(checkpoint, Studio(), panel_size=None)])
+            results[f"callback {strategy}"] = numbers(run), recorder.prompts
+            run = start("callback", strategy, callbacks=[validation(checkpoint, RecordingModel(), panel_size=None)])
             run.fit(module_for(strategy), noise())
             results[f"callback {strategy} in fit"] = numbers(run)
 
-        for case, callbacks in (("beside", [validation(checkpoint, Studio())]), ("without", [])):
+        for case, callbacks in (("with", [validation(checkpoint, RecordingModel())]), ("without", [])):
             module = module_for("ddp")
             start(case, "ddp", callbacks=callbacks, max_epochs=2).fit(module, noise())
             results[f"weights {case}"] = {name: value.clone() for name, value in module.state_dict().items()}
 
         for strategy in STRATEGIES:
-            for case, metrics in (("bare", None), ("masc", collection(checkpoint))):
+            for case, metrics in (("without", None), ("with", collection(checkpoint))):
                 run = start(f"{case}-{strategy}", strategy, enable_checkpointing=True)
                 run.fit(module_for(strategy, metrics), noise(), loader())
                 files = [Path(run.checkpoint_callback.best_model_path)]
@@ -120,49 +120,51 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
 
         def fails(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
             if rank == 1:
-                raise MemoryError("no room")
-            return Studio().generate(module, prompts, seed)
+                raise MemoryError("out of memory")
+            return RecordingModel().generate(module, prompts, seed)
 
-        run = start("raises", "ddp", callbacks=[validation(checkpoint, Studio(), generate=fails, on_error="raise")])
+        run = start(
+            "raises", "ddp", callbacks=[validation(checkpoint, RecordingModel(), generate=fails, on_error="raise")]
+        )
         try:
             run.validate(module_for("ddp"), loader(1), verbose=False)
         except RuntimeError as error:
             results["raised"] = str(error), repr(error.__cause__)
 
-        class Blind(Studio):
+        class Failing(RecordingModel):
             def segment(self, pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
                 if rank == 0:
-                    raise RuntimeError("too dark")
+                    raise RuntimeError("no segmenter")
                 return super().segment(pictures, nouns)
 
         for strategy in ("fsdp", "fsdp2"):
-            callback = validation(checkpoint, Blind(), on_error="raise", batch_size=1)
-            run = start(f"blind-{strategy}", strategy, callbacks=[callback])
+            callback = validation(checkpoint, Failing(), on_error="raise", batch_size=1)
+            run = start(f"segment-{strategy}", strategy, callbacks=[callback])
             try:
                 run.validate(module_for(strategy), loader(1), verbose=False)
             except RuntimeError as error:
-                results[f"blind {strategy}"] = str(error)
+                results[f"segment {strategy}"] = str(error)
 
         def seeding(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
             lightning.seed_everything(seed, verbose=False)
-            return Studio().generate(module, prompts, seed)
+            return RecordingModel().generate(module, prompts, seed)
 
         module = module_for("ddp")
         seen: list[int] = []
         type(module).on_train_batch_start = lambda self, values, _: seen.extend(values[:, 0].int().tolist())
         shuffled = torch.utils.data.DataLoader(torch.arange(8.0)[:, None].expand(8, 4), batch_size=2, shuffle=True)  # type: ignore[arg-type]
-        run = start("seeds", "ddp", callbacks=[validation(checkpoint, Studio(), generate=seeding)])
+        run = start("seeds", "ddp", callbacks=[validation(checkpoint, RecordingModel(), generate=seeding)])
         run.validate(module, loader(1), verbose=False)
         run.fit(module, shuffled)
         results["seen"] = seen
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            run = start("warns", "ddp", callbacks=[validation(checkpoint, Studio(), generate=fails)])
+            run = start("warns", "ddp", callbacks=[validation(checkpoint, RecordingModel(), generate=fails)])
             run.validate(module_for("ddp"), loader(1), verbose=False)
         results["warned"] = (
             numbers(run),
-            [str(each.message) for each in caught if "MaSCValidation" in str(each.message)],
+            [str(warning.message) for warning in caught if "MaSCValidation" in str(warning.message)],
         )
     return results
 
@@ -177,7 +179,7 @@ def ranks(checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFacto
     return processes.run(work, 2, tmp_path_factory.mktemp("ranks"), str(checkpoint), folder)
 
 
-def alone(checkpoint: Path, order: list[int]) -> dict[str, float]:
+def single_process(checkpoint: Path, order: list[int]) -> dict[str, float]:
     metrics = collection(checkpoint)
     values = rows(UNEVEN)
     for index in order:
@@ -192,93 +194,92 @@ def alone(checkpoint: Path, order: list[int]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("how", ["with ids", "bf16-mixed", "bf16-true"])
-def test_with_ids_the_samplers_repeats_count_once(
-    how: str, strategy: str, ranks: list[dict[str, Any]], checkpoint: Path
+@pytest.mark.parametrize("case", ["with ids", "bf16-mixed", "bf16-true"])
+def test_sampler_repeats_count_once_with_ids(
+    case: str, strategy: str, ranks: list[dict[str, Any]], checkpoint: Path
 ) -> None:
     for rank in ranks:
-        truth = alone(checkpoint, list(range(UNEVEN)))
-        assert rank[f"metrics {strategy} {how}"] == pytest.approx(truth, abs=TOLERANCE)
+        truth = single_process(checkpoint, list(range(UNEVEN)))
+        assert rank[f"metrics {strategy} {case}"] == pytest.approx(truth, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_without_ids_the_samplers_repeats_count_twice(
-    strategy: str, ranks: list[dict[str, Any]], checkpoint: Path
-) -> None:
-    """As documented, and as for every metric; the sampler repeats the first sample."""
+def test_sampler_repeats_count_twice_without_ids(strategy: str, ranks: list[dict[str, Any]], checkpoint: Path) -> None:
+    """The sampler repeats the first sample; the documentation says so."""
     for rank in ranks:
-        truth = alone(checkpoint, [*range(UNEVEN), 0])
+        truth = single_process(checkpoint, [*range(UNEVEN), 0])
         assert rank[f"metrics {strategy} without ids"] == pytest.approx(truth, abs=TOLERANCE)
-    assert truth["val/cp"] != pytest.approx(alone(checkpoint, list(range(UNEVEN)))["val/cp"], abs=1e-4)
+    assert truth["val/cp"] != pytest.approx(single_process(checkpoint, list(range(UNEVEN)))["val/cp"], abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_checkpoints_are_as_large_with_metrics_as_without(strategy: str, ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0][f"size {strategy} masc"] == ranks[0][f"size {strategy} bare"] > 1000
+def test_checkpoints_have_equal_size_with_and_without_metrics(strategy: str, ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0][f"size {strategy} with"] == ranks[0][f"size {strategy} without"] > 1000
 
 
 @pytest.fixture(scope="module")
 def one_process(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    with lightnings_own_warnings_ignored():
+    with third_party_warnings_ignored():
         lightning = package("lightning")
-        callback = validation(checkpoint, Studio(), panel_size=None)
-        run = trainer(lightning, tmp_path_factory.mktemp("alone"), callbacks=[callback])
+        callback = validation(checkpoint, RecordingModel(), panel_size=None)
+        run = trainer(lightning, tmp_path_factory.mktemp("single"), callbacks=[callback])
         run.validate(toy(lightning), loader(1), verbose=False)
         return numbers(run)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_callback_shares_the_prompts_and_scores_as_one_process_does(
+def test_callback_distributes_prompts_and_scores_as_one_process(
     strategy: str, ranks: list[dict[str, Any]], one_process: dict[str, float], folder: Path
 ) -> None:
-    asked = []
+    generated = []
     for rank in ranks:
         scores, prompts = rank[f"callback {strategy}"]
         assert scores == pytest.approx(one_process, abs=TOLERANCE)
         assert scores.keys() >= {"val/masc_cp", "val/masc_pf", "val/masc_cp/kitten", "val/masc_pf/rocket"}
-        asked += prompts
+        generated += prompts
         fitted = rank[f"callback {strategy} in fit"]
-        assert fitted == ranks[0][f"callback {strategy} in fit"], "no rank sees other scores, and none is undefined"
+        assert fitted == ranks[0][f"callback {strategy} in fit"], "all ranks have equal scores, and none is undefined"
         assert len(fitted) == 6
     if strategy == "ddp":
-        assert sorted(asked) == sorted(prompt for prompts in PROMPTS.values() for prompt in prompts)
-    else:  # three batches on two ranks: a sharded model needs both in the last one, whose picture counts once
+        assert sorted(generated) == sorted(prompt for prompts in PROMPTS.values() for prompt in prompts)
+    else:  # three batches on two ranks: both generate the last one of a sharded model, and it counts once
         assert len(ranks[0][f"callback {strategy}"][1]) >= PICTURES - 2
-        assert len(asked) > PICTURES
-    assert len(os.listdir(folder / strategy)) == 1, "rank 0 alone draws the panel"
+        assert len(generated) > PICTURES
+    assert len(os.listdir(folder / strategy)) == 1, "only rank 0 draws the panel"
 
 
-def test_training_beside_the_callback_is_bit_identical(ranks: list[dict[str, Any]]) -> None:
+def test_training_is_bit_identical_with_and_without_the_callback(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for name, value in rank["weights without"].items():
-            assert torch.equal(rank["weights beside"][name], value), name
+            assert torch.equal(rank["weights with"][name], value), name
 
 
-def test_a_generator_that_seeds_everything_leaves_each_rank_its_share_of_the_data(ranks: list[dict[str, Any]]) -> None:
-    """Lightning shuffles by a seed that it keeps in the environment; two seeds would repeat and miss samples."""
+def test_generators_that_seed_everything_do_not_change_the_data_of_a_rank(ranks: list[dict[str, Any]]) -> None:
+    """Lightning shuffles by a seed in the environment; ranks with different seeds would repeat and miss samples."""
     assert sorted(ranks[0]["seen"] + ranks[1]["seen"]) == list(range(8))
 
 
-def test_an_error_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> None:
+def test_errors_of_one_rank_are_raised_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(ranks):
         text, cause = result["raised"]
-        assert text.startswith("MaSCValidation, rank 1: generate raised MemoryError: no room")
+        assert text.startswith("MaSCValidation, rank 1: generate raised MemoryError: out of memory")
         assert ("MemoryError" in cause) == (rank == 1)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
-def test_a_sharded_models_ranks_stay_in_step_until_the_error_is_raised(
+def test_ranks_of_sharded_models_stay_synchronised_until_an_error_is_raised(
     strategy: str, ranks: list[dict[str, Any]]
 ) -> None:
     for rank in ranks:
-        assert rank[f"blind {strategy}"].startswith("MaSCValidation, rank 0: segment raised RuntimeError: too dark")
+        text = rank[f"segment {strategy}"]
+        assert text.startswith("MaSCValidation, rank 0: segment raised RuntimeError: no segmenter")
 
 
-def test_an_error_on_one_rank_is_told_once_and_leaves_the_others_samples(ranks: list[dict[str, Any]]) -> None:
+def test_errors_of_one_rank_are_warned_about_once_and_keep_other_samples(ranks: list[dict[str, Any]]) -> None:
     texts = [text for rank in ranks for text in rank["warned"][1]]
     assert len(texts) == 1
-    assert "CP is undefined for 2 and PF for 2 of 5 pictures" in texts[0]
-    assert "no room" in texts[0]
+    assert "CP is undefined for 2 and PF for 2 of 5 images" in texts[0]
+    assert "out of memory" in texts[0]
     for rank in ranks:
         assert rank["warned"][0] == ranks[0]["warned"][0]
         assert rank["warned"][0]["val/masc_cp"] == rank["warned"][0]["val/masc_cp"]

@@ -1,4 +1,4 @@
-"""MaSCValidation: right scores on schedule, pictures in the loggers, and a training that never notices."""
+"""MaSCValidation: scores, schedule, panels, failures, and isolation from training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from support.batches import PATCHES, images, masks
-from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, Studio, concepts, validation
-from support.trainers import collection, lightnings_own_warnings_ignored, loader, noise, package, toy, trainer
+from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, validation
+from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
 
 from masc_metrics.integrations import picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
@@ -30,8 +30,8 @@ EVERY = OVERALL | {f"{name}/{concept}" for name in OVERALL for concept in PROMPT
 
 
 @pytest.fixture(autouse=True)
-def _ours_alone() -> Iterator[None]:
-    with lightnings_own_warnings_ignored():
+def _ignore_third_party_warnings() -> Iterator[None]:
+    with third_party_warnings_ignored():
         yield
 
 
@@ -49,16 +49,16 @@ def scores(run: Any) -> dict[str, float]:
     return {name: value.item() for name, value in run.callback_metrics.items() if "masc" in name}
 
 
-def dice() -> tuple[Any, ...]:
+def random_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
 
-def told(function: Callable[[], Any]) -> list[str]:
-    """The callback's own warnings."""
+def validation_warnings(function: Callable[[], Any]) -> list[str]:
+    """Texts of the callback's warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         function()
-    return [str(each.message) for each in caught if "MaSCValidation" in str(each.message)]
+    return [str(warning.message) for warning in caught if "MaSCValidation" in str(warning.message)]
 
 
 def size_of(file: Path) -> tuple[int, int]:
@@ -66,25 +66,25 @@ def size_of(file: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_its_scores_are_those_of_the_metrics(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    """Each picture against every reference of its concept, its prompt without its subject."""
-    studio, module = Studio(), toy(lightning)
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio)])
+def test_callback_scores_equal_the_metrics(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """Each image is scored against every reference of its concept."""
+    recorder, module = RecordingModel(), toy(lightning)
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder)])
     run.validate(module, loader(1), verbose=False)
     assert set(scores(run)) == EVERY
-    assert studio.modes == [(False, False)] * 3
+    assert recorder.modes == [(False, False)] * 3
 
-    again, orders = Studio(), [(c, p) for c in concepts() for p in c.prompts]
+    repeated, samples = RecordingModel(), [(c, p) for c in concepts() for p in c.prompts]
     module.eval()
     cp: dict[str, list[float]] = {name: [] for name in PROMPTS}
     pf: dict[str, list[float]] = {name: [] for name in PROMPTS}
     for number, start in enumerate(range(0, PICTURES, 2)):
-        batch = orders[start : start + 2]
-        for seeded in (torch.manual_seed, np.random.seed, random.seed):
-            seeded(number)
-        pictures = again.generate(module, [prompt for _, prompt in batch], number)
-        found = again.segment(pictures, [concept.noun for concept, _ in batch])
-        for picture, mask, (concept, prompt) in zip(pictures, found, batch, strict=True):
+        batch = samples[start : start + 2]
+        for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+            set_seed(number)
+        pictures = repeated.generate(module, [prompt for _, prompt in batch], number)
+        segmented = repeated.segment(pictures, [concept.noun for concept, _ in batch])
+        for picture, mask, (concept, prompt) in zip(pictures, segmented, batch, strict=True):
             metrics = collection(checkpoint)
             for reference, reference_mask in zip(concept.references.images, concept.masks.masks, strict=True):
                 metrics.update(
@@ -105,7 +105,7 @@ def test_its_scores_are_those_of_the_metrics(lightning: ModuleType, checkpoint: 
     assert scores(run) == pytest.approx(truth, abs=1e-6)
 
 
-IN_LOOP, BY_ITSELF = True, False
+IN_LOOP, OUTSIDE_LOOP = True, False
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ IN_LOOP, BY_ITSELF = True, False
     [
         ({}, {"max_epochs": 3}, [(4, IN_LOOP), (8, IN_LOOP), (12, IN_LOOP)]),
         ({"every_n_epochs": 2}, {"max_epochs": 5}, [(8, IN_LOOP), (16, IN_LOOP)]),
-        ({"every_n_steps": 3}, {"max_epochs": 2}, [(3, BY_ITSELF), (6, BY_ITSELF)]),
-        ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, [(2, BY_ITSELF), (4, BY_ITSELF)]),
+        ({"every_n_steps": 3}, {"max_epochs": 2}, [(3, OUTSIDE_LOOP), (6, OUTSIDE_LOOP)]),
+        ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, [(2, OUTSIDE_LOOP), (4, OUTSIDE_LOOP)]),
         ({"every_n_steps": 50}, {"max_epochs": 2}, []),
         ({}, {"max_epochs": 2, "val_check_interval": 0.5}, [(4, IN_LOOP), (8, IN_LOOP)]),
-        ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, [(4, BY_ITSELF), (8, IN_LOOP)]),
-        ({}, {"max_epochs": 2, "limit_val_batches": 0}, [(4, BY_ITSELF), (8, BY_ITSELF)]),
-        ({}, {"max_steps": 6, "max_epochs": -1}, [(4, IN_LOOP), (6, BY_ITSELF)]),
+        ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, [(4, OUTSIDE_LOOP), (8, IN_LOOP)]),
+        ({}, {"max_epochs": 2, "limit_val_batches": 0}, [(4, OUTSIDE_LOOP), (8, OUTSIDE_LOOP)]),
+        ({}, {"max_steps": 6, "max_epochs": -1}, [(4, IN_LOOP), (6, OUTSIDE_LOOP)]),
     ],
 )
-def test_it_keeps_its_schedule(
+def test_callback_validates_on_schedule(
     settings: dict[str, Any],
     fit: dict[str, Any],
     steps: list[tuple[int, bool]],
@@ -130,16 +130,16 @@ def test_it_keeps_its_schedule(
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    """With the sanity check on, which it leaves out; inside the epoch's last validation loop if there is one."""
-    studio = Studio()
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio, panel_size=None, **settings)], **fit)
+    """Not in the sanity check; inside the last validation loop of an epoch if there is one."""
+    recorder = RecordingModel()
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, panel_size=None, **settings)], **fit)
     run.fit(toy(lightning), noise(), loader(1))
-    assert studio.steps[::3] == steps  # three batches each time
-    assert studio.prompts == ALL_PROMPTS * len(steps)
-    assert studio.seeds == [0, 1, 2] * len(steps), "the same dice every time, so that panels can be compared"
+    assert recorder.steps[::3] == steps  # three batches each time
+    assert recorder.prompts == ALL_PROMPTS * len(steps)
+    assert recorder.seeds == [0, 1, 2] * len(steps), "equal seeds in every validation, so that panels are comparable"
 
 
-def test_averaged_weights_are_scored_if_it_stands_before_weight_averaging(
+def test_averaged_weights_are_scored_if_the_callback_precedes_weight_averaging(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="needs lightning 2.6")
@@ -148,9 +148,9 @@ def test_averaged_weights_are_scored_if_it_stands_before_weight_averaging(
 
         def look(module: Any, prompts: list[str], seed: int, first: bool = first) -> torch.Tensor:
             seen[first] = module.net[0].weight.detach().clone()
-            return Studio().generate(module, prompts, seed)
+            return RecordingModel().generate(module, prompts, seed)
 
-        masc, mean = validation(checkpoint, Studio(), generate=look), averaging.WeightAveraging()
+        masc, mean = validation(checkpoint, RecordingModel(), generate=look), averaging.WeightAveraging()
         module = toy(lightning)
         run = trainer(lightning, tmp_path, callbacks=[masc, mean] if first else [mean, masc], num_sanity_val_steps=0)
         weights: list[torch.Tensor] = []
@@ -163,10 +163,10 @@ def test_averaged_weights_are_scored_if_it_stands_before_weight_averaging(
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {"every_n_epochs": 2}])
-def test_a_resumed_run_keeps_the_schedule(
+def test_resumed_runs_keep_the_schedule(
     settings: dict[str, int], lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    file, before, after = tmp_path / "half.ckpt", Studio(), Studio()
+    file, before, after = tmp_path / "half.ckpt", RecordingModel(), RecordingModel()
     first = trainer(lightning, tmp_path, max_epochs=1, callbacks=[validation(checkpoint, before, **settings)])
     first.fit(toy(lightning), noise())
     first.save_checkpoint(file)
@@ -176,46 +176,46 @@ def test_a_resumed_run_keeps_the_schedule(
     assert [step for step, _ in after.steps[::3]] == ([6] if "every_n_steps" in settings else [8])
 
 
-def test_a_run_resumed_in_the_middle_of_an_epoch_keeps_the_schedule(
+def test_runs_resumed_within_an_epoch_keep_the_schedule(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    studios = Studio(), Studio()
-    saving = ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="sixth")  # in epochs of four
-    for studio, settings in zip(
-        studios, ({"max_epochs": 2, "enable_checkpointing": True}, {"max_epochs": 3}), strict=True
+    recorders = RecordingModel(), RecordingModel()
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="sixth")  # an epoch has four steps
+    for recorder, settings in zip(
+        recorders, ({"max_epochs": 2, "enable_checkpointing": True}, {"max_epochs": 3}), strict=True
     ):
-        callbacks = [validation(checkpoint, studio, every_n_steps=4, panel_size=None)]
+        callbacks = [validation(checkpoint, recorder, every_n_steps=4, panel_size=None)]
         callbacks += [saving] if "enable_checkpointing" in settings else []
         run = trainer(lightning, tmp_path, callbacks=callbacks, **settings)
-        run.fit(toy(lightning), noise(), ckpt_path=tmp_path / "sixth.ckpt" if studio is studios[1] else None)
-    assert [step for step, _ in studios[0].steps[::3]] == [4, 8]
-    assert [step for step, _ in studios[1].steps[::3]] == [8, 12]
+        run.fit(toy(lightning), noise(), ckpt_path=tmp_path / "sixth.ckpt" if recorder is recorders[1] else None)
+    assert [step for step, _ in recorders[0].steps[::3]] == [4, 8]
+    assert [step for step, _ in recorders[1].steps[::3]] == [8, 12]
 
 
-def test_a_run_resumed_at_an_epochs_end_does_not_validate_it_again(
+def test_runs_resumed_at_the_end_of_an_epoch_do_not_validate_it_again(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
     settings = {"enable_checkpointing": True, "num_sanity_val_steps": 0}
-    first = trainer(lightning, tmp_path, callbacks=[saving, validation(checkpoint, Studio())], **settings)
+    first = trainer(lightning, tmp_path, callbacks=[saving, validation(checkpoint, RecordingModel())], **settings)
     first.fit(toy(lightning), noise(), loader(1))
-    after = Studio()
+    after = RecordingModel()
     second = trainer(lightning, tmp_path, max_epochs=2, callbacks=[validation(checkpoint, after)])
     second.fit(toy(lightning), noise(), loader(1), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert [step for step, _ in after.steps[::3]] == [8]
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 1}, {"every_n_epochs": 1}])
-def test_training_beside_it_is_bit_identical(
+def test_training_is_bit_identical_with_and_without_the_callback(
     settings: dict[str, int], either: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Dropout, shuffling and batch statistics included; a part that the user holds in eval mode stays there."""
+    """This includes dropout, shuffling, batch statistics, and a submodule that the user keeps in eval mode."""
     states = []
-    for callbacks in ([], [validation(checkpoint, Studio(), **settings)]):
+    for callbacks in ([], [validation(checkpoint, RecordingModel(), **settings)]):
         module = toy(either)
         module.frozen = torch.nn.Dropout().eval()
         run = trainer(either, tmp_path, max_epochs=2, callbacks=callbacks)
@@ -224,20 +224,20 @@ def test_training_beside_it_is_bit_identical(
         either.seed_everything(1, verbose=False)
         data = torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=2, shuffle=True)  # type: ignore[arg-type]
         run.fit(module, data, loader(1))
-        kept = run.strategy.optimizers[0].state_dict()["state"]
-        states.append((copy.deepcopy(module.state_dict()), kept, dice(), modes))
-    bare, beside = states
-    assert bare[0].keys() == beside[0].keys()
-    assert all(torch.equal(value, beside[0][name]) for name, value in bare[0].items())
-    assert all(torch.equal(state["exp_avg"], beside[1][index]["exp_avg"]) for index, state in bare[1].items())
-    assert bare[2] == beside[2]
-    assert bare[3] == beside[3]
+        optimizer = run.strategy.optimizers[0].state_dict()["state"]
+        states.append((copy.deepcopy(module.state_dict()), optimizer, random_states(), modes))
+    plain, with_callback = states
+    assert plain[0].keys() == with_callback[0].keys()
+    assert all(torch.equal(value, with_callback[0][name]) for name, value in plain[0].items())
+    assert all(torch.equal(state["exp_avg"], with_callback[1][index]["exp_avg"]) for index, state in plain[1].items())
+    assert plain[2] == with_callback[2]
+    assert plain[3] == with_callback[3]
 
 
-def test_random_states_and_modes_are_restored_when_the_user_interrupts(
+def test_random_states_and_modes_are_restored_after_an_interrupt(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    class Interrupting(Studio):
+    class Interrupting(RecordingModel):
         def generate(self, module: Any, prompts: list[str], seed: int) -> Any:
             super().generate(module, prompts, seed)
             raise KeyboardInterrupt
@@ -247,10 +247,10 @@ def test_random_states_and_modes_are_restored_when_the_user_interrupts(
     run.strategy.connect(module)
     module.trainer = run
     module.net[1].eval()
-    before = dice()
+    before = random_states()
     with pytest.raises(KeyboardInterrupt):
         callback._validate(run, module, 0)
-    assert dice() == before
+    assert random_states() == before
     assert module.training
     assert not module.net[1].training
 
@@ -258,19 +258,19 @@ def test_random_states_and_modes_are_restored_when_the_user_interrupts(
 def test_generate_runs_in_the_trainers_precision_and_without_inference_tensors(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = []
+    outputs = []
 
-    def look(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
-        made = module.net(torch.ones(1, 4))
-        found.append((made.dtype, made.is_inference(), torch.is_autocast_enabled("cpu")))
-        return Studio().generate(module, prompts, seed)
+    def generate(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        output = module.net(torch.ones(1, 4))
+        outputs.append((output.dtype, output.is_inference(), torch.is_autocast_enabled("cpu")))
+        return RecordingModel().generate(module, prompts, seed)
 
     for precision in ("bf16-mixed", "bf16-true"):
-        callback = validation(checkpoint, Studio(), generate=look, batch_size=9)
+        callback = validation(checkpoint, RecordingModel(), generate=generate, batch_size=9)
         trainer(lightning, tmp_path, precision=precision, callbacks=[callback]).validate(
             toy(lightning), loader(1), verbose=False
         )
-    assert found == [(torch.bfloat16, False, True), (torch.bfloat16, False, False)]
+    assert outputs == [(torch.bfloat16, False, True), (torch.bfloat16, False, False)]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_generate_runs_in_the_trainers_precision_and_without_inference_tensors(
         ({"every_n_epochs": 2}, {"limit_val_batches": 0}, {"every_n_epochs": 2}, {"strict": False}),
     ],
 )
-def test_checkpoints_and_early_stopping_can_watch_it(
+def test_checkpoints_and_early_stopping_can_monitor_the_scores(
     settings: dict[str, Any],
     fit: dict[str, Any],
     saving: dict[str, Any],
@@ -293,10 +293,10 @@ def test_checkpoints_and_early_stopping_can_watch_it(
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    """With the settings that docs/lightning.md gives: every checkpoint bears the score of its own weights."""
+    """With the settings in docs/lightning.md, the score in the name of a checkpoint is that of its weights."""
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-    kept = ModelCheckpoint(
+    saving_callback = ModelCheckpoint(
         tmp_path,
         monitor="val/masc_cp",
         mode="max",
@@ -307,7 +307,7 @@ def test_checkpoints_and_early_stopping_can_watch_it(
     )
     known: dict[int, float] = {}
 
-    class Telling(lightning.Callback):  # type: ignore[misc,name-defined]
+    class Recorder(lightning.Callback):  # type: ignore[misc,name-defined]
         def on_train_batch_start(self, run: Any, *_: Any) -> None:
             known.setdefault(run.global_step, scores(run).get("val/masc_cp", float("nan")))
 
@@ -315,172 +315,174 @@ def test_checkpoints_and_early_stopping_can_watch_it(
             known[run.global_step] = scores(run)["val/masc_cp"]
 
     stop = EarlyStopping("val/masc_cp", mode="max", min_delta=10.0, patience=2, **stopping)
-    callbacks = [kept, stop, Telling(), validation(checkpoint, Studio(), panel_size=None, **settings)]
+    masc = validation(checkpoint, RecordingModel(), panel_size=None, **settings)
+    callbacks = [saving_callback, stop, Recorder(), masc]
     run = trainer(lightning, tmp_path, max_epochs=12, enable_checkpointing=True, callbacks=callbacks, **fit)
     run.fit(toy(lightning), noise(), loader(1))
-    assert run.current_epoch < 12, "no rise by ten, so it stops"
+    assert run.current_epoch < 12, "a score cannot rise by 10, so training stops"
     files = [file.stem.rsplit("/", 1)[-1] for file in tmp_path.rglob("*.ckpt")]
     names = [str(file.relative_to(tmp_path).with_suffix("")) for file in tmp_path.rglob("*.ckpt")]
     assert len(names) == len(files) >= 2
     for name in names:
         step, score = re.match(r"(\d+)-(-?\d\.\d+)", name).groups()  # type: ignore[union-attr]
         assert float(score) == pytest.approx(known[int(step)], abs=2e-6)
-    assert "MaSCValidation" not in str(torch.load(kept.best_model_path, weights_only=False)["callbacks"].keys())
+    saved = torch.load(saving_callback.best_model_path, weights_only=False)
+    assert "MaSCValidation" not in str(saved["callbacks"].keys())
 
 
-def test_a_dev_run_generates_one_batch_and_writes_nothing(
+def test_fast_dev_run_generates_one_batch_and_writes_nothing(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     for settings in ({"every_n_epochs": 7}, {"every_n_steps": 1}):
-        studio = Studio()
-        run = trainer(lightning, tmp_path, fast_dev_run=True, callbacks=[validation(checkpoint, studio, **settings)])
+        recorder = RecordingModel()
+        run = trainer(lightning, tmp_path, fast_dev_run=True, callbacks=[validation(checkpoint, recorder, **settings)])
         run.fit(toy(lightning), noise(), loader(1))
-        assert studio.prompts == PROMPTS[KITTEN][:2]
+        assert recorder.prompts == PROMPTS[KITTEN][:2]
     assert not list(tmp_path.rglob("*.png"))
 
 
-class Broken(Studio):
-    """Fails where it is told to."""
+class Broken(RecordingModel):
+    """Returns changed images or masks for the rocket, or raises."""
 
     def __init__(self, *, generates: Any = None, segments: Any = None) -> None:
         super().__init__()
         self.bad_pictures, self.bad_masks = generates, segments
 
     def generate(self, module: Any, prompts: list[str], seed: int) -> Any:
-        good = super().generate(module, prompts, seed)
-        return self.bad_pictures(good) if self.bad_pictures and "rocket" in prompts[0] else good
+        pictures = super().generate(module, prompts, seed)
+        return self.bad_pictures(pictures) if self.bad_pictures and "rocket" in prompts[0] else pictures
 
     def segment(self, pictures: Any, nouns: list[str]) -> Any:
-        good = super().segment(pictures, nouns)
-        return self.bad_masks(good) if self.bad_masks and "rocket" in nouns[0] else good
+        segmented = super().segment(pictures, nouns)
+        return self.bad_masks(segmented) if self.bad_masks and "rocket" in nouns[0] else segmented
 
 
-def boom(_: Any) -> Any:
-    raise RuntimeError("out of ideas")
+def fail(_: Any) -> Any:
+    raise RuntimeError("intended failure")
 
 
 @pytest.mark.parametrize(
-    ("studio", "undefined", "reason"),
+    ("recorder", "undefined", "reason"),
     [
-        (Broken(generates=boom), {"cp", "pf"}, "generate raised RuntimeError: out of ideas"),
-        (Broken(segments=boom), {"pf"}, "segment raised RuntimeError: out of ideas"),
-        (Broken(generates=lambda good: good[:1]), {"cp", "pf"}, "what generate returned holds 1 images for 2 prompts"),
-        (Broken(generates=lambda good: good.float()), {"cp", "pf"}, "what generate returned"),
-        (Broken(generates=lambda good: None), {"cp", "pf"}, "what generate returned"),
-        (Broken(segments=lambda good: good[:, :9]), {"pf"}, "what segment returned"),
-        (Broken(segments=lambda good: None), {"pf"}, "segment raised TypeError: what segment returned is a NoneType"),
-        (Broken(segments=lambda good: good[0]), {"pf"}, "what segment returned has shape"),
-        (Broken(segments=lambda good: torch.ones_like(good)), {"pf"}, "marked 2 from edge to edge"),
+        (Broken(generates=fail), {"cp", "pf"}, "generate raised RuntimeError: intended failure"),
+        (Broken(segments=fail), {"pf"}, "segment raised RuntimeError: intended failure"),
+        (Broken(generates=lambda images: images[:1]), {"cp", "pf"}, "generate output holds 1 images for 2 prompts"),
+        (Broken(generates=lambda images: images.float()), {"cp", "pf"}, r"generate output[0] is torch.float32"),
+        (Broken(generates=lambda images: None), {"cp", "pf"}, "generate output is a NoneType"),
+        (Broken(segments=lambda masks: masks[:, :9]), {"pf"}, "segment output[0] is (9, 128)"),
+        (Broken(segments=lambda masks: None), {"pf"}, "segment raised TypeError: segment output is a NoneType"),
+        (Broken(segments=lambda masks: masks[0]), {"pf"}, "segment output has shape"),
+        (Broken(segments=lambda masks: torch.ones_like(masks)), {"pf"}, "marked 2 completely"),
         (
-            Broken(segments=lambda good: torch.zeros_like(good)),
+            Broken(segments=lambda masks: torch.zeros_like(masks)),
             set(),
-            "of 5 pictures: the segmenter marked nothing in 2",
+            "of 5 images: the segmenter marked nothing in 2",
         ),
     ],
 )
-def test_what_fails_is_told_once_and_left_out(
-    studio: Broken, undefined: set[str], reason: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+def test_failures_are_warned_about_once_and_excluded(
+    recorder: Broken, undefined: set[str], reason: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     module = toy(lightning)
-    callback = validation(checkpoint, studio, batch_size=3)  # so that the rockets are alone in their batch
+    callback = validation(checkpoint, recorder, batch_size=3)  # so that the second batch contains only rockets
     run = trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback])
-    texts = told(lambda: run.fit(module, noise()))
+    texts = validation_warnings(lambda: run.fit(module, noise()))
     assert len(texts) == 2, texts  # one for each epoch
     assert all(reason in text for text in texts), texts
-    assert not any("the reference masks leave" in text for text in texts), "each picture is counted with its own reason"
-    assert all(("edge to edge" in text) == ("edge to edge" in reason) for text in texts)
-    found = scores(run)
+    assert not any("the reference masks leave" in text for text in texts), "each image is counted with one reason"
+    assert all(("completely" in text) == ("completely" in reason) for text in texts)
+    logged = scores(run)
     for score in ("cp", "pf"):
-        assert (found[f"val/masc_{score}/rocket"] != found[f"val/masc_{score}/rocket"]) == (score in undefined)
-        assert found[f"val/masc_{score}"] == found[f"val/masc_{score}"]
+        assert np.isnan(logged[f"val/masc_{score}/rocket"]) == (score in undefined)
+        assert not np.isnan(logged[f"val/masc_{score}"])
         if score in undefined:
-            assert found[f"val/masc_{score}"] == found[f"val/masc_{score}/kitten"]
+            assert logged[f"val/masc_{score}"] == logged[f"val/masc_{score}/kitten"]
     assert len(list((tmp_path / "masc_panels").glob("*.png"))) == 2
     plain = toy(lightning)
     trainer(lightning, tmp_path, max_epochs=2).fit(plain, noise())
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in module.state_dict().items())
 
 
-def test_a_reference_without_a_patch_of_its_subject_is_left_out(
+def test_references_without_a_subject_patch_are_excluded(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """One pixel of a mask is no patch; the picture keeps its score against the other reference."""
+    """A mask of one pixel covers no patch; the image keeps its score with the other reference."""
     pictures, marked = images(2, *SIZE, seed=80), masks(2, *SIZE, seed=80)
     pixel = torch.zeros_like(marked[1])
     pixel[0, 0] = True
     both = Concept("rocket", PROMPTS["rocket"], pictures, torch.stack([marked[0], pixel]))
     first = Concept("rocket", PROMPTS["rocket"], pictures[:1], marked[:1])
-    found = []
+    logged = []
     for concept in (both, first):
-        studio = Studio()
+        recorder = RecordingModel()
         settings = {"model_name_or_path": checkpoint, "max_num_patches": PATCHES}
-        callback = MaSCValidation([concept], studio.generate, studio.segment, **settings)
+        callback = MaSCValidation([concept], recorder.generate, recorder.segment, **settings)
         run = trainer(lightning, tmp_path, callbacks=[callback])
         run.validate(toy(lightning), loader(1), verbose=False)
-        found.append(scores(run))
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
-    assert found[0]["val/masc_cp"] == found[0]["val/masc_cp"]
+        logged.append(scores(run))
+    assert logged[0] == pytest.approx(logged[1], abs=1e-6)
+    assert not np.isnan(logged[0]["val/masc_cp"])
 
 
-def test_it_raises_if_asked_to(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    callback = validation(checkpoint, Broken(generates=boom), batch_size=3, on_error="raise")
+def test_errors_are_raised_with_on_error_raise(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    callback = validation(checkpoint, Broken(generates=fail), batch_size=3, on_error="raise")
     run = trainer(lightning, tmp_path, callbacks=[callback])
-    with pytest.raises(RuntimeError, match=r"rank 0: generate raised RuntimeError: out of ideas \(first for 'rocket'"):
+    with pytest.raises(RuntimeError, match=r"rank 0: generate raised RuntimeError: intended .* \(first for 'rocket'"):
         run.validate(toy(lightning), loader(1), verbose=False)
 
 
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
-def test_a_panel_that_cannot_be_kept_is_a_warning(
+def test_panels_that_cannot_be_written_cause_a_warning(
     on_error: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    callback = validation(checkpoint, Studio(), panel_dir=file, on_error=on_error)
+    callback = validation(checkpoint, RecordingModel(), panel_dir=file, on_error=on_error)
     run = trainer(lightning, tmp_path, callbacks=[callback])
-    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
-    assert re.search("the panel is lost, FileExistsError", text)
+    (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert "the panel could not be written, FileExistsError" in text
     assert set(scores(run)) == EVERY
 
 
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
-def test_a_panel_that_cannot_be_drawn_leaves_the_scores(
+def test_panels_that_cannot_be_drawn_do_not_affect_scores(
     on_error: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no room for maps")
+        raise RuntimeError("out of memory for maps")
 
     monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), on_error=on_error)])
-    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
-    assert re.search("of 5 pictures: the panel raised .*no room for maps", text)
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), on_error=on_error)])
+    (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert re.search("of 5 images: the panel raised .*out of memory for maps", text)
     assert not any(np.isnan(value) for value in scores(run).values())
 
 
-def test_what_failed_is_not_held_while_the_rest_is_generated(
+def test_failed_batches_are_freed_before_the_next_batch(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """It may have failed for want of memory."""
-    held: list[weakref.ref[torch.Tensor]] = []
+    """The batch may have failed because memory was full."""
+    references: list[weakref.ref[torch.Tensor]] = []
     alive = []
 
     def fails_first(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
-        alive.append([each() is not None for each in held])
-        large = Studio().generate(module, prompts, seed)
-        if not held:
-            held.append(weakref.ref(large))
+        alive.append([reference() is not None for reference in references])
+        large = RecordingModel().generate(module, prompts, seed)
+        if not references:
+            references.append(weakref.ref(large))
             raise MemoryError
         return large
 
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), generate=fails_first)])
-    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), generate=fails_first)])
+    (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert re.search("MemoryError", text)
     assert alive == [[], [False], [False]]
 
 
-def test_a_released_text_tower_is_not_read_again_for_known_prompts(
+def test_released_text_towers_are_not_read_again_for_known_prompts(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    callback = validation(checkpoint, Studio())
+    callback = validation(checkpoint, RecordingModel())
     run = trainer(lightning, tmp_path, callbacks=[callback])
     run.validate(toy(lightning), loader(1), verbose=False)
     first, backbone = scores(run), callback._scorer.pf.backbone
@@ -491,39 +493,39 @@ def test_a_released_text_tower_is_not_read_again_for_known_prompts(
     assert not backbone.text_tower_loaded
 
 
-def test_prompts_are_known_after_a_validation_whose_generator_failed(
+def test_prompts_are_encoded_even_if_the_generator_fails(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     def fails(*_: object) -> torch.Tensor:
         raise RuntimeError("no picture")
 
-    callback = validation(checkpoint, Studio(), generate=fails)
+    callback = validation(checkpoint, RecordingModel(), generate=fails)
     run = trainer(lightning, tmp_path, callbacks=[callback])
-    told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     callback._scorer.pf.backbone.release_text_tower()
-    callback.generate = Studio().generate
+    callback.generate = RecordingModel().generate
     run.validate(toy(lightning), loader(1), verbose=False)
     assert not callback._scorer.pf.backbone.text_tower_loaded
 
 
-def test_every_batch_is_generated_in_evaluation_mode(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+def test_all_batches_are_generated_in_eval_mode(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     modes = []
 
-    def careless(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+    def generate_and_train(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
         modes.append(module.training)
-        made = Studio().generate(module, prompts, seed)
+        pictures = RecordingModel().generate(module, prompts, seed)
         module.train()
-        return made
+        return pictures
 
-    callback = validation(checkpoint, Studio(), generate=careless, batch_size=2)
+    callback = validation(checkpoint, RecordingModel(), generate=generate_and_train, batch_size=2)
     trainer(lightning, tmp_path, callbacks=[callback]).validate(toy(lightning), loader(1), verbose=False)
     assert len(modes) > 1
     assert not any(modes)
 
 
-def test_a_missing_checkpoint_is_told_before_anything_is_trained(lightning: ModuleType, tmp_path: Path) -> None:
+def test_missing_checkpoints_raise_before_training(lightning: ModuleType, tmp_path: Path) -> None:
     module = toy(lightning)
-    run = trainer(lightning, tmp_path, callbacks=[validation(tmp_path / "nothing", Studio())])
+    run = trainer(lightning, tmp_path, callbacks=[validation(tmp_path / "nothing", RecordingModel())])
     with pytest.raises(OSError, match="nothing"):
         run.fit(module, noise())
     assert run.global_step == 0
@@ -547,7 +549,9 @@ PICTURE, MASK = images(1, *SIZE), masks(1, *SIZE)
         (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is a int"),
     ],
 )
-def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: type[Exception], text: str) -> None:
+def test_errors_for_invalid_concepts_name_the_argument(
+    arguments: tuple[Any, ...], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
         Concept(*arguments)
 
@@ -562,23 +566,26 @@ def test_a_wrong_concept_is_refused_at_once(arguments: tuple[Any, ...], error: t
         ({"panel_size": (0, 2)}, ValueError, "panel_size"),
         ({"panel_size": 3}, TypeError, "panel_size"),
         ({"on_error": "ignore"}, ValueError, "on_error is 'ignore'"),
-        ({"seed": "x"}, TypeError, "seed is a str"),
+        ({"seed": "x"}, TypeError, "seed is 'x', a str; give an integer"),
+        ({"seed": 2**32}, ValueError, r"seed is 4294967296; give an integer in \[0, 2\*\*32\)"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
-        ({"reduction": "mean"}, TypeError, "reduction is no setting of MaSCValidation; .* max_num_patches"),
-        ({"every_n_step": 3}, TypeError, "every_n_step is no setting"),
-        ({"sync_on_compute": False}, TypeError, "sync_on_compute is no setting"),
+        ({"reduction": "mean"}, TypeError, "reduction is not an argument of MaSCValidation; .* max_num_patches"),
+        ({"every_n_step": 3}, TypeError, "every_n_step is not an argument"),
+        ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
-        ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a folder"),
-        ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a folder of this machine"),
-        ({"panel_dir": Path("s3://bucket")}, ValueError, "give a folder of this machine"),
+        ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a local folder"),
+        ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a local folder"),
+        ({"panel_dir": Path("s3://bucket")}, ValueError, "give a local folder"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_errors_for_invalid_settings_name_the_argument(
+    settings: dict[str, Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text):
-        validation("tiny", Studio(), **settings)
+        validation("tiny", RecordingModel(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -590,37 +597,37 @@ def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], error: typ
         (None, "concepts is a NoneType"),
     ],
 )
-def test_concepts_are_a_list_of_concept(wrong: Any, text: str) -> None:
+def test_concepts_must_be_a_list_of_concept(wrong: Any, text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):
-        MaSCValidation(wrong, Studio().generate, Studio().segment)
+        MaSCValidation(wrong, RecordingModel().generate, RecordingModel().segment)
 
 
-def test_a_concept_keeps_its_own_copy_of_the_references() -> None:
+def test_concepts_copy_their_references() -> None:
     pictures, marked = images(1, *SIZE), masks(1, *SIZE).float()
     concept = Concept("cat", ["a cat"], pictures, marked)
-    kept = concept.references.images[0].clone(), concept.masks.masks[0].clone()
+    image, mask = concept.references.images[0].clone(), concept.masks.masks[0].clone()
     pictures.zero_()
     marked.zero_()
-    assert torch.equal(concept.references.images[0], kept[0])
-    assert torch.equal(concept.masks.masks[0], kept[1])
+    assert torch.equal(concept.references.images[0], image)
+    assert torch.equal(concept.masks.masks[0], mask)
 
 
-@pytest.mark.parametrize("twice", ["two alike", "one of them, twice"])
-def test_two_callbacks_of_one_prefix_are_refused(
-    twice: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("callbacks", ["two callbacks", "one callback twice"])
+def test_callbacks_of_equal_prefix_are_rejected(
+    callbacks: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Lightning would log the mean of both."""
-    first = validation(checkpoint, Studio())
-    second = validation(checkpoint, Studio()) if twice == "two alike" else first
+    first = validation(checkpoint, RecordingModel())
+    second = validation(checkpoint, RecordingModel()) if callbacks == "two callbacks" else first
     run = trainer(lightning, tmp_path, callbacks=[first, second])
     with pytest.raises(ValueError, match="two MaSCValidation callbacks have prefix 'val/'"):
         run.fit(toy(lightning), noise())
 
 
-def test_a_layer_that_merges_its_weights_for_evaluation_takes_them_apart_again(
+def test_layers_that_merge_weights_in_eval_mode_are_unmerged(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """As some LoRA layers do in their own ``train``; a merged one would train without its adapter."""
+    """Some LoRA layers do so in ``train``; a merged layer would train without its adapter."""
 
     class Merging(torch.nn.Dropout):
         merged = False
@@ -632,7 +639,7 @@ def test_a_layer_that_merges_its_weights_for_evaluation_takes_them_apart_again(
         def train(self, mode: bool = True) -> Any:
             if self.merged == mode:
                 self.merged = not mode
-                self.scale.mul_(0.5 if mode else 2)  # in place, as a merge is
+                self.scale.mul_(0.5 if mode else 2)  # in place, as in a merge
             return super().train(mode)
 
     module = toy(lightning)
@@ -641,152 +648,150 @@ def test_a_layer_that_merges_its_weights_for_evaluation_takes_them_apart_again(
         module.held.eval()
     seen = []
     type(module).on_train_batch_start = lambda self, *_: seen.append((self.net[2].merged, self.held.merged))
-    callback = validation(checkpoint, Studio(), every_n_steps=1, panel_size=None)
+    callback = validation(checkpoint, RecordingModel(), every_n_steps=1, panel_size=None)
     trainer(lightning, tmp_path, callbacks=[callback]).fit(module, noise())
     assert seen == [(False, True)] * 4
     assert not module.held.training
 
 
-def test_a_generator_that_seeds_everything_leaves_lightnings_seeds(
+def test_generators_that_seed_everything_do_not_change_lightnings_seeds(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each rank would shuffle its data by another seed."""
+    """Otherwise, ranks would shuffle their data with different seeds."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
 
     def seeding(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
         lightning.seed_everything(seed, workers=True, verbose=False)
-        return Studio().generate(module, prompts, seed)
+        return RecordingModel().generate(module, prompts, seed)
 
     module = toy(lightning)
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), generate=seeding)])
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), generate=seeding)])
     run.validate(module, loader(1), verbose=False)
     assert os.environ["PL_GLOBAL_SEED"] == "7"
     assert "PL_SEED_WORKERS" not in os.environ
 
 
-def test_seeds_stay_in_the_range_that_every_generator_takes(
-    lightning: ModuleType, checkpoint: Path, tmp_path: Path
-) -> None:
-    studio = Studio()
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio, seed=2**32 - 1)])
+def test_seeds_wrap_around_at_32_bits(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    recorder = RecordingModel()
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, seed=2**32 - 1)])
     run.validate(toy(lightning), loader(1), verbose=False)
-    assert studio.seeds == [2**32 - 1, 0, 1]
+    assert recorder.seeds == [2**32 - 1, 0, 1]
 
 
-def test_a_segmenter_that_paints_in_its_pictures_changes_no_score(
+def test_segmenters_that_modify_their_images_do_not_change_scores(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    class Painting(Studio):
+    class Modifying(RecordingModel):
         def segment(self, pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
-            found = super().segment(pictures, nouns)
-            pictures[~found[:, None].expand_as(pictures)] = 0
-            return found
+            segmented = super().segment(pictures, nouns)
+            pictures[~segmented[:, None].expand_as(pictures)] = 0
+            return segmented
 
     both = []
-    for studio in (Studio(), Painting()):
-        run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, studio)])
+    for recorder in (RecordingModel(), Modifying()):
+        run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder)])
         run.validate(toy(lightning), loader(1), verbose=False)
         both.append(scores(run))
     assert both[0] == both[1]
 
 
-def test_the_panel_shows_what_was_scored(
+def test_panel_contains_the_scored_images(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures, prompts, masks and match maps of its scores; beside a reference, the score against that one."""
+    """The panel has images, prompts, masks and match maps, and the CP of the reference that is shown."""
     drawn: list[Any] = []
-    real = picture_log.panel
-    monkeypatch.setattr(picture_log, "panel", lambda found: drawn.append(found) or real(found))
-    made: list[torch.Tensor] = []
+    panel = picture_log.panel
+    monkeypatch.setattr(picture_log, "panel", lambda rows: drawn.append(rows) or panel(rows))
+    generated: list[torch.Tensor] = []
 
-    class Keeping(Studio):
+    class Collecting(RecordingModel):
         def generate(self, module: Any, prompts: list[str], seed: int) -> torch.Tensor:
             pictures: torch.Tensor = super().generate(module, prompts, seed)
-            made.extend(pictures)
+            generated.extend(pictures)
             return pictures
 
-    callback = validation(checkpoint, Keeping(), panel_dir=tmp_path)
+    callback = validation(checkpoint, Collecting(), panel_dir=tmp_path)
     run = trainer(lightning, tmp_path, callbacks=[callback])
     run.validate(toy(lightning), loader(1), verbose=False)
-    (found,) = drawn
-    assert [shot.caption for row in found for shot in row.shots] == ALL_PROMPTS
-    marked = Studio().segment(torch.stack(made[:2]), ["", ""])
-    for row, concept in zip(found, concepts(), strict=True):
+    (rows,) = drawn
+    assert [shot.caption for row in rows for shot in row.shots] == ALL_PROMPTS
+    marked = RecordingModel().segment(torch.stack(generated[:2]), ["", ""])
+    for row, concept in zip(rows, concepts(), strict=True):
         assert row.title.startswith(concept.name)
         assert torch.equal(row.reference, concept.references.images[0])
         assert torch.equal(row.mask, concept.masks.masks[0])
         for shot in row.shots:
             index = ALL_PROMPTS.index(shot.caption)
-            assert torch.equal(shot.image, made[index])
+            assert torch.equal(shot.image, generated[index])
             assert torch.equal(shot.mask, marked[index % 2])
             assert shot.cp == pytest.approx(shot.found.nanmean().item(), abs=1e-6)
-    pf = [shot.pf for row in found for shot in row.shots]
+    pf = [shot.pf for row in rows for shot in row.shots]
     assert np.mean(pf) == pytest.approx(scores(run)["val/masc_pf"], abs=1e-6)
-    kitten = [shot.cp for shot in found[0].shots]
+    kitten = [shot.cp for shot in rows[0].shots]
     assert np.mean(kitten) == pytest.approx(scores(run)["val/masc_cp/kitten"], abs=1e-6)
 
 
-def test_label_maps_of_a_segmenter_are_told_once_with_their_remedy(
+def test_label_maps_of_a_segmenter_are_warned_about_once_with_a_remedy(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
     def labels(pictures: torch.Tensor, nouns: list[str]) -> torch.Tensor:
-        return Studio().segment(pictures, nouns).byte() * 2
+        return RecordingModel().segment(pictures, nouns).byte() * 2
 
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio(), segment=labels)])
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), segment=labels)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.validate(toy(lightning), loader(1), verbose=False)
-    (text,) = [str(each.message) for each in caught if "mark" in str(each.message)]
-    assert re.search(r"marked nothing in 5, .*integers up to 2;.*mask == subject_id", text)
+    (text,) = [str(warning.message) for warning in caught if "mark" in str(warning.message)]
+    assert re.search(r"marked nothing in 5, .*integers up to 2, .*mask == subject_id", text)
     assert text.count("subject_id") == 1
 
 
-def test_a_folder_on_another_machine_is_a_warning_and_no_folder_here(
+def test_remote_folders_cause_a_warning_and_create_no_local_folder(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, Studio())])
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel())])
     run._default_root_dir = "s3://bucket/runs"
-    (text,) = told(lambda: run.validate(toy(lightning), loader(1), verbose=False))
-    assert "s3://bucket/runs/masc_panels is no folder of this machine; give panel_dir" in text
+    (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
+    assert "s3://bucket/runs/masc_panels is not a local folder; give panel_dir" in text
     assert not (tmp_path / "s3:").exists()
 
 
-def test_a_generator_that_freezes_its_model_does_not_freeze_the_training(
+def test_generators_that_freeze_the_model_do_not_affect_training(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    def careless(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
-        made = Studio().generate(module, prompts, seed)
+    def generate_and_freeze(module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+        pictures = RecordingModel().generate(module, prompts, seed)
         module.requires_grad_(False).train()
         torch.set_default_dtype(torch.float64)
-        return made
+        return pictures
 
     plain = toy(lightning)
     trainer(lightning, tmp_path, max_epochs=2).fit(plain, noise())
     module = toy(lightning)
-    callback = validation(checkpoint, Studio(), generate=careless, every_n_steps=3, batch_size=9)
+    callback = validation(checkpoint, RecordingModel(), generate=generate_and_freeze, every_n_steps=3, batch_size=9)
     trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback]).fit(module, noise())
     assert torch.get_default_dtype() == torch.float32
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
-def test_two_concepts_of_one_name_are_refused() -> None:
+def test_concepts_of_equal_name_are_rejected() -> None:
     with pytest.raises(ValueError, match="two of the name 'kitten'"):
-        MaSCValidation([concepts()[0]] * 2, Studio().generate, Studio().segment)
+        MaSCValidation([concepts()[0]] * 2, RecordingModel().generate, RecordingModel().segment)
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {}])
-def test_tensorboard_gets_scalars_and_pictures(
+def test_tensorboard_receives_scores_and_panels(
     settings: dict[str, int], either: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """At every validation, however seldom the user logs training steps."""
+    """Scores are logged at every validation, independent of log_every_n_steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = getattr(either, "pytorch", either).loggers.TensorBoardLogger(tmp_path, name="", version="")
-    callback = validation(checkpoint, Studio(), **settings)
+    callback = validation(checkpoint, RecordingModel(), **settings)
     run = trainer(either, tmp_path, max_epochs=2, logger=logger, log_every_n_steps=50, callbacks=[callback])
     run.fit(toy(either), noise(), loader(1))
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -800,10 +805,10 @@ def test_tensorboard_gets_scalars_and_pictures(
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 4}, {}])
-def test_scores_stand_where_lightning_puts_the_loss(
+def test_scores_are_logged_at_the_step_of_the_loss(
     settings: dict[str, int], lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Two optimisers: the trainer's step grows twice as fast as the logger's."""
+    """With two optimisers, the trainer's step grows twice as fast as the logger's."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     module = toy(lightning)
@@ -819,24 +824,24 @@ def test_scores_stand_where_lightning_puts_the_loss(
     type(module).training_step = step
     type(module).configure_optimizers = lambda self: [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
     logger = lightning.pytorch.loggers.TensorBoardLogger(tmp_path, name="", version="")
-    callback = validation(checkpoint, Studio(), **settings)
+    callback = validation(checkpoint, RecordingModel(), **settings)
     run = trainer(lightning, tmp_path, max_epochs=2, logger=logger, log_every_n_steps=1, callbacks=[callback])
     run.fit(module, noise())
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(8))
-    places = [1, 3, 5, 7] if settings else [3, 7]
-    assert [event.step for event in events.Scalars("val/masc_cp")] == places
-    assert [event.step for event in events.Images("val/masc_panel")] == places
+    steps = [1, 3, 5, 7] if settings else [3, 7]
+    assert [event.step for event in events.Scalars("val/masc_cp")] == steps
+    assert [event.step for event in events.Images("val/masc_panel")] == steps
 
 
-def test_wandb_gets_scalars_and_pictures(
+def test_wandb_receives_scores_and_panels(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = lightning.pytorch.loggers.WandbLogger(save_dir=tmp_path, offline=True, project="masc")
     try:
-        run = trainer(lightning, tmp_path, logger=logger, callbacks=[validation(checkpoint, Studio())])
+        run = trainer(lightning, tmp_path, logger=logger, callbacks=[validation(checkpoint, RecordingModel())])
         run.fit(toy(lightning), noise(), loader(1))
         summary = dict(logger.experiment.summary)
     finally:
@@ -849,23 +854,22 @@ def test_wandb_gets_scalars_and_pictures(
 
 
 @pytest.mark.parametrize("logger", ["none", "csv", "folder"])
-def test_other_loggers_get_a_folder_of_pictures(
-    logger: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_other_loggers_get_png_files(logger: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
-    own = CSVLogger(tmp_path / "csv") if logger == "csv" else False
-    place = {"none": tmp_path, "csv": tmp_path / "csv/lightning_logs/version_0", "folder": tmp_path / "here"}[logger]
-    callback = validation(checkpoint, Studio(), panel_dir=place if logger == "folder" else None)
-    run = trainer(lightning, tmp_path, max_epochs=2, logger=own, callbacks=[callback])
+    csv_logger = CSVLogger(tmp_path / "csv") if logger == "csv" else False
+    folders = {"none": tmp_path, "csv": tmp_path / "csv/lightning_logs/version_0", "folder": tmp_path / "panels"}
+    folder = folders[logger]
+    callback = validation(checkpoint, RecordingModel(), panel_dir=folder if logger == "folder" else None)
+    run = trainer(lightning, tmp_path, max_epochs=2, logger=csv_logger, callbacks=[callback])
     run.fit(toy(lightning), noise(), loader(1))
-    found = sorted(file.relative_to(place) for file in tmp_path.rglob("*.png"))
+    files = sorted(file.relative_to(folder) for file in tmp_path.rglob("*.png"))
     names = [Path(f"val-epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
-    assert found == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
+    assert files == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
 
 
-def test_no_panel_overwrites_another(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
-    callbacks = [validation(checkpoint, Studio(), prefix=prefix) for prefix in ("val/", "other/")]
+def test_panels_never_overwrite_each_other(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    callbacks = [validation(checkpoint, RecordingModel(), prefix=prefix) for prefix in ("val/", "other/")]
     run = trainer(lightning, tmp_path, callbacks=callbacks)
     for _ in range(2):
         run.validate(toy(lightning), loader(1), verbose=False)
@@ -875,10 +879,10 @@ def test_no_panel_overwrites_another(lightning: ModuleType, checkpoint: Path, tm
     assert {name.split("masc")[0] for name in scores(run)} == {"val/", "other/"}
 
 
-def test_the_panel_can_be_made_small_or_left_out(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
     sizes = []
     for panel_size in ((2, 6), (1, 6), (1, 1)):
-        callback = validation(checkpoint, Studio(), panel_dir=tmp_path / str(panel_size), panel_size=panel_size)
+        callback = validation(checkpoint, RecordingModel(), panel_dir=tmp_path / str(panel_size), panel_size=panel_size)
         trainer(lightning, tmp_path, callbacks=[callback]).validate(toy(lightning), loader(1), verbose=False)
         (file,) = (tmp_path / str(panel_size)).iterdir()
         sizes.append(size_of(file))

@@ -1,4 +1,4 @@
-"""Small random batches in the forms that the metrics take."""
+"""Small random batches in the forms that the metrics accept."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from masc_metrics.towers import TextTower, VisionTower
 
 PATCHES = 64
-"""A budget that keeps the tests quick: 8 x 8 patches for a square image."""
+"""A small patch budget for fast tests: 8 x 8 patches for a square image."""
 
 
 def images(count: int, height: int = 96, width: int = 128, seed: int = 0) -> Tensor:
-    """(B, 3, H, W) uint8 noise, coarse enough to survive the resize, and the same bits in every process."""
+    """(B, 3, H, W) uint8 noise on a coarse lattice, equal in every process."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 3, 9, 12), dtype=torch.uint8, generator=generator)
     return coarse[:, :, torch.arange(height) * 9 // height][..., torch.arange(width) * 12 // width]
 
 
 def masks(count: int, height: int = 96, width: int = 128, seed: int = 0) -> Tensor:
-    """(B, H, W) bool boxes, none empty and none full."""
+    """(B, H, W) bool boxes, neither empty nor full."""
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.zeros(count, height, width, dtype=torch.bool)
     for box in boxes:
@@ -33,7 +33,7 @@ def masks(count: int, height: int = 96, width: int = 128, seed: int = 0) -> Tens
 
 
 def batch(count: int, seed: int = 0, **size: int) -> dict[str, Any]:
-    """Every argument of both metrics."""
+    """All arguments of both metrics."""
     return {
         "generated_images": images(count, seed=seed, **size),
         "generated_masks": masks(count, seed=seed, **size),
@@ -53,7 +53,7 @@ def only(arguments: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def rows(arguments: dict[str, Any], *indices: int) -> dict[str, Any]:
-    """The batch with only these samples."""
+    """Select samples of a batch."""
     return {
         name: values[list(indices)] if isinstance(values, Tensor) else [values[index] for index in indices]
         for name, values in arguments.items()
@@ -62,7 +62,7 @@ def rows(arguments: dict[str, Any], *indices: int) -> dict[str, Any]:
 
 @contextmanager
 def counted_encodings() -> Iterator[dict[str, int]]:
-    """Counts the images and texts that pass the towers inside the block."""
+    """Count the images and texts that pass through the towers within the block."""
     counts = {"images": 0, "image_passes": 0, "texts": 0}
     encode_images, encode_texts = VisionTower.encode, TextTower.encode
 

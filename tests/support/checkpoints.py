@@ -33,7 +33,7 @@ def build_checkpoint(
     vocab_size: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write config, safetensors, tokenizer and image processor files; returns the folder."""
+    """Write config, safetensors, tokenizer and image-processor files, and return the folder."""
     from transformers import AutoConfig, AutoModel
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def build_checkpoint(
         "vocab_size": vocab_size or words,
         "max_position_embeddings": TEXT_LENGTH,
         "projection_size": width,
-        "pad_token_id": 0,  # these three because transformers' defaults lie outside a small vocabulary
+        "pad_token_id": 0,  # the defaults of transformers exceed a small vocabulary
         "eos_token_id": 1,
         "bos_token_id": 2,
         **shared,

@@ -1,6 +1,6 @@
-"""The paper's claims in small: what the bundled checkpoint's scores are worth on rendered benchmarks of known truth.
+"""The paper's claims, measured with the bundled checkpoint on rendered benchmarks with known ground truth.
 
-``python tests/support/claims.py`` measures them and writes the tables into docs/claims.md and the model card.
+``python tests/support/claims.py`` measures the figures and writes the tables into docs/claims.md and the model card.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 PAIRS = 200
 MAX_NUM_PATCHES = 64
 CELL = 16
-"""Side of a patch of a 128-pixel picture in 64 patches: mask noise falls on whole patches."""
+"""Side of a patch of a 128-pixel image with 64 patches; mask noise removes complete patches."""
 
 DILATIONS = (0, 2, 4, 8, 16)
 DROPOUTS = (0.0, 0.1, 0.25, 0.5, 0.75)
@@ -41,7 +41,7 @@ class Ranking:
 
     Attributes:
         spearman: rank correlation with the number of attributes kept.
-        auc: same subject against three or four attributes changed.
+        auc: AUC of the same subject against three or four changed attributes.
     """
 
     spearman: float
@@ -53,9 +53,9 @@ class Noisy:
     """Both scores under noisy masks.
 
     Attributes:
-        identity: concept preservation's ranking.
-        prompt: prompt following's AUC.
-        undefined: share of the samples that one of the two could not score; they are left out.
+        identity: ranking by concept preservation.
+        prompt: AUC of prompt following.
+        undefined: fraction of samples with an undefined score, which are excluded.
     """
 
     identity: Ranking
@@ -68,10 +68,10 @@ class Claims:
     """Figures of one benchmark, or their means over several.
 
     Attributes:
-        identity: by what the score averages over.
-        prompt: AUC of scenes as asked against swapped ones, by pooling and prompt.
-        dilated: under masks grown by so many pixels.
-        dropped: under masks without so large a share of their patches.
+        identity: ranking of identity damage, by the score.
+        prompt: AUC of prompted against swapped scenes, by pooling and prompt.
+        dilated: figures with dilated masks, by the number of pixels.
+        dropped: figures with masks that lack patches, by their fraction.
     """
 
     identity: dict[str, Ranking]
@@ -83,12 +83,17 @@ class Claims:
 @cache
 def measured(seed: int) -> Claims:
     backbone = load_backbone("tiny")
-    made = concept_benchmark(PAIRS, seed)
+    benchmark = concept_benchmark(PAIRS, seed)
     generated_images, generated_masks, reference_images, reference_masks = (
         torch.from_numpy(array)
-        for array in (made.generated_images, made.generated_masks, made.reference_images, made.reference_masks)
+        for array in (
+            benchmark.generated_images,
+            benchmark.generated_masks,
+            benchmark.reference_images,
+            benchmark.reference_masks,
+        )
     )
-    damage, followed = torch.from_numpy(made.identity_damage), ~torch.from_numpy(made.prompt_damage)
+    damage, followed = torch.from_numpy(benchmark.identity_damage), ~torch.from_numpy(benchmark.prompt_damage)
     settings = {"backbone": backbone, "max_num_patches": MAX_NUM_PATCHES, "encode_batch_size": PAIRS}
 
     def preservation(masks: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ def measured(seed: int) -> Claims:
 
     def following(masks: Tensor, pooling: str = "background", prompt: str = "stripped") -> Tensor:
         return functional.prompt_following(
-            generated_images, masks, made.prompts, made.subjects,
+            generated_images, masks, benchmark.prompts, benchmark.subjects,
             pooling=pooling, strip_subject=prompt == "stripped", **settings,
         )  # fmt: skip
 
@@ -108,13 +113,13 @@ def measured(seed: int) -> Claims:
     return Claims(
         identity={
             "subject": exact.identity,
-            "whole image": _ranking(preservation(torch.ones_like(reference_masks)), damage),
+            "all patches": _ranking(preservation(torch.ones_like(reference_masks)), damage),
             "global pool": _ranking(_global_pool(backbone, reference_images, generated_images), damage),
         },
         prompt={
             (pooling, prompt): _auc(following(generated_masks, pooling, prompt), followed)
             for pooling in ("background", "full", "foreground")
-            for prompt in ("stripped", "whole")
+            for prompt in ("stripped", "unstripped")
         },
         dilated={0: exact} | {reach: noisy(partial(dilated, reach=reach)) for reach in DILATIONS[1:]},
         dropped={0: exact} | {share: noisy(partial(dropped, share=share)) for share in DROPOUTS[1:]},
@@ -122,7 +127,7 @@ def measured(seed: int) -> Claims:
 
 
 def mean_claims() -> Claims:
-    """Every figure's mean over the seeds."""
+    """Means of all figures over the seeds."""
     parts = [measured(seed) for seed in SEEDS]
     return Claims(
         identity={name: _mean_ranking(part.identity[name] for part in parts) for name in parts[0].identity},
@@ -166,18 +171,18 @@ def _ranking(values: Tensor, damage: Tensor) -> Ranking:
 
 def _auc(values: Tensor, positive: Tensor) -> float:
     defined = ~values.isnan()
-    unit = (values[defined].double() + 1) / 2  # torchmetrics takes what lies outside [0, 1] for logits
+    unit = (values[defined].double() + 1) / 2  # torchmetrics treats values outside [0, 1] as logits
     return float(binary_auroc(unit, positive[defined].long()))
 
 
 def dilated(masks: Tensor, reach: float) -> Tensor:
-    """Masks grown by so many pixels to every side."""
+    """Masks dilated by ``reach`` pixels in every direction."""
     pixels = int(reach)
     return F.max_pool2d(masks.float()[:, None], 2 * pixels + 1, stride=1, padding=pixels)[:, 0] > 0.5
 
 
 def dropped(masks: Tensor, share: float) -> Tensor:
-    """Masks without a random share of their patches."""
+    """Masks without a random fraction of their patches."""
     count, height, width = masks.shape
     rng = np.random.default_rng(0)
     kept = torch.from_numpy(rng.random((count, height // CELL, width // CELL)) >= share)
@@ -185,21 +190,21 @@ def dropped(masks: Tensor, share: float) -> Tensor:
 
 
 def tables(claims: Claims) -> str:
-    """The figures as Markdown."""
+    """Tables of the figures in Markdown."""
     names = {
         "subject": "**concept preservation**: best cosines, mean over the subject's patches",
-        "whole image": "best cosines, mean over all reference patches",
+        "all patches": "best cosines, mean over all reference patches",
         "global pool": "cosine of the two pooled images",
     }
     lines = ["| score of the subject | Spearman with the truth | AUC, same against 3-4 changed |", "|---|---|---|"]
     lines += [f"| {names[key]} | {row.spearman:.2f} | {row.auc:.3f} |" for key, row in claims.identity.items()]
     lines += ["", "| image pooled over | prompt without its subject | prompt as it is |", "|---|---|---|"]
     for pooling in ("background", "full", "foreground"):
-        stripped, whole = (claims.prompt[pooling, prompt] for prompt in ("stripped", "whole"))
+        stripped, unstripped = (claims.prompt[pooling, prompt] for prompt in ("stripped", "unstripped"))
         name, stripped_text = pooling, f"{stripped:.3f}"
         if pooling == "background":
             name, stripped_text = "**background**", f"**{stripped_text}** (prompt following)"
-        lines.append(f"| {name} | {stripped_text} | {whole:.3f} |")
+        lines.append(f"| {name} | {stripped_text} | {unstripped:.3f} |")
     lines += ["", "| masks | CP: Spearman | CP: AUC | PF: AUC | undefined |", "|---|---|---|---|---|"]
     for levels, wording in (
         (claims.dilated, "grown by {:.0f} pixels of 128"),
@@ -215,7 +220,7 @@ def tables(claims: Claims) -> str:
 
 
 def with_tables(page: str, text: str) -> str:
-    """The page with the text between its marks."""
+    """Replace the text between the markers of a page."""
     start, end = "<!-- measured -->", "<!-- end of measured -->"
     before, _, rest = page.partition(start)
     _, _, after = rest.partition(end)

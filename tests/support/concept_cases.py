@@ -1,4 +1,4 @@
-"""Concepts to validate on, a generator that depends on the module and on its dice, and a segmenter."""
+"""Concepts, and a model that generates and segments, for tests of MaSCValidation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PICTURES = sum(map(len, PROMPTS.values()))
 
 
 def concepts() -> list[Concept]:
-    """One reference for the kitten, two for the rocket."""
+    """Concepts "kitten" with one reference and "rocket" with two references."""
     return [
         Concept("kitten", PROMPTS[KITTEN], images(1, *SIZE, seed=70), masks(1, *SIZE, seed=70)),
         Concept("rocket", PROMPTS[ROCKET], images(2, *SIZE, seed=80), list(masks(2, *SIZE, seed=80))),
     ]
 
 
-class Studio:
-    """Generates and segments, and keeps a list of what it was asked for."""
+class RecordingModel:
+    """Generates and segments, and records the arguments and the state of the module and trainer."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -40,24 +40,21 @@ class Studio:
         self.steps: list[tuple[int, bool]] = []
 
     def generate(self, module: Any, prompts: list[str], seed: int) -> Tensor:
-        """Pictures that differ with the module's weights, and with each of the three global random states.
-
-        Steps are told with whether a validation loop is running.
-        """
+        """Generate images that depend on the module's weights and on each of the three global random states."""
         self.prompts += prompts
         self.seeds.append(seed)
         self.modes.append((module.training, torch.is_grad_enabled()))
         self.steps.append((module.trainer.global_step, module.trainer.validating))
-        dice = int(torch.randint(1000, ())) + int(np.random.randint(1000)) + random.randrange(1000)
+        image_seed = int(torch.randint(1000, ())) + int(np.random.randint(1000)) + random.randrange(1000)
         shade = module.net(torch.ones(1, 4, device=module.device)).float().sigmoid().item()
-        return (images(len(prompts), *SIZE, seed=dice) * (0.5 + shade / 2)).to(torch.uint8)
+        return (images(len(prompts), *SIZE, seed=image_seed) * (0.5 + shade / 2)).to(torch.uint8)
 
     def segment(self, pictures: Tensor, nouns: list[str]) -> Tensor:
         assert len(nouns) == len(pictures)
         return masks(len(pictures), *SIZE, seed=5)
 
 
-def validation(checkpoint: Path | str, studio: Studio, **settings: Any) -> MaSCValidation:
+def validation(checkpoint: Path | str, recorder: RecordingModel, **settings: Any) -> MaSCValidation:
     settings = {"batch_size": 2, "max_num_patches": PATCHES, "model_name_or_path": checkpoint, **settings}
-    generate, segment = (settings.pop(name, getattr(studio, name)) for name in ("generate", "segment"))
+    generate, segment = (settings.pop(name, getattr(recorder, name)) for name in ("generate", "segment"))
     return MaSCValidation(concepts(), generate, segment, **settings)

@@ -1,4 +1,4 @@
-"""A model hub on this machine: the part of the real one's protocol that a download needs, every request counted."""
+"""A local model hub that implements the part of the protocol needed for downloads, and counts requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPEN, GATED = "google/siglip2-so400m-patch16-naflex", "someone/gated"
 
 
 class Hub:
-    """Serves one checkpoint folder as ``OPEN``, refuses ``GATED`` for its licence, and knows no other name."""
+    """Serves a checkpoint folder as ``OPEN``, rejects ``GATED`` as gated, and any other name as missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,15 +85,15 @@ class Hub:
         headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
         headers["Content-Type"] = "application/octet-stream"
         if file.endswith(".safetensors"):
-            time.sleep(0.5)  # long enough for every process of a test to ask for it meanwhile
+            time.sleep(0.5)  # long enough for all processes of a test to request it
         return 200, body
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """What a process needs to use this hub instead of the real one."""
-        kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-        here = os.path.dirname(os.path.dirname(__file__))  # of the package support
-        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        return kept | {
+        """Environment variables of a process that uses this hub."""
+        inherited = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+        tests = os.path.dirname(os.path.dirname(__file__))
+        paths = [tests, *filter(None, [os.environ.get("PYTHONPATH")])]
+        return inherited | {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}",
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -105,7 +105,7 @@ class Hub:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Hub]:
-    """Serve the folder while the block runs."""
+    """Serve the folder within the block."""
     hub = Hub(folder)
     thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Real photographs from scikit-image with hand-drawn subject masks, and cut-outs pasted on other scenes."""
+"""Photographs of scikit-image with hand-drawn subject masks, and subjects pasted into other photographs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROMPTS = {
 
 @dataclass(frozen=True)
 class Photograph:
-    """An RGB image and its subject's mask, 0 or 255."""
+    """An RGB image and the mask of its subject, 0 or 255."""
 
     name: str
     image: Image.Image
@@ -66,7 +66,7 @@ def photograph(name: str) -> Photograph:
 
 
 def pasted(subject: str, scene: str, height: int, width: int) -> Photograph:
-    """The subject cut out along its mask and pasted, smaller, on another photograph: a generated picture."""
+    """Simulated generated image: the subject, reduced in size, pasted into another photograph."""
     cut = photograph(subject).resized(round(height * 0.6), round(width * 0.6))
     background = photograph(scene).resized(height, width)
     image, mask = background.image.copy(), Image.new("L", (width, height))

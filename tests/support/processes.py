@@ -1,4 +1,4 @@
-"""Functions in several gloo processes, and commands, with a time limit and no process left behind."""
+"""Run functions in several gloo processes, and commands, with a time limit; no process is left running."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
 
 
 def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, limit_s: float = 90) -> list[Any]:
-    """What ``function(rank, world, *arguments)`` returns in each process."""
+    """Return the results of ``function(rank, world, *arguments)`` in each process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,8 +59,8 @@ def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any,
         errors = "\n".join(file.read_text() for file in sorted(folder.glob("*.txt")))
         assert not hung, f"processes {hung} did not end within {limit_s} s\n{errors}"
         assert not errors, errors
-        died = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
-        assert not died, f"processes ended by themselves, with {died}"
+        failed = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+        assert not failed, f"processes ended with exit codes {failed}"
     finally:
         for worker in workers:
             if worker.is_alive():
@@ -70,7 +70,7 @@ def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any,
 
 
 def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
-    """What the command prints; its children end with it, and each of its processes closes its process group."""
+    """Return the output of a command; its child processes are ended, and each must have closed its process group."""
     process = subprocess.Popen(
         arguments,
         stdout=subprocess.PIPE,
@@ -82,7 +82,7 @@ def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
     try:
         printed, _ = process.communicate(timeout=limit_s)
     finally:
-        # torchrun ends its workers when it is told to end; they are in sessions of their own, out of reach from here.
+        # torchrun ends its workers on SIGTERM; they are in separate sessions, so killpg does not reach them.
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
@@ -90,13 +90,13 @@ def command(arguments: Sequence[str], *, limit_s: float = 90) -> str:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == 0, printed
-    assert "a process group is open" not in printed  # said by a rank that no launcher asks for its exit code
+    assert "a process group is open" not in printed  # printed by ranks whose exit code no launcher checks
     return printed
 
 
 @contextlib.contextmanager
 def started_command(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a process group of its own, of which nothing is left afterwards."""
+    """Run a command in a new process group, and end all its processes afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "masc_metrics", *arguments], cwd=folder, stderr=subprocess.PIPE, start_new_session=True
     )

@@ -1,7 +1,6 @@
-"""The specification as a readable loop in float64: slow, one sample at a time, sharing no code with the package.
+"""The specification as a readable loop in float64, for one sample at a time, without code of the package.
 
-Images are encoded the way the checkpoint's own processor does it: padded to the full patch budget, with the padding
-hidden by a mask.
+Images are encoded as by the processor of the checkpoint: padded to the complete patch budget, with a mask.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def grid_of(height: int, width: int, max_num_patches: int) -> tuple[int, int]:
 
 
 def patches_of(image: np.ndarray, rows: int, columns: int) -> list[list[float]]:
-    """(H, W, 3) uint8 to a list of patches, each a list of 768 normalised values."""
+    """Convert (H, W, 3) uint8 to a list of patches, each a list of 768 normalised values."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     size = (rows * 16, columns * 16)
     resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)[0].double()
@@ -58,7 +57,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 class Reference:
-    """CP and PF of one sample, by the letter."""
+    """CP and PF of one sample as in the specification."""
 
     def __init__(self, folder: Path, max_num_patches: int) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -69,7 +68,7 @@ class Reference:
         self.naflex = json.loads((folder / "config.json").read_text())["model_type"] == "siglip2"
 
     def features(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """Features of every patch, the padding cut off."""
+        """Features of all patches, without padding."""
         if self.naflex:
             rows, columns = grid_of(*image.shape[:2], self.max_num_patches)
             patches = torch.zeros(1, self.max_num_patches, 768, dtype=torch.float64)
@@ -108,7 +107,7 @@ class Reference:
         return cosine(self.pool(torch.stack(kept)), self.text(strip(prompt, subject)))
 
     def pool(self, patches: Tensor) -> Tensor:
-        """The pooling head's arithmetic, head by head, over these patches and no others."""
+        """Output of the pooling head for the given patches, computed head by head."""
         head = self.model.vision_model.head
         width = patches.shape[1]
         query_w, key_w, value_w = head.attention.in_proj_weight.split(width)

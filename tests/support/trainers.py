@@ -1,4 +1,4 @@
-"""A small LightningModule with and without the metrics, and the Trainers that it runs in."""
+"""A small LightningModule with and without the metrics, and Trainers for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def collection(checkpoint: Path | str, **settings: Any) -> MetricCollection:
 
 
 def rows(count: int = SAMPLES, seed: int = 0) -> list[dict[str, Any]]:
-    """Samples of a dataset: pictures in uint8, which no precision of a Trainer rounds."""
+    """Samples of a dataset; images are uint8, which the Trainer's precision does not change."""
     values = batch(count, seed=seed)
     return [{"id": index} | {name: values[name][index] for name in NAMES} for index in range(count)]
 
@@ -40,12 +40,12 @@ def loader(count: int = SAMPLES, seed: int = 0, batch_size: int = 2) -> DataLoad
 
 
 def noise(count: int = 8, batch_size: int = 2) -> DataLoader[torch.Tensor]:
-    """What the toy is trained on."""
+    """Training data of the toy module."""
     return DataLoader(torch.randn(count, 4, generator=torch.Generator().manual_seed(0)), batch_size=batch_size)  # type: ignore[arg-type]
 
 
 def toy(lightning: ModuleType, metrics: Any = None, *, keyed: bool = False) -> Any:
-    """A module whose training draws random numbers and depends on train and eval mode."""
+    """A module whose training uses random numbers and depends on train and eval mode."""
 
     class Toy(lightning.LightningModule):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -94,8 +94,8 @@ def trainer(lightning: ModuleType, folder: Path, **settings: Any) -> Any:
 
 
 @contextmanager
-def lightnings_own_warnings_ignored() -> Iterator[None]:
-    """Few workers, small data and the like; ours still fail the test."""
+def third_party_warnings_ignored() -> Iterator[None]:
+    """Ignore warnings about few workers, small data and the like; warnings of this package still fail the test."""
     with warnings.catch_warnings():
         for module in ("lightning", "pytorch_lightning", "torch", "torchmetrics"):
             warnings.filterwarnings("ignore", module=rf"{module}\b")

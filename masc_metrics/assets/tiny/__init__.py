@@ -1,1 +1,1 @@
-"""A small trained SigLIP2 checkpoint, and how it was made; README.md is its model card."""
+"""A small trained SigLIP2 checkpoint and its training program; README.md is the model card."""

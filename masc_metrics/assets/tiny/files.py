@@ -1,4 +1,4 @@
-"""The bundled checkpoint's files beside its weights: config, tokenizer and image processor, as the big ones have."""
+"""Files of the bundled checkpoint other than weights: config, tokenizer and image processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EVERYDAY = "the a an of in on at with and to photo picture image is are this th
 
 
 def write_files(folder: Path) -> None:
-    """Write everything but the weights."""
+    """Write all files except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder, _captions(), length=TEXT_LENGTH)
     shared = {"hidden_size": _WIDTH, "num_attention_heads": 4, "attention_dropout": 0.0}
@@ -67,13 +67,13 @@ def _captions() -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, corpus: Iterable[str], *, length: int) -> int:
-    """Train a small tokenizer of Gemma's kind and write its files: pieces of words, single bytes for all the rest.
+    """Train a small tokenizer like Gemma's, byte-pair encoding with byte fallback, and write its files.
 
-    No bos, an eos appended, padding on the right, ``model_input_names=["input_ids"]``; trained on lower case, which the
-    backbone gives it.
+    It adds an eos token but no bos token, pads on the right, and has ``model_input_names=["input_ids"]``. It is trained
+    on lower-case text, because the backbone lower-cases texts.
 
     Returns:
-        The size of its vocabulary.
+        Size of the vocabulary.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -87,7 +87,7 @@ def write_tokenizer(folder: Path, corpus: Iterable[str], *, length: int) -> int:
     )  # fmt: skip
     trained.train_from_iterator((line.lower() for line in corpus), trainer)
     pieces = json.loads(trained.to_str())["model"]
-    # Anew, because the byte tokens belong to the vocabulary but are not special, else fallback would not reach them.
+    # Built again, because byte fallback needs byte tokens in the vocabulary that are not special tokens.
     tokenizer = Tokenizer(
         models.BPE(
             vocab=pieces["vocab"],

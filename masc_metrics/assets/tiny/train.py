@@ -1,11 +1,11 @@
-"""How the bundled checkpoint was made: ``python -m masc_metrics.assets.tiny.train FOLDER``.
+"""Training of the bundled checkpoint: ``python -m masc_metrics.assets.tiny.train FOLDER``.
 
-A small SigLIP2 is trained on rendered scenes by the sigmoid loss between pictures and captions and, as its big model is
-too, though there without labels, by a dense objective beside it: linear heads read the subject's attributes and the
-scene off single patches. Without them patches do not become local, and concept preservation hardly ranks damage. As in
-the big model, neither masked pooling nor prompts without their subject are trained.
+A small SigLIP2 model is trained on rendered scenes with the sigmoid loss between images and captions, and with a dense
+objective, as SigLIP2 is, but supervised: linear heads predict the subject's attributes and the scene from single
+patches. Without it, patch features are not local, and concept preservation hardly ranks damage. As in SigLIP2, neither
+masked pooling nor prompts without their subject are trained.
 
-Shape suffixes: B pictures, C captions or chosen patches, N patches, P values of a patch, D feature width.
+Shape suffixes: B images, C captions or chosen patches, N patches, P values of a patch, D feature width.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ PATCHES_PER_STEP = 8192
 LEARNING_RATE = 1.5e-3
 SHARPNESS = 16.0
 CLEAR_BACKGROUND = 0.1
-"""Coverage below which a patch counts as background alone."""
+"""Coverage below which a patch counts as background."""
 
-# Picture sizes, and patch budgets with how often each is drawn: NaFlex is meant to serve them all.
+# Image sizes and patch budgets with their relative frequencies; NaFlex supports all of them.
 SIZES = {(128, 128): 8, (96, 160): 2, (160, 96): 2, (112, 144): 2, (144, 112): 2, (192, 192): 1}
 BUDGETS = {64: 11, 49: 2, 100: 2, 144: 2, 256: 2, 1024: 1}
 
 LOSSES = ("sigmoid", "patches")
 
-ANY = -1
-"""Of an attribute that a caption does not speak of."""
+UNSPECIFIED = -1
+"""Number of an attribute that a caption does not mention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Rendered pictures of one size.
+    """Rendered images of one size.
 
     Attributes:
         images: (B, 3, H, W) uint8.
         masks: (B, H, W) bool.
-        truth: (B, 5), shape, primary, secondary, pattern and scene by number.
+        truth: (B, 5), numbers of shape, primary, secondary, pattern and scene.
     """
 
     images: Tensor
@@ -66,7 +66,7 @@ class Pool:
 
     @classmethod
     def rendered(cls, count: int, size: tuple[int, int], seed: int) -> Pool:
-        """Random trained-on subjects before random scenes."""
+        """Render random subjects of the training set in random scenes."""
         rng = np.random.default_rng(seed)
         pictures, truths = [], []
         for _ in range(count):
@@ -83,30 +83,30 @@ class Pool:
         )
 
 
-def caption(truth: list[int], dice: random.Random) -> tuple[str, list[int]]:
-    """A text that is true of a picture, and what it speaks of: truth with ANY in place of what it leaves open."""
+def caption(truth: list[int], rng: random.Random) -> tuple[str, list[int]]:
+    """Random caption of an image, and its ground truth with UNSPECIFIED for attributes that are not mentioned."""
     shape, primary, secondary, pattern, scene = truth
     noun, phrase = SHAPES[shape], SCENES[scene]
     name = Subject(noun, COLOURS[primary], COLOURS[secondary], PATTERNS[pattern]).name
-    kind = dice.choices(("all", "noun and scene", "subject", "noun"), (60, 25, 10, 5))[0]
-    said = [shape, primary, secondary, pattern, scene]
+    kind = rng.choices(("all", "noun and scene", "subject", "noun"), (60, 25, 10, 5))[0]
+    mentioned = [shape, primary, secondary, pattern, scene]
     if kind in ("noun and scene", "noun"):
-        name, said[1:4] = noun, [ANY] * 3
+        name, mentioned[1:4] = noun, [UNSPECIFIED] * 3
     if kind in ("subject", "noun"):
-        phrase, said[4] = "", ANY
-    text = f"{dice.choice(CAPTION_PREFIXES)} {with_article(name)} {phrase}"
+        phrase, mentioned[4] = "", UNSPECIFIED
+    text = f"{rng.choice(CAPTION_PREFIXES)} {with_article(name)} {phrase}"
     words = text.split()
-    if dice.random() < 0.25:  # words without meaning here, so that unknown ones are passed over
-        word = "".join(dice.choices(string.ascii_lowercase, k=dice.randint(2, 9)))
-        words.insert(dice.randint(0, len(words)), word)
-    return " ".join(words), said
+    if rng.random() < 0.25:  # random words, so that the model learns to ignore unknown ones
+        word = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(2, 9)))
+        words.insert(rng.randint(0, len(words)), word)
+    return " ".join(words), mentioned
 
 
-class PatchReadOuts(nn.Module):
-    """Linear heads that read attributes and scene off single patches; thrown away after training.
+class PatchClassifiers(nn.Module):
+    """Linear heads that predict attributes and scene from single patches; discarded after training.
 
-    They see unit vectors, because concept preservation is a cosine. A foreground patch has no scene, a background patch
-    no attributes; patches on the subject's outline are left out.
+    Their inputs are unit vectors, because concept preservation is a cosine. The label of the scene is "none" on
+    foreground patches, the labels of the attributes on background patches; patches on the outline are ignored.
     """
 
     def __init__(self, width: int) -> None:
@@ -115,58 +115,58 @@ class PatchReadOuts(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, size + 1) for size in self.sizes])
 
     def forward(self, tokens_BND: Tensor, coverage_BN: Tensor, truth: Tensor) -> Tensor:
-        """Sum of five cross entropies."""
+        """Sum of five cross-entropy losses."""
         foreground_BN, background_BN = coverage_BN > FOREGROUND_THRESHOLD, coverage_BN < CLEAR_BACKGROUND
         clear_BN = foreground_BN | background_BN
         unit_CD = F.normalize(tokens_BND[clear_BN], dim=-1) * SHARPNESS
         losses = []
         for number, (head, none) in enumerate(zip(self.heads, self.sizes, strict=True)):
-            there_BN = background_BN if number == len(self.sizes) - 1 else foreground_BN
-            labels_BN = torch.where(there_BN, truth[:, number, None], none)
+            labelled_BN = background_BN if number == len(self.sizes) - 1 else foreground_BN
+            labels_BN = torch.where(labelled_BN, truth[:, number, None], none)
             losses.append(F.cross_entropy(head(unit_CD), labels_BN[clear_BN]))
         return torch.stack(losses).sum()
 
 
 def sigmoid_loss(image_BD: Tensor, text_CD: Tensor, true_BC: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """SigLIP's loss (arXiv 2303.15343); a pair is positive whenever the caption is true of the picture."""
+    """SigLIP's loss (arXiv 2303.15343); a pair is positive if the caption is true of the image."""
     logits_BC = F.normalize(image_BD, dim=-1) @ F.normalize(text_CD, dim=-1).T * scale.exp() + bias
     return -F.logsigmoid(torch.where(true_BC, logits_BC, -logits_BC)).sum() / len(image_BD)
 
 
 def train(folder: Path, *, steps: int, seed: int) -> None:
-    """Train for a number of steps and write the checkpoint's files."""
+    """Train a checkpoint and write its files."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     torch.manual_seed(seed)
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     write_files(folder)
     model: Any = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-6.0)
-    heads = PatchReadOuts(model.config.vision_config.hidden_size)
+    heads = PatchClassifiers(model.config.vision_config.hidden_size)
     total = sum(SIZES.values())
     pools = {
         size: Pool.rendered(PICTURES * share // total, size, seed=seed * 1000 + number)
         for number, (size, share) in enumerate(SIZES.items())
     }
-    print(f"{sum(len(pool.truth) for pool in pools.values())} pictures rendered", flush=True)
+    print(f"{sum(len(pool.truth) for pool in pools.values())} images rendered", flush=True)
     weights = [*model.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     start, shown = time.monotonic(), torch.zeros(len(LOSSES))
     for step in range(steps):
-        pool = pools[dice.choices(list(SIZES), list(SIZES.values()))[0]]
-        budget = dice.choices(list(BUDGETS), list(BUDGETS.values()))[0]
+        pool = pools[rng.choices(list(SIZES), list(SIZES.values()))[0]]
+        budget = rng.choices(list(BUDGETS), list(BUDGETS.values()))[0]
         chosen = torch.randint(len(pool.truth), (min(PATCHES_PER_STEP // budget, 128),))
         images, masks, truth = pool.images[chosen], pool.masks[chosen], pool.truth[chosen]
         grid = naflex_grid(images.shape[2], images.shape[3], max_num_patches=budget, patch_size=PROCESSING.patch_size)
         patches_BNP = torch.stack([patchify(image, grid, PROCESSING) for image in images])
         coverage_BN = torch.stack([grid_coverage(mask.float(), grid) for mask in masks])
-        texts, said = zip(*(caption(row, dice) for row in truth.tolist()), strict=True)
-        said_C = torch.tensor(said)
-        true_BC = ((said_C[None] == truth[:, None]) | (said_C[None] == ANY)).all(dim=2)
+        texts, mentioned = zip(*(caption(row, rng) for row in truth.tolist()), strict=True)
+        mentioned_C = torch.tensor(mentioned)
+        true_BC = ((mentioned_C[None] == truth[:, None]) | (mentioned_C[None] == UNSPECIFIED)).all(dim=2)
         ids = tokenizer(list(texts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
 
         shapes = torch.tensor([grid] * len(images))
@@ -189,7 +189,7 @@ def train(folder: Path, *, steps: int, seed: int) -> None:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write the weights in half precision; scores are computed in whatever precision the backbone is given."""
+    """Write the weights in half precision; the precision of inference is that of the backbone."""
     from safetensors.torch import save_file
 
     half = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}

@@ -82,13 +82,11 @@ def find_files(baseline: str, source: CheckpointSource, model_type: str) -> Base
         files = BaselineFiles(source.model, path, path.name if path.parent.name == "snapshots" else None)
     else:
         revision = _SAFETENSORS_COMMITS.get(source.model)
+        command = f"hf download --revision {revision}" if revision else "hf download"
         try:
-            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only)
+            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only, command)
         except OSError as error:
-            # `masc-metrics prefetch`, which the text names, is for MaSC's own checkpoints only.
-            download = f"hf download {source.model}" + (f" --revision {revision}" if revision else "")
-            text = str(error).replace(f"masc-metrics prefetch {source.model}", download)
-            raise type(error)(f"baseline {baseline}: {text}") from error
+            raise type(error)(f"baseline {baseline}: {error}") from error
         files = BaselineFiles(source.model, folder, folder.name)
     try:
         check_folder(files.folder)

@@ -1,6 +1,6 @@
-"""Python runs this at the start of every command of the tests: a process group open at the end is an error.
+"""Python runs this module at the start of each command; a process group that is open at exit is an error.
 
-gloo's threads go on while the interpreter ends, and abort the process, now and then, if one frees a tensor too late.
+gloo's threads continue while the interpreter exits, and may abort the process when they free a tensor.
 """
 
 import atexit
