@@ -56,7 +56,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
         documentation = _field_documentation(kind)
         for item in fields(kind):
             settings = dict(item.metadata["settings"])
-            text = documentation[item.name].replace("%", "%%")
+            text = documentation.get(item.name, "").replace("%", "%%")
             if item.metadata["positional"]:
                 if item.default is not MISSING:
                     settings |= {"default": item.default, "nargs": "?"}

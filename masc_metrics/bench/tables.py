@@ -125,7 +125,7 @@ def _parquet_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     parquet = pyarrow_parquet()
     file.open("rb").close()  # pyarrow raises errors of its own for a missing file
     try:
-        table = parquet.read_table(file)
+        table = parquet.ParquetFile(file).read()  # read_table would add columns for folders such as seed=3
     except (OSError, ValueError) as error:  # pyarrow's errors derive from both
         raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
     _check_columns(file, list(table.column_names), needed, f"give {', '.join(needed)}")

@@ -39,6 +39,13 @@ def as_parquet(file: Path) -> Path:
     return out
 
 
+def test_folder_names_do_not_add_columns_to_parquet(listed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "category=flat"
+    folder.mkdir()
+    file = as_parquet(listed).rename(folder / "samples.parquet")
+    assert [sample.category for sample in read_samples(file).samples][:2] == ["angular", "round"]
+
+
 @pytest.mark.parametrize("form", [as_json_lines, as_parquet])
 def test_json_lines_and_parquet_give_the_samples_of_csv(listed: Path, form: object) -> None:
     assert callable(form)
