@@ -15,10 +15,9 @@ def check_type(name: str, value: object, types: type | tuple[type, ...], give: s
 
 def check_sequence(name: str, value: object, give: str) -> Sequence[Any]:
     """Return the value if it is a sequence other than a string; raise TypeError as :func:`check_type` otherwise."""
-    check_type(name, value, Sequence, give)
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {give}; put it into a list")
-    return value  # type: ignore[return-value]
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} is a {type(value).__name__}; give {give}")
+    return value
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -228,8 +228,8 @@ def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigL
         scored: for each part, the indices of its samples, their scores, and whether the masks leave a patch to score.
         backbone: backbone of the features; NaN of a broken network must not be mistaken for an undefined sample.
     """
-    place_of = {index: place for place, index in enumerate(index for part, *_ in scored for index in part)}
-    order = [place_of[index] for index in range(len(place_of))]
+    positions = torch.tensor([index for part, *_ in scored for index in part], device="cpu")
+    order = to_device(positions.argsort(), backbone.device)
     scores_B = torch.cat([scores for _, scores, _ in scored])[order]
     defined_B = torch.cat([defined for _, _, defined in scored])[order]
     broken = (scores_B.isnan() & defined_B).nonzero()
@@ -270,9 +270,9 @@ def _encoded_pairs(
 
 def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
     """Coverage of the patches of the samples of a part, (B, N); 0 on padding."""
-    rows = [
-        to_device(grid_coverage(masks.masks[index], grid), features.valid_BN.device)
-        for index, grid in zip(part, features.grids, strict=True)
-    ]
+    rows = [grid_coverage(masks.masks[index], grid) for index, grid in zip(part, features.grids, strict=True)]
     width = features.valid_BN.shape[1]
-    return torch.stack([F.pad(coverage_N, (0, width - len(coverage_N))) for coverage_N in rows])
+    device = features.valid_BN.device
+    if len({row.device for row in rows}) > 1:
+        rows = [to_device(row, device) for row in rows]
+    return to_device(torch.stack([F.pad(coverage_N, (0, width - len(coverage_N))) for coverage_N in rows]), device)

@@ -21,6 +21,29 @@ settings.register_profile("tests", deadline=None, derandomize=True)  # no failur
 settings.load_profile("tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-device",
+        default="cuda",
+        help="device of the tests marked gpu; cpu rehearses them on a machine without CUDA (default: cuda)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests marked gpu where their device is not available."""
+    if torch.device(config.getoption("--gpu-device")).type == "cpu" or torch.cuda.is_available():
+        return
+    deselected = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> torch.device:
+    """The device of the tests marked gpu."""
+    return torch.device(request.config.getoption("--gpu-device"))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A NaFlex checkpoint folder."""

@@ -440,6 +440,7 @@ def test_persistent_states_and_merges_do_not_depend_on_the_checkpoint_path(
         other.persistent(True)
         saved = Host(metric).state_dict()
         assert "metrics.0.keyed_ids" in saved
+        assert not any("settings" in name for name in saved)
         Host(other).load_state_dict(saved, strict=True)
         assert torch.equal(other.compute(), metric.compute())
         merged = elsewhere.metric(**settings)
@@ -528,7 +529,7 @@ BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ({"generated_masks": masks(3, 128, 96)}, ValueError, r"generated_masks\[0\] is \(128, 96\) but its image is"),
         ({"generated_masks": None}, TypeError, "generated_masks is None; pooling='background' needs a mask"),
         ({"prompts": ["a cat"] * 2}, ValueError, "prompts holds 2 samples but generated_images holds 3"),
-        ({"prompts": "a cat"}, TypeError, "prompts is a str; give a list of strings.*put it into a list"),
+        ({"prompts": "a cat"}, TypeError, "prompts is a str; give a list of strings, one for each sample"),
         ({"prompts": None}, TypeError, "prompts is a NoneType"),
         ({"prompts": ["a", "b", 3]}, TypeError, r"prompts\[2\] is a int; give a string"),
         (

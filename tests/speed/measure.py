@@ -1,4 +1,4 @@
-"""Speed, by name: ``python tests/speed/measure.py evaluation --layers 27 --rounds 3``.
+"""Speed on a CPU, by name: ``python tests/speed/measure.py evaluation --layers 27 --rounds 3``.
 
 Every measurement prints what it found and adds it to ``results.json``; ``page.py`` makes docs/performance.md of that.
 Nothing else should run on the machine meanwhile.
@@ -19,17 +19,16 @@ from typing import Any
 
 import torch
 import workload
-from workload import CP_NAMES, PF_NAMES, Evaluation, Ours, Theirs, interleaved, picture, ratio, seconds
+from workload import CP_NAMES, PF_NAMES, Evaluation, Ours, Theirs, checkpoint, interleaved, picture, ratio, seconds
 
 RESULTS = Path(__file__).parent / "results.json"
 
 ASPECTS = ((512, 512), (768, 512), (512, 768), (1024, 512), (512, 1024), (640, 480), (480, 640), (896, 512))
 
 
-def evaluation(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def evaluation(layers: int, rounds: int) -> dict[str, Any]:
     """36 samples of one concept against masc-metric, interleaved; and the scores' largest difference."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    work, ours, theirs = Evaluation.of(), Ours(layers, device, dtype), Theirs(layers, device, dtype)
+    work, ours, theirs = Evaluation.of(), Ours(checkpoint(layers)), Theirs(checkpoint(layers))
     arguments = work.arguments
     few = Evaluation.of(2)
     ours(few.arguments), theirs(few)
@@ -40,7 +39,6 @@ def evaluation(layers: int, rounds: int, device: str) -> dict[str, Any]:
             "theirs": lambda: scores.update(theirs=theirs(work)),
         },
         rounds,
-        device,
         warm_up=False,
     )
     difference = abs(scores["ours"] - scores["theirs"]).max(axis=0)
@@ -57,15 +55,15 @@ def evaluation(layers: int, rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def tower(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def tower(layers: int, rounds: int) -> dict[str, Any]:
     """The evaluation's updates against the towers alone, ours and transformers' own, on its 37 distinct pictures."""
     from transformers import Siglip2VisionModel
 
-    ours, work = Ours(layers, device), Evaluation.of()
+    ours, work = Ours(checkpoint(layers)), Evaluation.of()
     arguments = work.arguments
-    stock = Siglip2VisionModel.from_pretrained(workload.checkpoint(layers)).to(device).eval()
+    stock = Siglip2VisionModel.from_pretrained(workload.checkpoint(layers)).eval()
     stock.use_head = False  # nor does ours run it in the tower
-    pixels = [torch.from_numpy(one.image)[None].to(device) for one in (work.reference, *work.generated)]
+    pixels = [torch.from_numpy(one.image)[None] for one in (work.reference, *work.generated)]
     shapes = torch.tensor([(32, 32)])
     patches = [_patches(ours, one) for one in pixels]
     with torch.no_grad():
@@ -76,7 +74,6 @@ def tower(layers: int, rounds: int, device: str) -> dict[str, Any]:
                 "transformers' tower": lambda: [stock(one, torch.ones(one.shape[:2]), shapes) for one in patches],
             },
             rounds,
-            device,
             warm_up=False,
         )
     return {
@@ -92,11 +89,11 @@ def _patches(ours: Ours, pixels: torch.Tensor) -> torch.Tensor:
     return cut(normalise(pixels, ours.backbone.checkpoint.processing), 16)
 
 
-def bfloat16(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def bfloat16(layers: int, rounds: int) -> dict[str, Any]:
     """Our own bfloat16 against our own float32, and what it does to the scores."""
     work = Evaluation.of()
     arguments = work.arguments
-    exact, rough = Ours(layers, device), Ours(layers, device, torch.bfloat16)
+    exact, rough = Ours(checkpoint(layers)), Ours(checkpoint(layers), dtype=torch.bfloat16)
     scores: dict[str, Any] = {}
     times = interleaved(
         {
@@ -104,7 +101,6 @@ def bfloat16(layers: int, rounds: int, device: str) -> dict[str, Any]:
             "bfloat16": lambda: scores.update(rough=rough(arguments)),
         },
         rounds,
-        device,
         warm_up=False,
     )
     deviation = abs(scores["rough"] - scores["exact"])
@@ -118,13 +114,13 @@ def bfloat16(layers: int, rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def overhead(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def overhead(layers: int, rounds: int) -> dict[str, Any]:
     """What an update of 8 samples takes beyond the vision tower for the same pictures."""
-    ours, work = Ours(layers, device), Evaluation.of(8)
+    ours, work = Ours(checkpoint(layers)), Evaluation.of(8)
     arguments = work.arguments
     references = [torch.from_numpy(picture(100 + index).image) for index in range(8)]
     apart = arguments | {"reference_images": references}
-    pixels = [image[None].to(device) for image in (*arguments["generated_images"], *references)]
+    pixels = [image[None] for image in (*arguments["generated_images"], *references)]
 
     def update(metric: Any, names: tuple[str, ...], values: dict[str, Any]) -> Callable[[], None]:
         def run() -> None:
@@ -136,7 +132,7 @@ def overhead(layers: int, rounds: int, device: str) -> dict[str, Any]:
     def encode(count: int) -> Callable[[], None]:
         def run() -> None:
             with torch.no_grad():
-                for part in torch.split(torch.cat(pixels[:count]), 1 if device == "cpu" else 16):
+                for part in torch.split(torch.cat(pixels[:count]), 1):
                     ours.backbone._vision.encode(part)
 
         return run
@@ -149,21 +145,21 @@ def overhead(layers: int, rounds: int, device: str) -> dict[str, Any]:
     ours(arguments)  # the prompts are met here
     found: dict[str, Any] = {"seconds": {}}
     for name, (updating, pictures) in cases.items():
-        times = interleaved({"update": updating, "tower": encode(pictures)}, rounds, device)
+        times = interleaved({"update": updating, "tower": encode(pictures)}, rounds)
         found["seconds"][name] = times
         found[name] = {key: value - 1 for key, value in ratio(times, "update", "tower").items()}
     return found
 
 
-def cached(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def cached(layers: int, rounds: int) -> dict[str, Any]:
     """An update of 8 samples whose pictures are all known, over the tower's time for them: ``overhead``, more quietly.
 
     The difference of two long times drowns in what else a shared machine does; this has all of an update but the
     tower, and the normalising and cutting of pictures before it.
     """
-    ours, work = Ours(layers, device), Evaluation.of(8)
+    ours, work = Ours(checkpoint(layers)), Evaluation.of(8)
     arguments = work.arguments
-    pixels = [torch.from_numpy(one.image)[None].to(device) for one in (work.reference, *work.generated)]
+    pixels = [torch.from_numpy(one.image)[None] for one in (work.reference, *work.generated)]
     ours(arguments)
 
     def tower() -> None:
@@ -181,16 +177,16 @@ def cached(layers: int, rounds: int, device: str) -> dict[str, Any]:
             ("PF", ours.pf, PF_NAMES, arguments),
         )
     }
-    times = interleaved({**updates, "tower": tower}, rounds, device)
+    times = interleaved({**updates, "tower": tower}, rounds)
     return {"seconds": times, **{name: ratio(times, name, "tower") for name in updates}}
 
 
-def lookup(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def lookup(layers: int, rounds: int) -> dict[str, Any]:
     """Digest and cache look-up of a picture against its encoding."""
     from masc_metrics.cache import content_digests
 
-    ours = Ours(layers, device)
-    pixels = torch.from_numpy(picture(0).image)[None].to(device)
+    ours = Ours(checkpoint(layers))
+    pixels = torch.from_numpy(picture(0).image)[None]
     cache = ours.backbone.cache
     ours.backbone.encode_images(pixels)
     keys = list(cache._tensors)
@@ -200,27 +196,25 @@ def lookup(layers: int, rounds: int, device: str) -> dict[str, Any]:
         cache.get(keys[0])
 
     with torch.no_grad():
-        times = interleaved(
-            {"look-up": look, "encoding": lambda: ours.backbone._vision.encode(pixels)}, 5 * rounds, device
-        )
+        times = interleaved({"look-up": look, "encoding": lambda: ours.backbone._vision.encode(pixels)}, 5 * rounds)
     return {"seconds": times, "share": ratio(times, "look-up", "encoding")}
 
 
-def once(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def once(layers: int, rounds: int) -> dict[str, Any]:
     """How many pictures and prompts of the evaluation pass the towers."""
     from support.batches import counted_encodings
 
-    ours = Ours(layers, device)
+    ours = Ours(checkpoint(layers))
     with counted_encodings() as counts:
         ours(Evaluation.of().arguments)
     return dict(counts)
 
 
-def sample(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def sample(layers: int, rounds: int) -> dict[str, Any]:
     """What one more sample costs a validation: CP of a new picture of a known concept, then its PF."""
     found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        ours, work = Ours(layers, device, dtype), Evaluation.of(rounds + 1)
+        ours, work = Ours(checkpoint(layers), dtype=dtype), Evaluation.of(rounds + 1)
         times: dict[str, list[float]] = {"CP, new picture": [], "PF, new prompt": [], "PF, known prompt": []}
         for index, one in enumerate(work.generated):
             arguments = Evaluation(work.reference, (one,)).arguments | {"prompts": [f"{one.caption}, number {index}"]}
@@ -230,16 +224,16 @@ def sample(layers: int, rounds: int, device: str) -> dict[str, Any]:
                 ("PF, known prompt", ours.pf, PF_NAMES),
             ):
                 values = {key: arguments[key] for key in names}
-                times[name].append(seconds(lambda metric=metric, values=values: metric.update(**values), device))
+                times[name].append(seconds(lambda metric=metric, values=values: metric.update(**values)))
         # The first reads the towers' pages and encodes the reference.
         found[str(dtype).removeprefix("torch.")] = {name: statistics.median(took[1:]) for name, took in times.items()}
         workload.release()
     return {"seconds": found}
 
 
-def shapes(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def shapes(layers: int, rounds: int) -> dict[str, Any]:
     """64 pictures of eight aspect ratios, mixed, against 64 of one shape with as many patches."""
-    ours = Ours(layers, device)
+    ours = Ours(checkpoint(layers))
     processing = ours.backbone.checkpoint.processing
     mixed = [torch.from_numpy(picture(index, ASPECTS[index % 8]).image) for index in range(64)]
     counts = [rows * columns for size in ASPECTS for rows, columns in [processing.grid(*size, 1024)]]
@@ -255,7 +249,7 @@ def shapes(layers: int, rounds: int, device: str) -> dict[str, Any]:
 
         return run
 
-    times = interleaved({"mixed": encode(mixed), "alike": encode(alike)}, rounds, device, warm_up=False)
+    times = interleaved({"mixed": encode(mixed), "alike": encode(alike)}, rounds, warm_up=False)
     return {
         "seconds": times,
         "patches_mixed": sum(counts) * 8,
@@ -264,19 +258,19 @@ def shapes(layers: int, rounds: int, device: str) -> dict[str, Any]:
     }
 
 
-def sweep(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def sweep(layers: int, rounds: int) -> dict[str, Any]:
     """Pictures a second against pictures in a pass, patches, and layers: the plot."""
     from masc_metrics.images import resize
 
-    ours = Ours(layers, device)
+    ours = Ours(checkpoint(layers))
     vision, processing = ours.backbone._vision, ours.backbone.checkpoint.processing
     images = [torch.from_numpy(picture(index).image) for index in range(16)]
     found: dict[str, dict[str, float]] = {"batch": {}, "patches": {}, "layers": {}}
 
     def rate(tower: Any, batch: int, side: int) -> float:
-        pixels = torch.stack([resize(image, (side, side), processing) for image in images[:batch]]).to(device)
+        pixels = torch.stack([resize(image, (side, side), processing) for image in images[:batch]])
         with torch.no_grad():
-            times = [seconds(lambda: tower.encode(pixels), device) for _ in range(rounds + 1)][1:]
+            times = [seconds(lambda: tower.encode(pixels)) for _ in range(rounds + 1)][1:]
         return batch / statistics.median(times)
 
     for batch in (1, 2, 4, 8, 16):
@@ -284,12 +278,12 @@ def sweep(layers: int, rounds: int, device: str) -> dict[str, Any]:
     for side in (8, 16, 24, 32, 40):
         found["patches"][str(side * side)] = rate(vision, 1, side)
     for depth in (2, 6, 12, 27):
-        found["layers"][str(depth)] = rate(Ours(depth, device).backbone._vision, 1, 32)
+        found["layers"][str(depth)] = rate(Ours(checkpoint(depth)).backbone._vision, 1, 32)
         workload.release()
     return {"pictures_a_second": found}
 
 
-def processes(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def processes(layers: int, rounds: int) -> dict[str, Any]:
     """Two processes of one thread on two cores against one process of one thread, on 16 samples."""
     from support.processes import run
 
@@ -303,7 +297,7 @@ def processes(layers: int, rounds: int, device: str) -> dict[str, Any]:
 
 
 def _one_rank(rank: int, world: int, layers: int) -> float:
-    ours, work = Ours(layers), Evaluation.of(16)
+    ours, work = Ours(checkpoint(layers)), Evaluation.of(16)
     mine = Evaluation(work.reference, work.generated[rank::world])
     few = Evaluation(work.reference, work.generated[:1])
     ours(few.arguments)
@@ -311,7 +305,7 @@ def _one_rank(rank: int, world: int, layers: int) -> float:
     return seconds(lambda: ours(mine.arguments))
 
 
-def imports(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def imports(layers: int, rounds: int) -> dict[str, Any]:
     """Importing the package against importing torchmetrics, in fresh interpreters."""
 
     def importing(name: str) -> Callable[[], object]:
@@ -321,23 +315,21 @@ def imports(layers: int, rounds: int, device: str) -> dict[str, Any]:
     return {"seconds": times, "over_torchmetrics": ratio(times, "ours", "torchmetrics")}
 
 
-def products(layers: int, rounds: int, device: str) -> dict[str, Any]:
+def products(layers: int, rounds: int) -> dict[str, Any]:
     """The machine's own rate of matrix products of the tower's shapes, in each dtype."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(1024 if device == "cpu" else 16 * 1024, workload.WIDTH, device=device, dtype=dtype)
-        weight = torch.randn(workload.MLP, workload.WIDTH, device=device, dtype=dtype)
+        x = torch.randn(1024, workload.WIDTH, dtype=dtype)
+        weight = torch.randn(workload.MLP, workload.WIDTH, dtype=dtype)
         flops = 2 * len(x) * weight.numel()
-        repeats = 5 if device == "cpu" else 200
+        repeats = 5
 
         def run(x: torch.Tensor = x, weight: torch.Tensor = weight, repeats: int = repeats) -> None:
             for _ in range(repeats):
                 torch.nn.functional.linear(x, weight)
 
         run()
-        found[str(dtype).removeprefix("torch.")] = (
-            repeats * flops / min(seconds(run, device) for _ in range(3 * rounds))
-        )
+        found[str(dtype).removeprefix("torch.")] = repeats * flops / min(seconds(run) for _ in range(3 * rounds))
     return {"flops_a_second": found}
 
 
@@ -374,12 +366,11 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=MEASUREMENTS, help="what to measure")
     parser.add_argument("--layers", type=int, default=6, help="6 for a quick look, 27 for so400m")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     for name in arguments.names:
-        found = MEASUREMENTS[name](arguments.layers, arguments.rounds, arguments.device)
-        record(arguments.results, name, {"layers": arguments.layers, "device": arguments.device}, found)
+        found = MEASUREMENTS[name](arguments.layers, arguments.rounds)
+        record(arguments.results, name, {"layers": arguments.layers, "device": "cpu"}, found)
         workload.release()
 
 

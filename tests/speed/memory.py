@@ -18,7 +18,7 @@ import torch
 import workload
 from workload import CP_NAMES, Evaluation, Ours, Theirs
 
-from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
+from masc_metrics import MaSCConceptPreservation
 
 GIB = 2**30
 
@@ -31,18 +31,18 @@ def ours_cp(layers: int, samples: int) -> None:
 
 
 def ours_both(layers: int, samples: int) -> None:
-    Ours(layers)(Evaluation.of(samples).arguments)
+    Ours(workload.checkpoint(layers))(Evaluation.of(samples).arguments)
 
 
 def ours_both_released(layers: int, samples: int) -> None:
-    ours, arguments = Ours(layers), Evaluation.of(samples).arguments
+    ours, arguments = Ours(workload.checkpoint(layers)), Evaluation.of(samples).arguments
     ours(arguments)
     ours.backbone.release_text_tower()
     print(f"after release {_resident_now() / GIB:.3f}", file=sys.stderr)
 
 
 def theirs(layers: int, samples: int) -> None:
-    Theirs(layers)(Evaluation.of(samples))
+    Theirs(workload.checkpoint(layers))(Evaluation.of(samples))
 
 
 def ours_cp_in_eights(layers: int, samples: int) -> None:
@@ -60,23 +60,7 @@ def ours_cp_in_eights(layers: int, samples: int) -> None:
     print(f"state bytes {state}", file=sys.stderr)
 
 
-def on_gpu(layers: int, samples: int) -> None:
-    """CP and PF in bfloat16, 8 pictures a pass."""
-    settings: dict[str, Any] = {"dtype": torch.bfloat16, "encode_batch_size": 8}
-    metrics = [
-        kind(workload.checkpoint(layers), **settings).to("cuda")
-        for kind in (MaSCConceptPreservation, MaSCPromptFollowing)
-    ]
-    metrics[0].backbone.load(text_tower=True)
-    weights = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    arguments = Evaluation.of(samples).arguments
-    for metric, names in zip(metrics, (CP_NAMES, workload.PF_NAMES), strict=True):
-        metric.update(**{name: arguments[name] for name in names})
-    print(f"weights {weights}", f"peak {torch.cuda.max_memory_allocated()}", file=sys.stderr)
-
-
-CASES = {case.__name__: case for case in (ours_cp, ours_both, ours_both_released, theirs, ours_cp_in_eights, on_gpu)}
+CASES = {case.__name__: case for case in (ours_cp, ours_both, ours_both_released, theirs, ours_cp_in_eights)}
 
 
 def _resident_now() -> float:
@@ -93,7 +77,7 @@ def measured(case: str, layers: int, samples: int) -> dict[str, Any]:
     """Peak resident GiB of the case in a fresh process, and what it says itself."""
     program = [sys.executable, __file__, "--child", case, "--layers", str(layers), "--samples", str(samples)]
     done = subprocess.run(program, check=True, capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if line.startswith(("after", "seconds", "state", "weights"))]
+    said = [line for line in done.stderr.splitlines() if line.startswith(("after", "seconds", "state"))]
     return {"samples": samples, "peak_gib": float(done.stdout.split()[-1]), "said": said}
 
 

@@ -1,4 +1,4 @@
-"""Figures into docs/performance.md and its plot: ``python tests/speed/page.py`` after ``measure.py``.
+"""Figures into docs/performance.md and its plot: ``python tests/speed/page.py`` after ``measure.py`` and ``gpu.py``.
 
 A block between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table of that name; all else is left alone.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from measure import RESULTS
 
 DOCS = Path(__file__).parents[2] / "docs"
+GPU_RESULTS = RESULTS.with_name("gpu.json")
 PAGE, PLOT = DOCS / "performance.md", DOCS / "throughput.png"
 
 Results = dict[str, Any]
@@ -163,6 +164,187 @@ def memory(results: Results) -> str:
     return table(["float32, 27 layers, 8 samples", "peak resident memory of the process"], rows)
 
 
+NOT_MEASURED = (
+    "Nothing has been measured on a GPU yet. `python tests/speed/gpu.py` measures all figures of this section there, "
+    "and `python tests/speed/page.py` writes them here."
+)
+
+
+def gpu(results: Results) -> str:
+    """Tables of gpu.json, which may have been cut short: what is missing is left out."""
+    if not results or results["where"]["gpu"] == "none":
+        return NOT_MEASURED
+    where, plan = results["where"], results["plan"]
+    versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "torchmetrics", "masc-metric"))
+    head = (
+        f"{where['gpu']}, driver {where['driver']}, CUDA {where['cuda']}; Python {where['python']}, {versions}; "
+        f"{where['date']}. {plan['layers']} layers, pictures of 512 x 512, 1024 patches, random weights."
+    )
+    measured = {
+        name: stage
+        for name, stage in results.items()
+        if name in GPU_TABLES and "error" not in stage and "left_out" not in stage
+    }
+    missing = [name for name in GPU_TABLES if name not in measured]
+    parts = [head, *(GPU_TABLES[name](stage, plan) for name, stage in measured.items())]
+    if bars := _bars(measured, plan):
+        parts.append(table(["aim for bfloat16 on an H100 or H200", "measured", ""], bars))
+    if missing:
+        parts.append(f"Not measured in this run: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _products(stage: Results, plan: Results) -> str:
+    rows = [
+        [name, *(f"{stage[dtype][name] / 1e12:.0f} TFLOP/s" for dtype in ("bfloat16", "float32"))]
+        for name in stage["bfloat16"]
+    ]
+    return table(["matrix products", "bfloat16", "float32"], rows)
+
+
+def _evaluation(dtype: str) -> Callable[[Results, Results], str]:
+    def tabulated(stage: Results, plan: Results) -> str:
+        rows = [
+            [
+                batch,
+                f"{found['samples_a_second']:.1f}",
+                per_cent(found["share_of_products"]),
+                f"{found['peak_bytes'] / 1e9:.2f} GB",
+                f"{found['above_weights_bytes'] / 1e9:.2f} GB",
+            ]
+            for batch, found in stage["batches"].items()
+        ]
+        head = [f"{plan['samples']} samples, {dtype}: `encode_batch_size`", "samples/s", "share of the product rate"]
+        return table([*head, "peak memory", "above the weights"], rows)
+
+    return tabulated
+
+
+def _rival(stage: Results, plan: Results) -> str:
+    rows = [
+        [
+            f"masc-metric in {'bfloat16' if name == 'bfloat16' else 'its default, float32'}",
+            f"{found['ours_samples_a_second']:.1f}",
+            f"{found['theirs_samples_a_second']:.1f}",
+            spread(found["times_theirs"], "{:.1f}"),
+            f"{found['difference_cp']:.1e}",
+            f"{found['difference_pf']:.1e}",
+        ]
+        for name, found in stage.items()
+        if name != "stage_seconds"
+    ]
+    head = ["the same samples", "ours, samples/s", "masc-metric, samples/s", "times faster", "CP differs", "PF differs"]
+    return table(head, rows)
+
+
+def _pair(stage: Results, plan: Results) -> str:
+    dtypes = ("bfloat16", "float32")
+    times = {dtype: stage["seconds"][dtype] for dtype in dtypes}
+    rows = [[name, *(f"{1e3 * times[dtype][name]:.1f} ms" for dtype in dtypes)] for name in times["bfloat16"]]
+    return table(["one pair, nothing cached, median of 20 calls", *dtypes], rows)
+
+
+def _overhead(stage: Results, plan: Results) -> str:
+    rows = [
+        [name, spread(found["new_over_tower"]), spread(found["known_over_tower"])]
+        for name, found in stage.items()
+        if isinstance(found, dict)
+    ]
+    digest = f"The 128-bit digest takes {per_cent(stage['digest_over_tower'])} of the tower's time."
+    head = [f"`update` of {stage['samples']} samples over the bare tower", "new pictures", "known pictures"]
+    return f"{table(head, rows)}\n\n{digest}"
+
+
+def _profile(stage: Results, plan: Results) -> str:
+    rows = [
+        [f"`{kernel['name']}`", str(kernel["calls"]), f"{kernel['milliseconds']:.2f} ms", per_cent(kernel["share"])]
+        for kernel in stage["kernels"]
+    ]
+    text = (
+        f"One update of CP and PF launches {stage['launched']} kernels; no kernel runs in "
+        f"{per_cent(stage['idle_share'])} of the time. {stage['synchronizing_operations']} operations synchronize."
+    )
+    return f"{text}\n\n{table(['kernel', 'calls', 'time', 'share'], rows)}"
+
+
+def _size(stage: Results, plan: Results) -> str:
+    mixed = (
+        f"{stage['pictures']} pictures of 8 aspect ratios ({stage['mean_patches_mixed']:.0f} patches in the mean) over "
+        f"as many of one ({stage['patches_alike']}): {spread(stage['mixed_over_alike'])}."
+    )
+    rows = [
+        [
+            number,
+            f"{1e3 * found['seconds'] / int(number):.2f} ms",
+            f"{found['peak_above_weights_and_cache_bytes'] / 1e9:.2f} GB",
+        ]
+        for number, found in stage["growth"].items()
+    ]
+    return f"{mixed}\n\n{table(['pictures', 'time a picture', 'peak memory above the weights'], rows)}"
+
+
+def _deviation(stage: Results, plan: Results) -> str:
+    rows = []
+    for dtype, found in stage.items():
+        if dtype != "stage_seconds":
+            cells = (f"{found[f'mean_{score}']:.1e} ({found[f'max_{score}']:.1e})" for score in ("cp", "pf"))
+            rows.append([dtype, *((found["error"], "") if "error" in found else cells)])
+    return table(["against float32, mean (largest) of the samples", "CP moves by", "PF moves by"], rows)
+
+
+def _variants(stage: Results, plan: Results) -> str:
+    rows = [
+        [
+            name,
+            found.get("error") or f"{1e3 * found['seconds']:.1f} ms",
+            f"{found['gain']:.2f}" if "gain" in found else "",
+            f"{found['largest_feature_difference']:.1e}" if "largest_feature_difference" in found else "",
+        ]
+        for name, found in stage.items()
+        if name != "stage_seconds"
+    ]
+    return table(["ways to speed the tower up, not in the package", "time a pass", "gain", "features move by"], rows)
+
+
+GPU_TABLES: dict[str, Callable[[Results, Results], str]] = {
+    "products": _products,
+    "evaluation_bfloat16": _evaluation("bfloat16"),
+    "evaluation_float32": _evaluation("float32"),
+    "rival": _rival,
+    "pair": _pair,
+    "overhead": _overhead,
+    "profile": _profile,
+    "size": _size,
+    "deviation": _deviation,
+    "variants": _variants,
+}
+
+
+def _bars(stages: Results, plan: Results) -> list[list[str]]:
+    """What the figures are meant to reach, what they reach, and whether that is enough."""
+    rows: list[list[str]] = []
+
+    def bar(aim: str, value: float, reached: bool, form: str) -> None:
+        rows.append([aim, form.format(value), "reached" if reached else "**missed**"])
+
+    batches = stages.get("evaluation_bfloat16", {}).get("batches", {})
+    if found := batches.get("16"):
+        share = found["share_of_products"]
+        bar("at least 60 % of the product rate at batch 16", 100 * share, share >= 0.6, "{:.1f} %")
+    if "rival" in stages:
+        times = stages["rival"]["bfloat16"]["times_theirs"]["median"]
+        bar("at least 15 times masc-metric's samples a second", times, times >= 15, "{:.1f}")
+    if found := batches.get("8"):
+        peak, above = found["peak_bytes"] / 1e9, found["above_weights_bytes"] / 1e9
+        bar("at most 3.2 GB in all at batch 8", peak, peak <= 3.2, "{:.2f} GB")
+        bar("at most 0.9 GB above the weights at batch 8", above, above <= 0.9, "{:.2f} GB")
+    if "overhead" in stages:
+        found = stages["overhead"]
+        worst = max(each["new_over_tower"]["median"] for each in found.values() if isinstance(each, dict))
+        bar("`update` of new pictures at most 1.05 of the bare tower", worst, worst <= 1.05, "{:.3f}")
+    return rows
+
+
 BLOCKS: dict[str, Callable[[Results], str]] = {
     function.__name__: function for function in (machine, sample, rival, limit, size, bfloat16, memory)
 }
@@ -197,15 +379,23 @@ def plot(results: Results) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
-def main() -> None:
-    results = json.loads(RESULTS.read_text())
-    text = PAGE.read_text()
-    for name, block in BLOCKS.items():
+def with_blocks(text: str, results: Results, gpu_results: Results) -> str:
+    """The page with every block made anew."""
+    for name, found in {**{name: block(results) for name, block in BLOCKS.items()}, "gpu": gpu(gpu_results)}.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert pattern.search(text), f"{PAGE} has no block {name}"
-        found = block(results)
         text = pattern.sub(lambda match, found=found: f"{match[1]}{found}\n{match[2]}", text)
-    PAGE.write_text(text)
+    return text
+
+
+def gpu_results() -> Results:
+    found: Results = json.loads(GPU_RESULTS.read_text()) if GPU_RESULTS.exists() else {}
+    return found
+
+
+def main() -> None:
+    results = json.loads(RESULTS.read_text())
+    PAGE.write_text(with_blocks(PAGE.read_text(), results, gpu_results()))
     plot(results)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,22 @@ FOLDER = Path(tempfile.gettempdir()) / "masc_metrics_benchmarks"
 @cache
 def checkpoint(layers: int) -> Path:
     """A checkpoint of so400m's shape with this many layers in each tower; built once a machine."""
-    folder = FOLDER / f"so400m-random-{layers}-layers-naflex"  # masc-metric reads the family from the name
+    return build(FOLDER, layers)
+
+
+def build(
+    folder: Path,
+    layers: int,
+    *,
+    width: int = WIDTH,
+    mlp: int = MLP,
+    heads: int = HEADS,
+    vocabulary: int = VOCABULARY,
+) -> Path:
+    """A checkpoint with random weights in a folder, unless it is there already; of so400m's shape by default."""
+    folder = folder / f"so400m-random-{layers}-layers-naflex"  # masc-metric reads the family from the name
     if not (folder / "done").exists():
-        build_checkpoint(folder, width=WIDTH, mlp=MLP, layers=layers, heads=HEADS, vocab_size=VOCABULARY)
+        build_checkpoint(folder, width=width, mlp=mlp, layers=layers, heads=heads, vocab_size=vocabulary)
         (folder / "done").touch()
     return folder
 
@@ -83,10 +98,10 @@ PF_NAMES = ("generated_images", "generated_masks", "prompts", "subjects")
 class Ours:
     """Both metrics, a score a sample, from the towers as they were read; nothing encoded yet at each call."""
 
-    def __init__(self, layers: int, device: str = "cpu", dtype: torch.dtype = torch.float32, batch: int = 16) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, batch: int = 16) -> None:
         settings: dict[str, Any] = {"dtype": dtype, "reduction": "none", "encode_batch_size": batch}
-        self.cp = MaSCConceptPreservation(checkpoint(layers), **settings).to(device)
-        self.pf = MaSCPromptFollowing(checkpoint(layers), **settings).to(device)
+        self.cp = MaSCConceptPreservation(folder, **settings).to(device)
+        self.pf = MaSCPromptFollowing(folder, **settings).to(device)
         self.backbone = self.cp.backbone.load(text_tower=True)
 
     def forget(self) -> None:
@@ -95,21 +110,22 @@ class Ours:
         self.cp.reset()
         self.pf.reset()
 
-    def __call__(self, arguments: Mapping[str, Any]) -> np.ndarray:
-        """(samples, 2): CP and PF."""
+    def __call__(self, arguments: Mapping[str, Any], scores: Sequence[str] = ("cp", "pf")) -> np.ndarray:
+        """(samples, scores): CP and PF, with nothing kept from an earlier call."""
         self.forget()
-        self.cp.update(**{name: arguments[name] for name in CP_NAMES})
-        self.pf.update(**{name: arguments[name] for name in PF_NAMES})
-        return torch.stack([self.cp.compute(), self.pf.compute()], dim=1).cpu().numpy()
+        metrics = {"cp": (self.cp, CP_NAMES), "pf": (self.pf, PF_NAMES)}
+        for metric, names in (metrics[score] for score in scores):
+            metric.update(**{name: arguments[name] for name in names})
+        return torch.stack([metrics[score][0].compute() for score in scores], dim=1).cpu().numpy()
 
 
 class Theirs:
     """masc-metric 0.3.0: ``MaSC.score``, a sample a call."""
 
-    def __init__(self, layers: int, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         from masc import MaSC
 
-        self.scorer = MaSC(str(checkpoint(layers)), device=device, dtype=dtype)
+        self.scorer = MaSC(str(folder), device=device, dtype=dtype)
 
     def __call__(self, evaluation: Evaluation) -> np.ndarray:
         reference, mask = pil(evaluation.reference), mask_of(evaluation.reference)
@@ -118,6 +134,11 @@ class Theirs:
             for one in evaluation.generated
         ]
         return np.array([(result.cp, result.pf) for result in results])
+
+
+def rival_is_installed() -> bool:
+    """Whether masc-metric can be imported, installed or found on PYTHONPATH."""
+    return find_spec("masc") is not None
 
 
 def pil(one: Picture) -> Image.Image:
@@ -179,10 +200,28 @@ def where() -> dict[str, str]:
         "date": date.today().isoformat(),
         "processor": processor,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "driver": _driver() if torch.cuda.is_available() else "none",
+        "cuda": torch.version.cuda or "none",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        **{package: _version(package) for package in packages},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _driver() -> str:
+    """Version of the NVIDIA driver."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def release() -> None:

@@ -22,7 +22,9 @@ from masc_metrics.bench.distributed import end_connection
 EVERY_COMMAND = Path(__file__).parent / "every_command"
 
 
-def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, arguments: Any) -> None:
+def _enter(
+    function: Callable[..., Any], rank: int, world: int, port: int, folder: Path, backend: str, arguments: Any
+) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -32,7 +34,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     }
     torch.set_num_threads(1)
     try:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        torch.distributed.init_process_group(backend, rank=rank, world_size=world)
         torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
         end_connection()
     except BaseException:
@@ -40,14 +42,22 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
         raise
 
 
-def run(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, limit_s: float = 90) -> list[Any]:
+def run(
+    function: Callable[..., Any],
+    world: int,
+    folder: Path,
+    *arguments: Any,
+    limit_s: float = 90,
+    backend: str = "gloo",
+) -> list[Any]:
     """Return the results of ``function(rank, world, *arguments)`` in each process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     workers = [
-        context.Process(target=_enter, args=(function, rank, world, port, folder, arguments)) for rank in range(world)
+        context.Process(target=_enter, args=(function, rank, world, port, folder, backend, arguments))
+        for rank in range(world)
     ]
     deadline = time.monotonic() + limit_s
     try:
