@@ -1,4 +1,4 @@
-"""The README's LightningModule, word for word, inside a real Trainer, on the default checkpoint's name."""
+"""README.md: every snippet runs as printed, on the default checkpoint's name, and its figures are measured."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.batches import batch
 from support.hub import Hub, running
+from support.score_levels import README, score_levels, table
 from torchmetrics import MetricCollection
 
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing
 
-README = Path(__file__).parents[2] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+PLAIN, MODULE, CALLBACK = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 SAMPLES = 4
 LIMIT_S = 150
 
-PROGRAM = """
+MODULE_PROGRAM = """
 import json, sys, warnings
 
-import lightning as L
 import torch
 from support.batches import batch
 from torch.utils.data import DataLoader
@@ -42,15 +44,8 @@ class Toy(Personalization):
         return torch.stack([values["generated_masks"][(known == image).flatten(1).all(1)][0] for image in images])
 
 
-rows = [
-    {{
-        "prompt": values["prompts"][i],
-        "subject": values["subjects"][i],
-        "reference": values["reference_images"][i],
-        "reference_mask": values["reference_masks"][i],
-    }}
-    for i in range({samples})
-]
+keys = ("reference_images", "reference_masks", "prompts", "subjects")
+rows = [{{key: values[key][i] for key in keys}} for i in range({samples})]
 devices = int(sys.argv[1])
 trainer = L.Trainer(
     accelerator="cpu",
@@ -61,7 +56,6 @@ trainer = L.Trainer(
     enable_checkpointing=False,
     enable_progress_bar=False,
     enable_model_summary=False,
-    default_root_dir=sys.argv[3],
 )
 module = Toy()
 trainer.validate(module, DataLoader(rows, batch_size=2), verbose=False)
@@ -71,45 +65,153 @@ if trainer.is_global_zero:
     print("RESULT", json.dumps([logged, len(state), module.masc["cp"].backbone.checkpoint.commit]))
 """
 
+CALLBACK_PROGRAM = """
+import json, warnings
 
-def snippet() -> str:
-    """The first Python block of the README."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)[0]
+import torch
+from support.batches import batch
+from torch.utils.data import DataLoader
+
+warnings.simplefilter("ignore")
+values = batch(1)
+photos, masks = values["reference_images"], values["reference_masks"]
+asked = []
 
 
-def validate(hub: Hub, folder: Path, devices: int, precision: str = "32-true") -> tuple[dict[str, float], int, str]:
-    script = folder / "validate.py"
-    script.write_text(PROGRAM.format(snippet=snippet(), samples=SAMPLES))
+def generate(module, prompts, seed):
+    asked.extend(prompts)
+    return values["generated_images"][: len(prompts)]
+
+
+def segment(images, nouns):
+    assert nouns == ["dog"]
+    return values["generated_masks"]
+
+{snippet}
+
+class Toy(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+trainer.fit(Toy(), DataLoader(torch.ones(250, 1)))
+logged = {{name: value.item() for name, value in trainer.callback_metrics.items()}}
+print("RESULT", json.dumps([logged, asked]))
+"""
+
+
+@pytest.fixture
+def local_hub(checkpoint: Path):
+    with running(checkpoint) as hub:
+        yield hub
+
+
+def python(hub: Hub, folder: Path, *arguments: str) -> str:
+    """Run Python in a folder, with the local hub, and return its output."""
     result = subprocess.run(
-        [sys.executable, str(script), str(devices), precision, str(folder)],
+        [sys.executable, *arguments],
+        cwd=folder,
         env=hub.environment(folder / "cache"),
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))
-    logged, kept, commit = json.loads(line.removeprefix("RESULT"))
-    return logged, kept, commit
+    return result.stdout
 
 
-@pytest.fixture
-def expected(checkpoint: Path) -> dict[str, float]:
-    collection = MetricCollection(
-        {"cp": MaSCConceptPreservation(checkpoint), "pf": MaSCPromptFollowing(checkpoint)}, prefix="val/"
-    )
-    collection.update(**batch(SAMPLES))
+def run_program(hub: Hub, folder: Path, program: str, *arguments: str) -> list:
+    script = folder / "program.py"
+    script.write_text(program)
+    output = python(hub, folder, str(script), *arguments)
+    return json.loads(next(line for line in output.splitlines() if line.startswith("RESULT")).removeprefix("RESULT"))
+
+
+def expected_scores(checkpoint: Path, values: dict) -> dict[str, float]:
+    collection = MetricCollection({"cp": MaSCConceptPreservation(checkpoint), "pf": MaSCPromptFollowing(checkpoint)})
+    collection.update(**values)
     return {name: value.item() for name, value in collection.compute().items()}
+
+
+def save_images(folder: Path, values: dict) -> None:
+    """The four files that the README names, of the first sample of a batch."""
+    for name in ("generated", "reference"):
+        image, mask = values[f"{name}_images"][0], values[f"{name}_masks"][0]
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
+        Image.fromarray(mask.byte().mul(255).numpy()).save(folder / f"{name}_mask.png")
+
+
+@pytest.mark.timeout(LIMIT_S + 10)
+def test_plain_snippet_prints_both_scores(local_hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    values = batch(1) | {"prompts": ["a photo of a corgi on a beach"], "subjects": ["corgi"]}
+    save_images(tmp_path, values)
+    printed = re.findall(r"tensor\((-?[\d.]+)\)", python(local_hub, tmp_path, "-c", PLAIN))
+    expected = expected_scores(checkpoint, values)
+    assert [float(value) for value in printed] == pytest.approx([expected["cp"], expected["pf"]], abs=1e-4)
 
 
 @pytest.mark.timeout(LIMIT_S + 10)
 @pytest.mark.parametrize(("devices", "precision"), [(1, "bf16-true"), (2, "32-true")])
-def test_the_readmes_module_logs_both_metrics(
-    devices: int, precision: str, checkpoint: Path, tmp_path: Path, expected: dict[str, float]
+def test_module_snippet_logs_both_metrics(
+    devices: int, precision: str, local_hub: Hub, checkpoint: Path, tmp_path: Path
 ) -> None:
-    with running(checkpoint) as hub:
-        logged, kept, commit = validate(hub, tmp_path, devices, precision)
-        assert hub.requests["GET", "model.safetensors"] == 1, "however many ranks, one download"
+    program = MODULE_PROGRAM.format(snippet=MODULE, samples=SAMPLES)
+    logged, kept, commit = run_program(local_hub, tmp_path, program, str(devices), precision)
+    expected = {f"val/{name}": value for name, value in expected_scores(checkpoint, batch(SAMPLES)).items()}
+    assert local_hub.requests["GET", "model.safetensors"] == 1, "all ranks share one download"
     assert logged == pytest.approx(expected, abs=1e-6)
-    assert kept == 0, "nothing of the backbone in the module's state_dict or parameters"
+    assert kept == 0, "the module's state_dict and parameters hold nothing of the backbone"
     assert commit.startswith("0123456789abcdef")
+
+
+@pytest.mark.timeout(LIMIT_S + 10)
+def test_callback_snippet_logs_both_metrics(local_hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    logged, asked = run_program(local_hub, tmp_path, CALLBACK_PROGRAM.format(snippet=CALLBACK))
+    values = batch(1) | {"prompts": ["sks dog on a beach"], "subjects": ["sks dog"]}
+    expected = expected_scores(checkpoint, values)
+    assert asked == ["sks dog on a beach"] * 2, "validated after 500 and after 1000 steps"
+    assert logged["val/masc_cp"] == pytest.approx(expected["cp"], abs=1e-6)
+    assert logged["val/masc_pf"] == pytest.approx(expected["pf"], abs=1e-6)
+
+
+@pytest.mark.timeout(LIMIT_S + 10)
+def test_file_command_writes_both_scores(local_hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    values = batch(1)
+    save_images(tmp_path, values)
+    columns = "generated_image,generated_mask,reference_image,reference_mask,prompt,subject"
+    cells = f"generated.png,generated_mask.png,reference.png,reference_mask.png,{values['prompts'][0]},cat"
+    (tmp_path / "samples.csv").write_text(f"{columns}\n{cells}\n")
+    (command,) = re.findall(r"`masc-metrics (score [^`]+)`", TEXT)
+    python(local_hub, tmp_path, "-m", "masc_metrics", *command.split(), "--device", "cpu")
+    head, row = ((line.split(",")) for line in (tmp_path / "scores.csv").read_text().splitlines())
+    scores = dict(zip(head, row, strict=True))
+    expected = expected_scores(checkpoint, values)
+    assert float(scores["cp"]) == pytest.approx(expected["cp"], abs=1e-5)
+    assert float(scores["pf"]) == pytest.approx(expected["pf"], abs=1e-5)
+
+
+def test_score_levels_are_those_measured() -> None:
+    assert table(score_levels()) in TEXT, "python tests/support/score_levels.py writes the measured table"
+
+
+def test_readme_has_at_most_100_lines() -> None:
+    assert len(TEXT.splitlines()) <= 100
+
+
+def test_what_you_get_is_five_bullets_of_at_most_twelve_words() -> None:
+    section = TEXT.split("## What you get\n")[1].split("\n\n")[0]
+    bullets = re.sub(r"\]\([^)]*\)", "]", section).splitlines()
+    assert len(bullets) == 5
+    assert all(len(bullet.removeprefix("- ").split()) <= 12 for bullet in bullets)
+
+
+def test_one_command_runs_the_demo_and_one_runs_the_tests() -> None:
+    commands = [line for line in TEXT.splitlines() if line.startswith("python3 -m venv ")]
+    assert [command.split("/")[-1].split()[0] for command in commands] == ["masc-metrics", "pytest"]

@@ -75,9 +75,9 @@ def rival(results: Results) -> str:
 def sample(results: Results) -> str:
     seconds = results["sample layers=27 device=cpu"]["seconds"]
     whats = {
-        "CP, new picture": "CP of a new picture, its reference met before",
-        "PF, new prompt": "PF of a picture that CP has met, new prompt",
-        "PF, known prompt": "PF of such a picture, prompt met before",
+        "CP, new picture": "CP of a new image, its reference met before",
+        "PF, new prompt": "PF of an image that CP has met, new prompt",
+        "PF, known prompt": "PF of such an image, prompt met before",
     }
     rows = [
         [text, *(f"{seconds[dtype][what]:.2f} s" for dtype in ("float32", "bfloat16"))] for what, text in whats.items()
@@ -96,7 +96,7 @@ def limit(results: Results) -> str:
         rows.append([what, f"{reached / 1e9:.0f} GFLOP/s, {per_cent(reached / rate)}"])
     tower = results["tower layers=6 device=cpu"]
     rows += [
-        ["both updates over our tower alone, 37 pictures, 6 layers", spread(tower["over_ours"], "{:.3f}")],
+        ["both updates over our tower, 37 images, 6 layers", spread(tower["over_ours"], "{:.3f}")],
         ["the same over transformers' own tower", spread(tower["over_transformers"], "{:.3f}")],
     ]
     overhead = results["overhead layers=6 device=cpu"]
@@ -105,7 +105,8 @@ def limit(results: Results) -> str:
         rows.append([f"`update` beyond the tower, 8 samples, 6 layers: {name}", f"{middle} ({low} to {high})"])
     cached = results["cached layers=6 device=cpu"]
     for name in ("CP", "CP, pictures of 1024 x 1024", "PF"):
-        what = f"`update` of 8 known pictures of one reference over the tower's time for them, 6 layers: {name}"
+        label = name.replace("pictures", "images")
+        what = f"`update` of 8 known images of one reference over the tower's time for them, 6 layers: {label}"
         rows.append([what, per_cent(cached[name]["median"])])
     look = results["lookup layers=6 device=cpu"]["share"]["median"]
     once = results["once layers=6 device=cpu"]
@@ -113,10 +114,10 @@ def limit(results: Results) -> str:
     processes = results["processes layers=6 device=cpu"]
     imports = results["imports layers=6 device=cpu"]
     rows += [
-        ["digest and look-up of a picture over its encoding, 6 layers", f"{100 * look:.2f} %"],
-        ["the evaluation's passes", f"{once['images']} pictures, {once['texts']} prompts"],
+        ["digest and look-up of an image over its encoding, 6 layers", f"{100 * look:.2f} %"],
+        ["the evaluation's passes", f"{once['images']} images, {once['texts']} prompts"],
         [
-            f"64 pictures of 8 aspect ratios ({shapes['patches_mixed']} patches) over 64 of one "
+            f"64 images of 8 aspect ratios ({shapes['patches_mixed']} patches) over 64 of one "
             f"({shapes['patches_alike']}), 2 layers",
             spread(shapes["mixed_over_alike"]),
         ],
@@ -132,7 +133,7 @@ def size(results: Results) -> str:
         if count != "where":
             (said,) = [float(text.split()[1]) for text in found["said"] if text.startswith("seconds")]
             rows.append([count, f"{said / int(count) * 1e3:.0f} ms", f"{found['peak_gib']:.2f} GiB"])
-    return table(["pictures, 8 an update, 2 layers", "time a picture", "peak resident"], rows)
+    return table(["images, 8 an update, 2 layers", "time an image", "peak resident"], rows)
 
 
 def bfloat16(results: Results) -> str:
@@ -156,7 +157,7 @@ def bfloat16(results: Results) -> str:
 
 def memory(results: Results) -> str:
     names = {
-        "memory ours_cp layers=27": "ours, CP alone",
+        "memory ours_cp layers=27": "ours, only CP",
         "memory ours_both layers=27": "ours, CP and PF",
         "memory theirs layers=27": "masc-metric 0.3.0 (always both)",
     }
@@ -178,7 +179,7 @@ def gpu(results: Results) -> str:
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "torchmetrics", "masc-metric"))
     head = (
         f"{where['gpu']}, driver {where['driver']}, CUDA {where['cuda']}; Python {where['python']}, {versions}; "
-        f"{where['date']}. {plan['layers']} layers, pictures of 512 x 512, 1024 patches, random weights."
+        f"{where['date']}. {plan['layers']} layers, images of 512 x 512, 1024 patches, random weights."
     )
     measured = {
         name: stage
@@ -251,7 +252,7 @@ def _overhead(stage: Results, plan: Results) -> str:
         if isinstance(found, dict)
     ]
     digest = f"The 128-bit digest takes {per_cent(stage['digest_over_tower'])} of the tower's time."
-    head = [f"`update` of {stage['samples']} samples over the bare tower", "new pictures", "known pictures"]
+    head = [f"`update` of {stage['samples']} samples over the bare tower", "new images", "known images"]
     return f"{table(head, rows)}\n\n{digest}"
 
 
@@ -269,7 +270,7 @@ def _profile(stage: Results, plan: Results) -> str:
 
 def _size(stage: Results, plan: Results) -> str:
     mixed = (
-        f"{stage['pictures']} pictures of 8 aspect ratios ({stage['mean_patches_mixed']:.0f} patches in the mean) over "
+        f"{stage['pictures']} images of 8 aspect ratios ({stage['mean_patches_mixed']:.0f} patches in the mean) over "
         f"as many of one ({stage['patches_alike']}): {spread(stage['mixed_over_alike'])}."
     )
     rows = [
@@ -280,7 +281,7 @@ def _size(stage: Results, plan: Results) -> str:
         ]
         for number, found in stage["growth"].items()
     ]
-    return f"{mixed}\n\n{table(['pictures', 'time a picture', 'peak memory above the weights'], rows)}"
+    return f"{mixed}\n\n{table(['images', 'time an image', 'peak memory above the weights'], rows)}"
 
 
 def _deviation(stage: Results, plan: Results) -> str:
@@ -341,7 +342,7 @@ def _bars(stages: Results, plan: Results) -> list[list[str]]:
     if "overhead" in stages:
         found = stages["overhead"]
         worst = max(each["new_over_tower"]["median"] for each in found.values() if isinstance(each, dict))
-        bar("`update` of new pictures at most 1.05 of the bare tower", worst, worst <= 1.05, "{:.3f}")
+        bar("`update` of new images at most 1.05 of the bare tower", worst, worst <= 1.05, "{:.3f}")
     return rows
 
 
@@ -358,7 +359,7 @@ def plot(results: Results) -> None:
     for axis, (name, label) in zip(
         axes,
         (
-            ("batch", "pictures in a pass (6 layers, 1024 patches)"),
+            ("batch", "images in a pass (6 layers, 1024 patches)"),
             ("patches", "patches (6 layers)"),
             ("layers", "layers (1024 patches)"),
         ),
@@ -374,7 +375,7 @@ def plot(results: Results) -> None:
             axis.set_yticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="pictures a second")
+    axes[0].set(ylabel="images a second")
     axes[0].set_ylim(0, 1.1 * max(rates["batch"].values()))
     figure.savefig(PLOT, dpi=110)
 
