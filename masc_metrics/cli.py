@@ -1,69 +1,78 @@
-"""The ``masc-metrics`` command: arguments, messages and exit codes alone.
+"""The ``masc-metrics`` command: its sub-commands and exit codes.
 
-Exit codes: 0 all is well; 1 the checkpoint cannot be had; 2 the arguments or the sample list are unusable; 3 some rows
-failed and the rest is scored; 130 interrupted, and what was scored is kept.
+Exit codes: 0 success; 1 the checkpoint is not available; 2 the arguments or the sample list are unusable; 3 some rows
+failed, the others have scores; 130 interrupted, results so far are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import masc_metrics
 from masc_metrics.backbone import load_backbone
-from masc_metrics.bench.agreement.command import add_agreement
-from masc_metrics.bench.datasets.command import add_dreambench_plus, add_orida
-from masc_metrics.bench.run_options import add_hub_options
-from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, add_score, fail
+from masc_metrics.bench.agreement.agreement_command import AGREEMENT
+from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
+from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
+from masc_metrics.bench.score_command import NO_CHECKPOINT, SCORE, UNUSABLE, fail
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    return int(options.run(options))
-
-
-def _parser() -> argparse.ArgumentParser:
+    commands = {command.name: command for command in (SCORE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)}
     parser = argparse.ArgumentParser(
         prog="masc-metrics",
         description="MaSC: concept preservation (CP) and prompt following (PF) of generated images.",
     )
     parser.add_argument("--version", action="version", version=masc_metrics.__version__)
-    commands = parser.add_subparsers(title="commands", required=True)
-
-    add_score(commands)
-    add_dreambench_plus(commands)
-    add_orida(commands)
-    add_agreement(commands)
-
-    demo = commands.add_parser(
-        "demo",
-        help="see both metrics at work, offline and in seconds",
-        description="Renders subjects, damages them and their scenes in known ways, scores them with the bundled "
-        "checkpoint, prints the means and writes every picture with its scores and match map into one PNG.",
-    )
-    demo.add_argument("--out", type=Path, default=Path("masc-demo.png"), help="PNG to write [%(default)s]")
-    demo.add_argument("--seed", type=int, help="of the dice that choose the subjects, 0 or more")
-    demo.add_argument(
-        "--model", default=BUNDLED_MODEL, help="hub id or folder of another SigLIP2 checkpoint [%(default)s]"
-    )
-    demo.set_defaults(run=_run_demo)
-
-    fetch = commands.add_parser(
-        "prefetch",
-        help="download a checkpoint ahead of time",
-        description="Downloads a checkpoint for machines without internet and prints the folder to pass as --model.",
-    )
-    fetch.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="hub id of a SigLIP2 checkpoint [%(default)s]")
-    add_hub_options(fetch)
-    fetch.set_defaults(run=_run_prefetch)
-    return parser
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
+    for command in commands.values():
+        add_command(subparsers, command)
+    try:
+        expanded = expand_config(sys.argv[1:] if arguments is None else arguments, commands)
+    except (OSError, ValueError) as error:
+        return fail(UNUSABLE, error)
+    namespace = parser.parse_args(expanded)
+    command = commands[namespace.command]
+    return command.run(*parse_options(command, namespace))
 
 
-def _run_prefetch(options: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """Options of ``masc-metrics demo``.
+
+    Attributes:
+        out: PNG file to write.
+        seed: random seed, >= 0 (default: that of the documentation).
+        model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
+    """
+
+    out: Path = option(Path("masc-demo.png"), type=Path, metavar="FILE")
+    seed: int | None = option(None, type=non_negative_integer, metavar="N")
+    model: str = option(BUNDLED_MODEL)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchOptions:
+    """Options of ``masc-metrics prefetch``.
+
+    Attributes:
+        model: hub id of a SigLIP2 checkpoint.
+        revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
+        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
+    """
+
+    model: str = option(DEFAULT_MODEL, positional=True)
+    revision: str | None = option(None)
+    cache_dir: str | None = option(None, metavar="FOLDER")
+
+
+def _prefetch(options: PrefetchOptions) -> int:
     try:
         print(prefetch(CheckpointSource.of(options.model, options.revision, options.cache_dir)))
     except (OSError, ValueError) as error:
@@ -71,12 +80,10 @@ def _run_prefetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_demo(options: argparse.Namespace) -> int:
-    if options.seed is not None and options.seed < 0:
-        return fail(UNUSABLE, ValueError(f"--seed is {options.seed}; give 0 or more"))
+def _demo(options: DemoOptions) -> int:
     try:
-        _check_picture_file(options.out)
-    except (OSError, ValueError) as error:  # OSError for a name that no file can have
+        _check_image_file(options.out)
+    except (OSError, ValueError) as error:  # OSError for an impossible file name
         return fail(UNUSABLE, error)
     from masc_metrics.demo import DEFAULT_SEED, demonstrate
 
@@ -90,16 +97,34 @@ def _run_demo(options: argparse.Namespace) -> int:
         demonstration.image.save(options.out, format="PNG")
     except OSError as error:
         return fail(UNUSABLE, error)
-    print(f"\nEach picture with its scores, and the patches of the reference that were found again: {options.out}")
+    print(f"\nImages with their scores, and the reference patches that match them: {options.out}")
     return 0
 
 
-def _check_picture_file(out: Path) -> None:
+def _check_image_file(out: Path) -> None:
     if out.is_dir():
         raise ValueError(f"--out is {out}, which is a folder; give a file")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out is {out}; give a name that ends with .png")
     if not out.parent.is_dir():
-        raise ValueError(f"--out is {out}, but there is no folder {out.parent}")
+        raise ValueError(f"--out is {out}, but the folder {out.parent} does not exist; create it first")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"--out is {out}, which cannot be written; give another file")
+
+
+_DEMO = Command(
+    name="demo",
+    summary="show both metrics at work, offline and in seconds",
+    description="Render subjects, damage them and their scenes in known ways, score them with the bundled checkpoint, "
+    "print the means, and write every image with its scores and match map into one PNG file.",
+    options=(DemoOptions,),
+    run=_demo,
+)
+
+_PREFETCH = Command(
+    name="prefetch",
+    summary="download a checkpoint ahead of time",
+    description="Download a checkpoint for machines without internet, and print the folder to give as --model.",
+    options=(PrefetchOptions,),
+    run=_prefetch,
+)

@@ -15,7 +15,13 @@ _FILES_NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 _log = logging.getLogger(__name__)
 
 
-def fetch(model: str, revision: str | None, cache_dir: str | None, local_files_only: bool) -> Path:
+def fetch(
+    model: str,
+    revision: str | None,
+    cache_dir: str | None,
+    local_files_only: bool,
+    command: str = "masc-metrics prefetch",
+) -> Path:
     """Return the local folder of a hub checkpoint, named after its commit; download it if necessary and allowed.
 
     Args:
@@ -23,6 +29,7 @@ def fetch(model: str, revision: str | None, cache_dir: str | None, local_files_o
         revision: branch, tag or commit; None is the main branch.
         cache_dir: folder for downloads; None is the default cache of the hub.
         local_files_only: never use the network.
+        command: downloads the checkpoint and prints its folder, for error texts; the model is its last argument.
 
     Raises:
         OSError: if the checkpoint is not available (FileNotFoundError, PermissionError or ConnectionError); the error
@@ -49,7 +56,7 @@ def fetch(model: str, revision: str | None, cache_dir: str | None, local_files_o
             raise LocalEntryNotFoundError(f"{folder} lacks config.json or safetensors weights")
         return folder
 
-    with _actionable_errors(model, revision, offline):
+    with _actionable_errors(model, revision, offline, f"{command} {model}"):
         if offline:
             return snapshot(local_files_only=True)
         with _exclusive(lock_file(model, revision, Path(cache))) as waited:
@@ -101,13 +108,13 @@ def _exclusive(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def _actionable_errors(model: str, revision: str | None, offline: bool) -> Iterator[None]:
+def _actionable_errors(model: str, revision: str | None, offline: bool, command: str) -> Iterator[None]:
     """Turn errors of the hub client into errors that say what to do."""
     from huggingface_hub import errors
 
     name = f"{model!r}" + (f" at revision {revision!r}" if revision else "")
     page = f"https://huggingface.co/{model}"
-    alternative = f"or pass the folder of a copy, downloaded elsewhere by: masc-metrics prefetch {model}"
+    alternative = f"or pass the folder of a copy, downloaded elsewhere by: {command}"
     try:
         yield
     except errors.GatedRepoError:
@@ -130,7 +137,7 @@ def _actionable_errors(model: str, revision: str | None, offline: bool) -> Itera
         reason = "downloads are disabled" if offline else f"the hub is not reachable ({cause})"
         raise ConnectionError(
             f"checkpoint {name} is not a local folder, is missing or incomplete in the local cache, and {reason}. Run "
-            f"`masc-metrics prefetch {model}` on a machine with internet access (for a gated checkpoint, first accept "
+            f"`{command}` on a machine with internet access (for a gated checkpoint, first accept "
             "its licence and run `hf auth login`) and pass the folder that it prints"
         ) from None
     except Exception as error:  # such as a broken transfer or a full disk: the client has no common class for them

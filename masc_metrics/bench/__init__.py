@@ -1,1 +1,1 @@
-"""Scoring of many samples from files; nothing in the core imports it."""
+"""Scoring of many samples from files: sample list -> images -> scores -> journal -> table."""

@@ -1,16 +1,19 @@
-"""One thing to score: its files, its words and the groups that it counts in."""
+"""A sample to score, and the result of scoring it: one row of a sample list, and one row of the table of scores."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from masc_metrics.bench.tables import Cells
 
 FILES = ("generated_image", "generated_mask", "reference_image", "reference_mask")
 
 COLUMNS = (*FILES, "prompt", "subject")
-"""What a list says of a sample."""
+"""Columns of a sample list that describe a sample."""
 
 GROUPS = ("method", "concept", "category", "key")
-"""What a list may say besides, and a score file repeats."""
+"""Optional columns of a sample list, copied into the table of scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +21,19 @@ class Sample:
     """One row of a sample list, or one pair of a benchmark.
 
     Attributes:
-        line: where it stands in its list, counted from 1: the line of a file on which it begins.
-        sample_id: its own id, else its number, counted from 1.
+        line: line of its list on which it begins, from 1; without a list, its position from 1.
+        sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
-        generated_mask: file of the subject's mask in it; None where no prompt following is asked for.
-        reference_image: file of the subject's picture.
-        reference_mask: file of the subject's mask in it; None where no concept preservation is asked for.
-        prompt: the text that it was generated from; None where no prompt following is asked for.
-        subject: the subject's name in the prompt; None keeps the prompt.
-        method: what generated it; empty if nothing is said. Means are given by method, concept and category.
-        concept: whose subject it shows; empty for the reference image itself.
+        generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
+        reference_image: file of the image of the subject.
+        reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
+        prompt: text that the image was generated from; None if prompt following is not scored.
+        subject: name of the subject in the prompt; None keeps the prompt as it is.
+        method: what generated the image; may be empty. Means are given by method, concept and category.
+        concept: the subject's identity; if empty, the reference image stands for it.
         category: any further group.
-        key: what methods have in common: samples of several methods with one key are rated together.
-        error: why it cannot be scored; empty if nothing is known against it.
+        key: identifies a sample across methods: samples of several methods with one key are rated together.
+        error: why the sample cannot be scored; empty if it can, as far as its list shows.
     """
 
     line: int
@@ -46,3 +49,54 @@ class Sample:
     category: str = ""
     key: str = ""
     error: str = ""
+
+
+MEASURES = (
+    "reference_coverage",
+    "generated_coverage",
+    "reference_patches",
+    "reference_subject_patches",
+    "generated_patches",
+    "generated_subject_patches",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """Result of scoring one sample.
+
+    Attributes:
+        number: the sample's position in its list, from 0.
+        scores: scores by name, in the order of the run's. NaN if the masks leave nothing to score; None if the sample
+            does not have the input of the score, failed, or was skipped.
+        measures: values by name of ``MEASURES``: of both images the attributes of
+            :class:`masc_metrics.bench.loading.LoadedImage`.
+        stripped_prompt: text that prompt following embeds; empty if it is not scored.
+        left_out: why the sample was skipped by a filter; empty if it was not.
+        error: why the sample failed; empty if it did not.
+    """
+
+    number: int
+    scores: Mapping[str, float | None]
+    measures: Mapping[str, float | None]
+    stripped_prompt: str = ""
+    left_out: str = ""
+    error: str = ""
+
+
+def columns(scores: Sequence[str]) -> tuple[str, ...]:
+    """Columns of the table of scores."""
+    return ("sample_id", *GROUPS, *scores, *MEASURES, "stripped_prompt", "left_out", "error")
+
+
+def table_row(sample: Sample, result: SampleResult) -> Cells:
+    """Row of the table of scores, by column."""
+    return {
+        "sample_id": sample.sample_id,
+        **{name: getattr(sample, name) for name in GROUPS},
+        **result.scores,
+        **{name: result.measures.get(name) for name in MEASURES},
+        "stripped_prompt": result.stripped_prompt,
+        "left_out": result.left_out,
+        "error": result.error,
+    }

@@ -1,193 +1,167 @@
-"""``masc-metrics score``, and what the benchmarks' commands share with it: arguments, messages, exit codes."""
+"""``masc-metrics score``, and what the benchmark commands share with it: messages and exit codes."""
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from masc_metrics.bench.outcome import Outcome
-from masc_metrics.bench.ranks import Ranks, best_device, start_ranks
-from masc_metrics.bench.remarks import Remarks
-from masc_metrics.bench.report import mean_lines, method_lines
+from masc_metrics.bench.distributed import Ranks, start_ranks
+from masc_metrics.bench.options import Command, option
+from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
-from masc_metrics.bench.run_options import add_run_options, request_of, share
-from masc_metrics.bench.runner import (
-    Networks,
-    Request,
-    begin,
-    load_networks,
-    merge,
-    score,
-    summary_file,
-)
-from masc_metrics.bench.sample import COLUMNS, GROUPS, Sample
-from masc_metrics.bench.samples import SampleList, read_samples
-from masc_metrics.bench.score_file import is_device, is_parquet
-from masc_metrics.bench.tables import pyarrow_parquet
-from masc_metrics.precision import check_device
-
-if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
+from masc_metrics.bench.sample import COLUMNS, GROUPS
+from masc_metrics.bench.sample_list import SampleList, read_samples
+from masc_metrics.bench.scoring import Scorer, load_scorer
+from masc_metrics.bench.summary import row_warnings, summary_lines
+from masc_metrics.bench.tables import is_parquet, pyarrow_parquet
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 
-def add_score(commands: Commands) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "score",
-        help="score the samples of a list",
-        description=f"Scores the samples of a CSV, JSON Lines or Parquet file with the columns {', '.join(COLUMNS)} "
-        f"and, optionally, sample_id, {', '.join(GROUPS)}; paths are relative to the file. Or those of a folder laid "
-        "out as concept/reference.png, concept/method/name.png. Writes one row a sample, and a summary beside it. "
-        "Killed at any moment, it goes on when started again. Exit code 3: some rows failed, the rest is scored.",
-    )
-    parser.add_argument("samples", type=Path, help="file listing the samples, or folder")
-    add_run_options(parser)
-    parser.add_argument(
-        "--min-coverage",
-        type=share,
-        help="leave out samples of which a mask marks at most this share of its pixels, such as 0.05 [none]",
-    )
-    parser.set_defaults(run=_run_score)
+@dataclass(frozen=True, slots=True)
+class ScoreInput:
+    """Input of ``masc-metrics score``.
 
-
-def _run_score(options: argparse.Namespace) -> int:
-    try:
-        samples = read_samples(options.samples, options.scores)
-        check_out(options.out, options.samples)
-    except (OSError, ValueError, ImportError) as error:
-        return fail(UNUSABLE, error)
-    return run(samples, request_of(options, min_coverage=options.min_coverage), options, str(options.samples))
-
-
-def run(
-    samples: SampleList,
-    request: Request,
-    options: argparse.Namespace,
-    name: str,
-    look_at: Callable[[Sample, Outcome], object] = lambda *_: None,
-) -> int:
-    """Score a list, on as many ranks as there are, and say what came of it.
-
-    Args:
-        samples: the list.
-        request: how.
-        options: of :func:`add_run_options`.
-        name: the list's, for messages.
-        look_at: is shown every sample with its outcome, on rank 0.
-
-    Returns:
-        The exit code. Ranks other than the first end with 0 once they have begun: launchers take anything else for a
-        crash and kill the others, while the first one learns at its end that somebody's part is missing.
+    Attributes:
+        samples: CSV, JSON Lines or Parquet file that lists the samples, or a folder of them.
     """
-    unasked = [name for name, _ in request.baseline_models if name not in request.scores]
-    if unasked:
-        return fail(UNUSABLE, ValueError(f"--baseline-model names {unasked[0]}, but --scores does not; add it there"))
+
+    samples: Path = option(type=Path, positional=True)
+
+
+def _score(source: ScoreInput, run: Run) -> int:
     try:
-        ranks = start_ranks(check_device(options.device or best_device()), options.devices, options.num_nodes)
-    except (OSError, ValueError) as error:
-        return fail(UNUSABLE, error)
-    try:
-        networks = load_networks(request, ranks.device)
+        samples = read_samples(source.samples, run.scores)
+        check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
-        return fail(NO_CHECKPOINT, error, ranks)
-    except torch.cuda.OutOfMemoryError as error:
-        return fail(NO_CHECKPOINT, MemoryError(f"device {ranks.device} has no room for the networks ({error})"), ranks)
-    beside = options.out.parent
-    passing = tempfile.mkdtemp() if is_device(options.out) and ranks.rank == 0 else None
-    if is_device(options.out):  # nothing to go on with: its work lies where it is in nobody's way
-        beside = Path(ranks.from_first(passing))
-    folder = RunFolder(beside / f"{options.out.name}.run")
+        return fail(UNUSABLE, error)
+    return score_list(samples, run).exit_code
+
+
+SCORE = Command(
+    name="score",
+    summary="score the samples of a list",
+    description=f"Score the samples of a CSV, JSON Lines or Parquet file with the columns {', '.join(COLUMNS)} and, "
+    f"optionally, sample_id, {', '.join(GROUPS)}. Paths are relative to the file. Or score a folder laid out as "
+    "CONCEPT/reference.png and CONCEPT/METHOD/NAME.png. Writes one row per sample, and a summary next to it. An "
+    "interrupted run continues when it is started again. Exit codes: 0 success, 1 checkpoint not available, 2 "
+    "arguments or list unusable, 3 some rows failed, 130 interrupted.",
+    options=(ScoreInput, Run),
+    run=_score,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a run on one rank.
+
+    Attributes:
+        exit_code: exit code of the process. Once scoring has begun, ranks other than the first end with 0: launchers
+            take any other code for a crash and kill the other ranks, while the first rank finds missing results at its
+            end.
+        table_written: whether this rank has written the table of scores.
+    """
+
+    exit_code: int
+    table_written: bool = False
+
+
+def score_list(samples: SampleList, run: Run) -> Finished:
+    """Score a list on all ranks, write the table of scores and print its summary."""
+    unused = [name for name, _ in run.baseline_model if name not in run.scores]
+    if unused:
+        return Finished(
+            fail(UNUSABLE, ValueError(f"--baseline-model names {unused[0]}, which --scores does not; add it there"))
+        )
     try:
-        return _run_in(folder, samples, request, options, name, look_at, ranks, networks)
+        ranks = start_ranks(run)
+    except (OSError, ValueError) as error:
+        return Finished(fail(UNUSABLE, error))
+    try:
+        scorer = load_scorer(run, ranks.device)
+    except (OSError, ValueError, ImportError) as error:
+        return Finished(fail(NO_CHECKPOINT, error, ranks))
+    except torch.cuda.OutOfMemoryError as error:
+        return Finished(
+            fail(NO_CHECKPOINT, MemoryError(f"the networks do not fit on device {ranks.device} ({error})"), ranks)
+        )
+    folder = RunFolder(run.out.with_name(f"{run.out.name}.run"))
+    try:
+        return _score_in(folder, samples, scorer, ranks)
     finally:
         folder.release()
-        if passing is not None:  # by the first rank, which reads what all have written
-            shutil.rmtree(passing, ignore_errors=True)
 
 
-def _run_in(
-    folder: RunFolder,
-    samples: SampleList,
-    request: Request,
-    options: argparse.Namespace,
-    name: str,
-    look_at: Callable[[Sample, Outcome], object],
-    ranks: Ranks,
-    networks: Networks,
-) -> int:
+def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ranks) -> Finished:
     from tqdm import tqdm
 
+    run = scorer.run
     try:
-        numbers = begin(samples, request, networks, ranks, folder, restart=options.restart)
+        numbers = begin(samples, scorer, ranks, folder)
     except (OSError, ValueError) as error:
-        return fail(UNUSABLE, error, ranks)
-    if ranks.world == 1 and len(numbers) < len(samples.samples):
-        print(f"{len(samples.samples) - len(numbers)} samples are scored already: {folder.folder}", file=sys.stderr)
-    part = f"rank 0 of {ranks.world}" if ranks.world > 1 else None
-    remarks = Remarks(name, request.scores)
-
-    def seen(sample: Sample, outcome: Outcome) -> None:
-        remarks.add(sample, outcome)
-        look_at(sample, outcome)
-
+        return Finished(fail(UNUSABLE, error, ranks))
+    if ranks.world_size == 1 and len(numbers) < len(samples.samples):
+        print(
+            f"resuming: {len(samples.samples) - len(numbers)} samples have scores in {folder.folder}", file=sys.stderr
+        )
+    label = f"rank 0 of {ranks.world_size}" if ranks.world_size > 1 else None
     try:
         with (
-            folder.shard(ranks.rank) as shard,
-            tqdm(total=len(numbers), unit="sample", desc=part, disable=options.quiet or ranks.rank > 0) as bar,
+            folder.result_file(ranks.rank) as file,
+            tqdm(total=len(numbers), unit="sample", desc=label, disable=run.quiet or ranks.rank > 0) as bar,
         ):
-            score(samples, numbers, request, networks, shard, bar.update)
+            score_samples(samples, numbers, scorer, file, bar.update)
         ranks.wait()
         if ranks.rank > 0:
-            return 0
-        summary, figures = merge(samples, request.scores, folder, options.out, seen)
+            return Finished(0)
+        results, summary = write_scores(samples, run, folder)
     except KeyboardInterrupt:
-        rest = "" if is_device(options.out) else f"; start again to go on with {folder.folder}"
-        print(f"masc-metrics: interrupted{rest}", file=sys.stderr)
-        return INTERRUPTED if ranks.rank == 0 else 0
+        print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
+        return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except OSError as error:
-        kept = "" if is_device(options.out) else f"; what was scored is kept in {folder.folder}: start again"
-        print(f"masc-metrics: {error}{kept}", file=sys.stderr)
-        return UNUSABLE if ranks.rank == 0 else 0
+        print(f"masc-metrics: {error}; results are kept in {folder.folder}: start again to continue", file=sys.stderr)
+        return Finished(UNUSABLE if ranks.rank == 0 else 0)
     folder.remove()
-    remarks.say()
-    for line in (*mean_lines(summary, request.scores), *method_lines(figures, request.scores)):
-        print(line, file=sys.stderr if is_device(options.out) else sys.stdout)  # rows stand alone on stdout
-    if not is_device(options.out):
-        print(f"by group, with intervals: {summary_file(options.out)}")
-    if summary.failed:
-        print(f"{summary.failed} of {summary.samples} rows failed; the others are in {options.out}", file=sys.stderr)
-        return ROWS_FAILED
-    return 0
+    for line in row_warnings(samples, results):
+        print(line, file=sys.stderr)
+    for line in summary_lines(summary, run.scores):
+        print(line)
+    print(f"by group, with intervals: {summary_file(run)}")
+    if summary["failed"]:
+        print(f"{summary['failed']} of {len(results)} rows failed; the others are in {run.out}", file=sys.stderr)
+    return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
 
 
-def check_out(out: Path, samples: Path) -> None:
-    """Raise OSError, ValueError or ImportError unless scores can go there."""
+def check_out(run: Run, source: Path) -> None:
+    """Raise OSError, ValueError or ImportError unless scores can be written to ``--out``.
+
+    Args:
+        run: the settings.
+        source: file or folder that the samples are read from.
+    """
+    out = run.out
     if not out.parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}; make it first")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder; give a file in it")
-    if out.exists() and samples.exists() and out.samefile(samples):
-        raise ValueError(f"{out} is the sample list itself; give another file for the scores")
+        raise ValueError(f"--out is {out}, but the folder {out.parent} does not exist; create it first")
+    is_device = out.absolute().parts[1:2] in (("dev",), ("proc",))  # /dev/stdout is a file if it is redirected to one
+    if out.exists() and (is_device or not out.is_file()):
+        raise ValueError(f"--out is {out}, which is not a regular file; give the name of a file")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"--out is {out}, which is the sample list; give another file")
     if is_parquet(out):
         pyarrow_parquet()
-    if not is_device(out):
-        try:
-            tempfile.TemporaryFile(dir=out.parent).close()
-        except OSError as error:
-            raise OSError(f"{out} cannot be written: {error.strerror}") from error
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise OSError(f"--out is {out}, which cannot be written: {error.strerror}") from error
 
 
 def fail(code: int, error: Exception, ranks: Ranks | None = None) -> int:
-    """Say an error, once in a run of many ranks, and give its exit code."""
+    """Print an error, on the first rank only, and return its exit code."""
     if ranks is None or ranks.rank == 0:
         print(f"masc-metrics: {error}", file=sys.stderr)
     return code

@@ -1,179 +1,188 @@
-"""A batch of opened samples to its outcomes: MaSC, and whatever baselines were asked for."""
+"""From a batch of loaded samples to its results: MaSC and the baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.registry import Baseline
-from masc_metrics.bench.outcome import MEASURES, Outcome
-from masc_metrics.bench.pictures import Opened, Picture, in_columns
-from masc_metrics.bench.sample import Sample
+from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.bench.baselines.registry import Baseline, load_baseline
+from masc_metrics.bench.loading import LoadedImage, LoadedSample
+from masc_metrics.bench.run import BASELINES, Run
+from masc_metrics.bench.sample import MEASURES, Sample, SampleResult
 from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.images import ImageBatch
+from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
 
-MASC = ("cp", "pf")
-
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
+class _Pair:
     sample: Sample
     number: int
-    generated: Picture
-    reference: Picture
+    generated: LoadedImage
+    reference: LoadedImage
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
-    """How samples are scored.
+class Scorer:
+    """The networks of a run, and how they score samples; made by :func:`load_scorer`.
 
     Attributes:
-        scores: names, of ``MASC`` and of the baselines, in the order of the columns.
-        backbone: for MaSC.
-        baselines: by name.
-        max_num_patches: patch budget of one image.
-        batch_size: images in one pass, at most.
-        min_coverage: a sample whose reference or generated mask has at most this share of non-zero pixels is left
-            out; None leaves none out.
+        run: the settings.
+        backbone: MaSC's network.
+        baselines: baselines by name.
     """
 
-    scores: tuple[str, ...]
+    run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
-    max_num_patches: int
-    batch_size: int
-    min_coverage: float | None = None
 
-    def score(self, samples: Sequence[Sample], batch: Sequence[Opened]) -> list[Outcome]:
-        """Outcomes of a batch, in order.
-
-        Input that cannot be scored becomes the outcome's error; anything else, such as too little memory, is raised.
+    def score(self, samples: Sequence[Sample], batch: Sequence[LoadedSample]) -> list[SampleResult]:
+        """Score a batch of a sample list.
 
         Args:
-            samples: the whole list.
-            batch: some of it, opened.
+            samples: the list.
+            batch: some of it, loaded.
+
+        Returns:
+            Results in the order of the batch. A sample that could not be loaded has an error, one that a filter leaves
+            out a reason.
+
+        Raises:
+            RuntimeError: if a network's features are not finite.
         """
-        outcomes: dict[int, Outcome] = {}
-        ready = []
-        for opened in batch:
-            if opened.generated is None or opened.reference is None:
-                outcomes[opened.number] = self._without_scores(opened.number, {}, error=opened.error)
+        results: dict[int, SampleResult] = {}
+        pairs = []
+        for loaded in batch:
+            if loaded.generated is None or loaded.reference is None:
+                results[loaded.number] = self._without_scores(loaded.number, {}, error=loaded.error)
                 continue
-            one = _Ready(samples[opened.number], opened.number, opened.generated, opened.reference)
-            if left_out := self._left_out(one):
-                outcomes[one.number] = self._without_scores(one.number, _measures(one), left_out=left_out)
+            pair = _Pair(samples[loaded.number], loaded.number, loaded.generated, loaded.reference)
+            if left_out := self._left_out(pair):
+                results[pair.number] = self._without_scores(pair.number, _measures(pair), left_out=left_out)
             else:
-                ready.append(one)
-        outcomes |= {outcome.number: outcome for outcome in self._scored(ready)}
-        return [outcomes[opened.number] for opened in batch]
+                pairs.append(pair)
+        if pairs:
+            scores = {name: self._scores(name, pairs) for name in self.run.scores}
+            for index, pair in enumerate(pairs):
+                results[pair.number] = SampleResult(
+                    number=pair.number,
+                    scores={name: values[index] for name, values in scores.items()},
+                    measures=_measures(pair),
+                    stripped_prompt=_stripped_prompt(pair.sample) if "pf" in self.run.scores else "",
+                )
+        return [results[loaded.number] for loaded in batch]
 
     def _without_scores(
         self, number: int, measures: dict[str, float | None], left_out: str = "", error: str = ""
-    ) -> Outcome:
-        return Outcome(number, dict.fromkeys(self.scores), measures, left_out=left_out, error=error)
+    ) -> SampleResult:
+        return SampleResult(number, dict.fromkeys(self.run.scores), measures, left_out=left_out, error=error)
 
-    def _left_out(self, one: _Ready) -> str:
-        if self.min_coverage is None:
-            return ""
-        for name, picture in (("reference_mask", one.reference), ("generated_mask", one.generated)):
-            if picture.coverage is not None and picture.coverage <= self.min_coverage:
-                return (
-                    f"{name} marks {100 * picture.coverage:.2f} % of its pixels, at most {100 * self.min_coverage:g} %"
-                )
+    def _left_out(self, pair: _Pair) -> str:
+        minimum = self.run.min_coverage
+        for name, image in (("reference_mask", pair.reference), ("generated_mask", pair.generated)):
+            if minimum is not None and image.coverage is not None and image.coverage <= minimum:
+                return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
-    def _scored(self, ready: list[_Ready]) -> list[Outcome]:
-        if not ready:
-            return []
-        try:
-            found = {name: self._score(name, ready) for name in self.scores}
-        except (TypeError, ValueError) as error:
-            if len(ready) > 1:  # one of them is bad: alone, each speaks for itself
-                return [outcome for one in ready for outcome in self._scored([one])]
-            (one,) = ready
-            return [self._without_scores(one.number, _measures(one), error=in_columns(str(error), one.sample))]
-        return [
-            Outcome(
-                number=one.number,
-                scores={name: found[name][place] for name in self.scores},
-                measures=_measures(one),
-                stripped_prompt=_stripped(one) if "pf" in self.scores else "",
-            )
-            for place, one in enumerate(ready)
-        ]
-
-    def _score(self, name: str, ready: list[_Ready]) -> list[float | None]:
+    def _scores(self, name: str, pairs: list[_Pair]) -> list[float | None]:
+        """Scores of the pairs that have the input of a score, None for the others."""
         if name == "cp":
-            return _where(ready, lambda one: one.reference.mask is not None, self._cp)
+            return _where(pairs, lambda pair: pair.reference.mask is not None, self._cp)
         if name == "pf":
-            return _where(ready, lambda one: one.generated.mask is not None and one.sample.prompt is not None, self._pf)
+            return _where(pairs, _has_pf_input, self._pf)
         baseline = self.baselines[name]
-        if baseline.kind == "text":
-            return _where(
-                ready,
-                lambda one: one.sample.prompt is not None,
-                lambda asked: baseline.score_texts(
-                    [_last(one.generated) for one in asked], [one.sample.prompt or "" for one in asked]
-                ),
-            )
-        return list(baseline.score([_last(one.generated) for one in ready], [_last(one.reference) for one in ready]))
+        if baseline.kind == "image":
+            return list(baseline.score(_generated(pairs), _references(pairs)))
+        return _where(
+            pairs,
+            lambda pair: pair.sample.prompt is not None,
+            lambda kept: baseline.score_texts(_generated(kept), [pair.sample.prompt or "" for pair in kept]),
+        )
 
-    def _cp(self, ready: list[_Ready]) -> list[float]:
+    def _cp(self, pairs: list[_Pair]) -> list[float]:
         scores: list[float] = concept_preservation(
-            [torch.from_numpy(one.generated.pixels) for one in ready],
-            [torch.from_numpy(one.reference.pixels) for one in ready],
-            [torch.from_numpy(one.reference.mask) for one in ready if one.reference.mask is not None],
+            _generated(pairs),
+            _references(pairs),
+            MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None)),
             backbone=self.backbone,
-            max_num_patches=self.max_num_patches,
-            encode_batch_size=self.batch_size,
+            max_num_patches=self.run.max_num_patches,
+            encode_batch_size=self.run.batch_size,
         ).tolist()
         return scores
 
-    def _pf(self, ready: list[_Ready]) -> list[float]:
+    def _pf(self, pairs: list[_Pair]) -> list[float]:
         scores: list[float] = prompt_following(
-            [torch.from_numpy(one.generated.pixels) for one in ready],
-            [torch.from_numpy(one.generated.mask) for one in ready if one.generated.mask is not None],
-            [one.sample.prompt or "" for one in ready],
-            [one.sample.subject for one in ready],
+            _generated(pairs),
+            MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None)),
+            [pair.sample.prompt or "" for pair in pairs],
+            [pair.sample.subject for pair in pairs],
             backbone=self.backbone,
-            max_num_patches=self.max_num_patches,
-            encode_batch_size=self.batch_size,
+            max_num_patches=self.run.max_num_patches,
+            encode_batch_size=self.run.batch_size,
         ).tolist()
         return scores
+
+
+def load_scorer(run: Run, device: torch.device) -> Scorer:
+    """Load all networks of a run.
+
+    Raises:
+        OSError: if a checkpoint is not available; the text says how to get it.
+        ValueError: if a checkpoint is of the wrong kind or damaged.
+        ImportError: if a baseline needs a newer transformers.
+    """
+    backbone = load_backbone(
+        run.model,
+        device=device,
+        dtype=run.torch_dtype,
+        revision=run.revision,
+        cache_dir=run.cache_dir,
+        local_files_only=run.local_files_only,
+    )
+    backbone.load(text_tower="pf" in run.scores)
+    if run.cache_mib is not None:
+        backbone.cache.max_bytes = run.cache_mib * 2**20
+    baselines = {
+        name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
+    }
+    return Scorer(run, backbone, baselines)
 
 
 def _where(
-    ready: list[_Ready], asked: Callable[[_Ready], bool], score: Callable[[list[_Ready]], list[float]]
+    pairs: list[_Pair], has_input: Callable[[_Pair], bool], score: Callable[[list[_Pair]], list[float]]
 ) -> list[float | None]:
-    """Scores of those that it is asked of, None for the others."""
-    found: list[float | None] = [None] * len(ready)
-    places = [place for place, one in enumerate(ready) if asked(one)]
-    if places:
-        for place, value in zip(places, score([ready[place] for place in places]), strict=True):
-            found[place] = value
-    return found
+    kept = [pair for pair in pairs if has_input(pair)]
+    scores = iter(score(kept) if kept else [])
+    return [next(scores) if has_input(pair) else None for pair in pairs]
 
 
-def _last(picture: Picture) -> np.ndarray:
-    """(H, W, 3), channels last."""
-    return np.ascontiguousarray(picture.pixels.transpose(1, 2, 0))
+def _has_pf_input(pair: _Pair) -> bool:
+    return pair.generated.mask is not None and pair.sample.prompt is not None
 
 
-def _stripped(one: _Ready) -> str:
-    return "" if one.sample.prompt is None else strip_subject(one.sample.prompt, one.sample.subject)
+def _generated(pairs: list[_Pair]) -> ImageBatch:
+    return ImageBatch(tuple(pair.generated.pixels for pair in pairs))
 
 
-def _measures(one: _Ready) -> dict[str, float | None]:
+def _references(pairs: list[_Pair]) -> ImageBatch:
+    return ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+
+
+def _stripped_prompt(sample: Sample) -> str:
+    return "" if sample.prompt is None else strip_subject(sample.prompt, sample.subject)
+
+
+def _measures(pair: _Pair) -> dict[str, float | None]:
     values = (
-        one.reference.coverage,
-        one.generated.coverage,
-        one.reference.patches,
-        one.reference.subject_patches,
-        one.generated.patches,
-        one.generated.subject_patches,
+        pair.reference.coverage,
+        pair.generated.coverage,
+        pair.reference.patches,
+        pair.reference.subject_patches,
+        pair.generated.patches,
+        pair.generated.subject_patches,
     )
     return dict(zip(MEASURES, values, strict=True))

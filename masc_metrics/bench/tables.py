@@ -1,55 +1,56 @@
-"""Rows of text cells from CSV, JSON Lines and Parquet, one at a time, each with its place."""
+"""Tables in files: rows read from CSV, JSON Lines and Parquet, and written to CSV and Parquet; tables as text."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO
+
+Cells = Mapping[str, str | float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row.
+    """One row of a file.
 
     Attributes:
-        line: the file's line on which it begins, counted from 1; of a Parquet file the row.
-        cells: text by column; None where a cell is missing or null.
-        error: why it cannot be read; empty if it can.
+        line: line of the file on which it begins, from 1; in Parquet the number of the row.
+        cells: text by column; None for a missing or null cell.
     """
 
     line: int
     cells: Mapping[str, str | None]
-    error: str = ""
 
 
-def read_rows(file: Path, needed: Iterable[str] = ()) -> Iterator[Row]:
-    """Rows of a file, by its name: .jsonl (or .ndjson), .parquet, anything else is CSV with commas in UTF-8.
-
-    A damaged line of JSON, or a CSV row of wrong length, is a row with an error, so that the others stay.
+def read_rows(file: Path, needed: Sequence[str] = ()) -> list[Row]:
+    """Read all rows of a file: .jsonl or .ndjson, .parquet, and CSV in UTF-8 for any other suffix.
 
     Args:
         file: the file.
-        needed: columns that must be there.
+        needed: columns that the file must have.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no such file or lacks a column.
+        ValueError: if it is malformed or lacks a column; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
     suffix = file.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
-        return _json_rows(file, list(needed))
+        return list(_json_rows(file, needed))
     if suffix == ".parquet":
-        return _parquet_rows(file, list(needed))
-    return _csv_rows(file, list(needed))
+        return list(_parquet_rows(file, needed))
+    return list(_csv_rows(file, needed))
 
 
 def pyarrow_parquet() -> ModuleType:
-    """The module that reads and writes Parquet.
+    """Import the module that reads and writes Parquet.
 
     Raises:
         ImportError: if pyarrow is not installed.
@@ -62,79 +63,145 @@ def pyarrow_parquet() -> ModuleType:
     return module
 
 
-def _check_columns(file: Path, names: list[str], needed: list[str], remedy: str) -> None:
+def _check_columns(file: Path, names: list[str], needed: Sequence[str], remedy: str) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
         raise ValueError(
-            f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {remedy}; it names {names}"
+            f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {remedy}; its columns are {names}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"{file} names a column twice: {names}")
+        raise ValueError(f"{file} has two columns of one name: {names}; rename one")
 
 
-def _csv_rows(file: Path, needed: list[str]) -> Iterator[Row]:
+def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        # Strict, because an unclosed quote would swallow the rest of the file as one cell.
-        reader = csv.DictReader(stream, skipinitialspace=True, strict=True)
+        # Not strict, an unclosed quote would swallow the rest of the file as one cell.
+        reader = csv.reader(stream, skipinitialspace=True, strict=True)
         try:
-            remedy = f"its first line must name {', '.join(needed)}, with commas between"
-            _check_columns(file, list(reader.fieldnames or ()), needed, remedy)
-            for row in reader:
-                cells: Mapping[Any, Any] = row
-                line = reader.line_num - sum(cell.count("\n") for cell in cells.values() if isinstance(cell, str))
-                error = ""
-                if None in cells.values():
-                    error = "it has fewer cells than there are columns; leave a cell empty to give no subject"
-                if None in cells:
-                    error = "it has more cells than there are columns; quote a prompt that holds a comma"
-                yield Row(line, {name: cell for name, cell in cells.items() if name is not None}, error)
+            names = next(reader, [])
+            _check_columns(file, names, needed, f"give a comma-separated header line with {', '.join(needed)}")
+            for cells in reader:
+                if not cells:  # an empty line
+                    continue
+                line = reader.line_num - sum(cell.count("\n") for cell in cells)
+                if len(cells) != len(names):
+                    remedy = (
+                        "quote cells that hold a comma" if len(cells) > len(names) else "leave a cell empty for none"
+                    )
+                    raise ValueError(f"{file}, line {line} has {len(cells)} cells for {len(names)} columns; {remedy}")
+                yield Row(line, dict(zip(names, cells, strict=True)))
         except (csv.Error, UnicodeDecodeError) as error:
-            hint = "; is a quote left open?" if "unexpected end" in str(error) else ""
+            hint = "; close the open quote" if "unexpected end" in str(error) else ""
             raise ValueError(
-                f"{file} cannot be read as CSV in UTF-8, in the row after line {reader.line_num}: {error}{hint}"
+                f"{file} cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}{hint}"
             ) from error
 
 
-def _json_rows(file: Path, needed: list[str]) -> Iterator[Row]:
+def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="\n") as stream:
         line = 0
         try:
             for line, text in enumerate(stream, start=1):
                 if text.strip():
-                    yield _json_row(line, text, needed)
+                    yield Row(line, _json_cells(f"{file}, line {line}", text, needed))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} cannot be read as JSON Lines in UTF-8, after line {line}: {error}") from error
+            raise ValueError(f"{file} cannot be read as JSON Lines in UTF-8 after line {line}: {error}") from error
 
 
-def _json_row(line: int, text: str, needed: list[str]) -> Row:
-    nothing: dict[str, str | None] = dict.fromkeys(needed)
+def _json_cells(label: str, text: str, needed: Sequence[str]) -> dict[str, str | None]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        return Row(line, nothing, f"it is no JSON: {error}")
+        raise ValueError(f"{label} is not valid JSON: {error}; give one object per line") from error
     if not isinstance(values, dict):
-        return Row(line, nothing, f"it is a JSON {type(values).__name__}; give an object, one a line")
+        raise ValueError(f"{label} holds a JSON {type(values).__name__}; give one object per line")
     missing = [name for name in needed if name not in values]
-    wrong = f"it lacks {', '.join(missing)}; give null for no subject" if missing else ""
-    return Row(line, nothing | {name: _text(value) for name, value in values.items()}, wrong)
+    if missing:
+        raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
+    return {name: _text(value) for name, value in values.items()}
 
 
-def _parquet_rows(file: Path, needed: list[str]) -> Iterator[Row]:
+def _parquet_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
     parquet = pyarrow_parquet()
-    file.open("rb").close()  # a plain OSError if it is not there
+    file.open("rb").close()  # pyarrow raises errors of its own for a missing file
     try:
-        table = parquet.ParquetFile(file)
-        names = list(table.schema_arrow.names)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        table = parquet.ParquetFile(file).read()  # read_table would add columns for folders such as seed=3
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from both
         raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
-    with table:
-        _check_columns(file, names, needed, f"give {', '.join(needed)}")
-        line = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for values in batch.to_pylist():
-                line += 1
-                yield Row(line, {name: _text(value) for name, value in values.items()})
+    _check_columns(file, list(table.column_names), needed, f"give {', '.join(needed)}")
+    for line, values in enumerate(table.to_pylist(), start=1):
+        yield Row(line, {name: _text(value) for name, value in values.items()})
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a table of this name is Parquet."""
+    return file.suffix.lower() == ".parquet"
+
+
+def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
+    """Write rows to a Parquet file if the name ends with .parquet, else to CSV.
+
+    The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV, None is
+    an empty cell; in Parquet it is null. NaN is nan in both.
+
+    Args:
+        file: the file to write.
+        rows: cells by column.
+        columns: names of the columns, in order.
+        numbers: columns that hold numbers.
+
+    Raises:
+        OSError: if the file cannot be written.
+        ImportError: for Parquet without pyarrow.
+    """
+    # File names may hold bytes, and JSON halves of surrogate pairs, that UTF-8 cannot encode.
+    cells = [[_encodable(row[name]) for name in columns] for row in rows]
+    if not is_parquet(file):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerow(columns)
+        csv.writer(text).writerows(
+            [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line] for line in cells
+        )
+        with replacing(file) as stream:
+            stream.write(text.getvalue().encode())
+        return
+    parquet = pyarrow_parquet()
+    import pyarrow
+
+    schema = pyarrow.schema([(name, pyarrow.float64() if name in numbers else pyarrow.string()) for name in columns])
+    table = pyarrow.Table.from_pylist([dict(zip(columns, line, strict=True)) for line in cells], schema=schema)
+    with replacing(file) as stream:
+        parquet.write_table(table, stream)
+
+
+def _encodable(cell: str | float | None) -> str | float | None:
+    return cell.encode(errors="backslashreplace").decode() if isinstance(cell, str) else cell
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file to be written to; it gets its name when the block ends without an error, synced to the disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    file = file.resolve()  # replace the target of a link, not the link
+    part = file.with_name(file.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

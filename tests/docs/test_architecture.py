@@ -41,7 +41,7 @@ CORE = [
     "sample_metric",
     "metrics",
 ]
-BENCH = ["bench/baselines", "bench", "bench/agreement", "bench/datasets"]
+BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
 OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
@@ -215,6 +215,15 @@ def test_docstring_examples_run() -> None:
 
 
 def test_value_objects_are_frozen_dataclasses() -> None:
+    from masc_metrics.bench.agreement.ratings import Scores
+    from masc_metrics.bench.agreement.report import Agreement
+    from masc_metrics.bench.distributed import Ranks
+    from masc_metrics.bench.loading import LoadedImage, LoadedSample
+    from masc_metrics.bench.run import Run
+    from masc_metrics.bench.sample import Sample, SampleResult
+    from masc_metrics.bench.sample_list import SampleList
+    from masc_metrics.bench.scoring import Scorer
+    from masc_metrics.bench.tables import Row
     from masc_metrics.checkpoint import Checkpoint, CheckpointSource
     from masc_metrics.images import ImageBatch, ImageProcessing
     from masc_metrics.integrations.concept_scores import ConceptScores, Failure
@@ -225,7 +234,8 @@ def test_value_objects_are_frozen_dataclasses() -> None:
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
     optional = (Concept, ConceptBenchmark, ConceptScores, Failure, GenerationTask, PanelRow, Picture, Shot, Subject)
-    for value in (*core, *optional):
+    bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
+    for value in (*core, *optional, *bench):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert "__slots__" in vars(value)

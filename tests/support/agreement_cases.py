@@ -1,4 +1,4 @@
-"""Two groups of raters, and scorers that agree with them more and less."""
+"""Two groups of raters, and scorers of different agreement with them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ def scores(name: str, values: Values, *, rates: bool = False, dropped: Mapping[s
 
 
 def drawn(seed: int) -> tuple[list[Scores], dict[str, Values]]:
-    """Two groups of raters, and scorers of falling agreement with them."""
-    dice = np.random.default_rng(seed)
-    quality = dice.uniform(0, 4, len(KEYS))
-    people = [np.clip((quality + dice.normal(0, 0.7, len(KEYS))).round(), 0, 4) for _ in range(2)]
+    """Two groups of raters, and scorers of decreasing agreement with them."""
+    rng = np.random.default_rng(seed)
+    quality = rng.uniform(0, 4, len(KEYS))
+    people = [np.clip((quality + rng.normal(0, 0.7, len(KEYS))).round(), 0, 4) for _ in range(2)]
     groups = [
-        scores(f"group{at}", dict(zip(KEYS, map(float, given), strict=True))) for at, given in enumerate(people, 1)
+        scores(f"group{index}", dict(zip(KEYS, map(float, ratings), strict=True)))
+        for index, ratings in enumerate(people, 1)
     ]
     noises = {"good": 0.4, "fair": 1.2, "poor": 5.0}
     return groups, {
-        name: {at: float(q / 10 + dice.normal(0, noise / 10)) for at, q in zip(KEYS, quality, strict=True)}
+        name: {pair: float(q / 10 + rng.normal(0, noise / 10)) for pair, q in zip(KEYS, quality, strict=True)}
         for name, noise in noises.items()
     }
 
@@ -71,4 +72,4 @@ def alpha(one: list[float], other: list[float]) -> float:
 
 
 def listed(values: Values, keys: list[tuple[str, str]] = KEYS) -> list[float]:
-    return [values[at] for at in keys]
+    return [values[pair] for pair in keys]

@@ -1,4 +1,4 @@
-"""DreamBench++ and ORIDa in small: their folder layouts, filled with rendered scenes and exact masks."""
+"""Small DreamBench++ and ORIDa trees: their folder layouts, filled with rendered scenes and exact masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFERENCE_SIZE, GENERATED_SIZE = (80, 72), (64, 96)
 PHOTOGRAPH_SIZE = (64, 75)
 
 
-def place_of(collection: str) -> tuple[str, str, str]:
+def location_of(collection: str) -> tuple[str, str, str]:
     """Category path, number and subject of a collection."""
     prefix = next(prefix for prefix in CATEGORY_PATHS if collection.startswith(f"{prefix}_"))
     number, _, noun = collection.removeprefix(f"{prefix}_").partition("_")
@@ -43,8 +43,8 @@ def place_of(collection: str) -> tuple[str, str, str]:
 
 
 def prompts_of(collection: str) -> list[str]:
-    """The nine prompts; each names another scene, and 4..6 a style."""
-    noun = place_of(collection)[2]
+    """The nine prompts; each names a different scene, and 4..6 a style."""
+    noun = location_of(collection)[2]
     styles = {4: ", oil painting", 5: ", pencil drawing", 6: ", pixel art"}
     return [f"a photo of a {noun} {SCENES[prompt]}{styles.get(prompt, '')}" for prompt in range(PROMPTS)]
 
@@ -56,21 +56,21 @@ def dreambench_plus_tree(
     prompts: Iterable[int] = range(PROMPTS),
     seeds: Iterable[int] = (0,),
 ) -> Path:
-    """Everything that DreamBench++ and its masks consist of, in ``root``.
+    """Write a complete DreamBench++ tree with masks into ``root``.
 
-    Generated pictures show the prompt's scene; the n-th method's subject differs from the reference's in n attributes.
+    Generated images show the prompt's scene; the n-th method's subject differs from the reference's in n attributes.
     """
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     for collection in collections:
-        path, number, noun = place_of(collection)
-        subject, dice = _subject(collection), _seed(collection)
+        path, number, noun = location_of(collection)
+        subject, seed_of_collection = _subject(collection), _seed(collection)
         reference = root / "images" / path / f"{number}.jpg"
-        picture = render(subject, SCENES[-1], seed=dice, size=REFERENCE_SIZE)
+        picture = render(subject, SCENES[-1], seed=seed_of_collection, size=REFERENCE_SIZE)
         _save_picture(reference, picture.image)
         _save_mask(root / "masks" / "refs" / path / f"{number}.png", picture)
         _save_text(root / "captions" / path / f"{number}.txt", "\n".join([noun, *prompts_of(collection)]) + "\n")
         for damage, method in enumerate(methods):
-            shown = subject.damaged(min(damage, 4), np.random.default_rng(dice))
+            shown = subject.damaged(min(damage, 4), np.random.default_rng(seed_of_collection))
             run = root / "samples" / method
             for prompt, seed in pairs:
                 name = f"{collection}/{prompt}_{seed}"
@@ -87,10 +87,10 @@ def dreambench_plus_tree(
 
 
 def orida_tree(root: Path, subjects: int = 3, backgrounds: int = 10) -> Path:
-    """Everything that ORIDa's train split consists of, in ``root / "train"``: subjects 1, 2, 3, ...
+    """Write a complete ORIDa train split into ``root / "train"``: subjects 1, 2, 3, ...
 
-    Each has a picture a background in ``factual_only``, and of the first background one from another camera angle. The
-    last background is in ``factual_counterfactual`` alone, with and without the object.
+    Each has one image per background in ``factual_only``, and a second camera angle of the first background. The last
+    background is only in ``factual_counterfactual``, with and without the object.
     """
     for number in range(1, subjects + 1):
         folder = root / "train" / str(number)
@@ -105,11 +105,11 @@ def orida_tree(root: Path, subjects: int = 3, backgrounds: int = 10) -> Path:
 
 
 def orida_picture(folder: Path, subject: int, scene: str, *, ending: str = "1", coverage: float | None = None) -> Path:
-    """One picture with its mask; its path. The mask marks the subject, or else that share of the pixels."""
+    """Write one image with its mask; returns its path. The mask marks the subject, or that share of the pixels."""
     stem = f"00{subject:03d}_{scene}_{ending}"
     shown = _subject(f"orida {subject}")
-    painted = SCENES[_seed(scene[:-1]) % len(SCENES)]
-    picture = render(shown, painted, seed=_seed(f"{subject} {scene}"), size=PHOTOGRAPH_SIZE)
+    scene_text = SCENES[_seed(scene[:-1]) % len(SCENES)]
+    picture = render(shown, scene_text, seed=_seed(f"{subject} {scene}"), size=PHOTOGRAPH_SIZE)
     image = folder / "images" / f"{stem}.jpg"
     _save_picture(image, picture.image)
     if ending != "0":
@@ -119,7 +119,7 @@ def orida_picture(folder: Path, subject: int, scene: str, *, ending: str = "1", 
             mask.reshape(-1)[: round(coverage * mask.size)] = 255
         file = folder / "annotations" / "masks" / f"{stem}_mask.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        # JPEG would mark pixels around the marked ones too, and so miss the share.
+        # JPEG would change pixels around the marked ones, and so the share.
         Image.fromarray(mask).save(file, format="JPEG" if coverage is None else "PNG", quality=100)
     return image
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from masc_metrics.bench.ranks import end_connection
+from masc_metrics.bench.distributed import end_connection
 
 EVERY_COMMAND = Path(__file__).parent / "every_command"
 

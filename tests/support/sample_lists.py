@@ -1,4 +1,4 @@
-"""Small sample lists of rendered scenes in files, and a look at the files that their runs write."""
+"""Small sample lists of rendered scenes in files, and readers of the files that their runs write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS = (
 
 
 def written(folder: Path, count: int, *, concepts: int = 3, size: int = 48) -> Path:
-    """A CSV of samples, its pictures beside it; the subjects take turns."""
+    """Write a CSV of samples with alternating subjects, and their images; returns the CSV file."""
     for name in ("ref", "out"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -28,16 +28,16 @@ def written(folder: Path, count: int, *, concepts: int = 3, size: int = 48) -> P
         concept = number % concepts
         subject = SUBJECTS[concept]
         scene = sorted(SCENES)[number % len(SCENES)]
-        for place, seed in ((f"ref/{concept}", concept), (f"out/{number}", 100 + number)):
-            if not (folder / f"{place}.png").exists():
+        for name, seed in ((f"ref/{concept}", concept), (f"out/{number}", 100 + number)):
+            if not (folder / f"{name}.png").exists():
                 picture = render(subject, scene, seed=seed, size=(size, size))
-                Image.fromarray(picture.image.transpose(1, 2, 0)).save(folder / f"{place}.png")
-                Image.fromarray(picture.mask).save(folder / f"{place}_mask.png")
-        words = caption(subject, scene)
-        name = words.removesuffix(f" {scene}")
+                Image.fromarray(picture.image.transpose(1, 2, 0)).save(folder / f"{name}.png")
+                Image.fromarray(picture.mask).save(folder / f"{name}_mask.png")
+        prompt = caption(subject, scene)
+        subject_name = prompt.removesuffix(f" {scene}")
         files = (f"out/{number}.png", f"out/{number}_mask.png", f"ref/{concept}.png", f"ref/{concept}_mask.png")
         rows.append(
-            dict(zip(COLUMNS, (*files, words, name), strict=True))
+            dict(zip(COLUMNS, (*files, prompt, subject_name), strict=True))
             | {
                 "sample_id": f"s{number}",
                 "method": "AB"[number % 2],

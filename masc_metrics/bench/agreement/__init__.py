@@ -1,1 +1,1 @@
-"""How well scores agree with people: readers, statistics, protocols and their command."""
+"""Agreement of scores with people: readers, statistics, protocols, and the command."""

@@ -1,4 +1,4 @@
-"""How methods, keys and concepts are named in files of scores and ratings."""
+"""Names of methods, keys and concepts in files of scores and ratings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _KEY = re.compile(r"(?P<concept>.+)-(?P<prompt>\d+)(?:_\d+)?", re.DOTALL)
 
 
 def method_name(folder_or_stem: str) -> str:
-    """The method's short name, as the shipped rating files spell it.
+    """Shorten a method's name to the spelling of DreamBench++'s rating files.
 
-    Run settings are cut off, from ``_gs``, ``_scale``, ``_step`` or ``_seed`` and a digit on; ``vit_huge`` and
-    ``vit_giant`` become ``vit_h`` and ``vit_g`` and stand before ``sd`` or ``sdxl``; a title ("BLIP-Diffusion") becomes
-    lower case with underscores.
+    Run settings are removed, from ``_gs``, ``_scale``, ``_step`` or ``_seed`` and a digit on. ``vit_huge`` and
+    ``vit_giant`` become ``vit_h`` and ``vit_g`` and are moved before ``sd`` or ``sdxl``. A title ("BLIP-Diffusion")
+    becomes lower case with underscores.
 
     Example:
         >>> method_name("ip_adapter_plus_vit_huge_sdxl_scale0_6_gs7_5_step100_seed42_torch_float16")
@@ -29,13 +29,13 @@ def method_name(folder_or_stem: str) -> str:
 
 
 def sample_key(key: str) -> str:
-    """The key without a seed: ``object_00_motorcycle-3`` of ``object_00_motorcycle-3_0``."""
+    """Remove the seed from a key: ``object_00_motorcycle-3_0`` becomes ``object_00_motorcycle-3``."""
     found = _KEY.fullmatch(key.strip())
     return f"{found['concept']}-{found['prompt']}" if found else key.strip()
 
 
 def concept_of(key: str) -> str:
-    """The concept of a key: what stands before its last ``-<prompt>``, else before its last ``/``, else all of it."""
+    """The concept of a key: the part before ``-<prompt>``, else before its last ``/`` or ``-``, else the key itself."""
     found = _KEY.fullmatch(key)
     if found:
         return found["concept"]

@@ -1,4 +1,4 @@
-"""What an agreement analysis found, as values that go into JSON."""
+"""Results of an agreement analysis, JSON-serialisable."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Estimate:
     """A statistic with its bootstrap interval.
 
     Attributes:
-        value: of the whole sample; None if it is undefined.
-        low: lower end of the interval; None without one.
+        value: value on the full sample; None if it is undefined.
+        low: lower end of the interval; None if there is no interval.
         high: upper end.
-        left_out: resamples in which the statistic is undefined.
-        reason: why there is no value, or no interval; empty if there are both.
+        left_out: number of resamples in which the statistic is undefined.
+        reason: why there is no value or no interval; empty if there are both.
     """
 
     value: float | None
@@ -28,14 +28,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """One of a scorer's outermost scores. The first of either end sets the range that all its scores are scaled by.
+    """One of a scorer's lowest or highest scores. The first at each end sets the range by which all are scaled.
 
     Attributes:
         end: "lowest" or "highest".
-        rank: 1 is the outermost.
-        method: whose picture it is.
-        key: which picture.
-        value: the score, before scaling.
+        rank: rank from that end, from 1.
+        method: method of the image.
+        key: key of the image.
+        value: the score before scaling.
     """
 
     end: str
@@ -47,14 +47,14 @@ class Extreme:
 
 @dataclass(frozen=True, slots=True)
 class MethodAlpha:
-    """A scorer's alpha on one method's pictures, a row of DreamBench++'s table.
+    """A scorer's alpha on the images of one method, a row of DreamBench++'s table.
 
     Attributes:
         method: the method.
-        keys: how many keys at least one run and one group have.
+        keys: number of keys that at least one run and one group have.
         ceiling: alpha of the groups with each other; None if undefined.
-        runs: of each run the mean of its alphas to the groups; None if undefined.
-        mean: over runs; None if undefined.
+        runs: for each run the mean of its alphas to the groups; None if undefined.
+        mean: mean over runs; None if undefined.
         deviation: sample standard deviation over runs; None for one run.
     """
 
@@ -68,20 +68,20 @@ class MethodAlpha:
 
 @dataclass(frozen=True, slots=True)
 class ScorerAgreement:
-    """How one scorer agrees with people.
+    """Agreement of one scorer with people.
 
     Attributes:
-        name: of the scorer.
-        keys: how many keys it and at least one group have.
-        scaling_range: the scores that became 0 and 1.
-        scaled_like_people: whether that range is people's, since it rates 0..4 itself.
+        name: name of the scorer.
+        keys: number of keys that it and at least one group have.
+        scaling_range: scores that are scaled to 0 and 1.
+        scaled_like_people: whether that range is 0..4 because the scorer rates as people do.
         alpha_to: Krippendorff's alpha to each group.
-        alpha: their mean.
-        rho: Spearman's, against the mean of the groups.
-        tau: Kendall's tau-b, likewise.
-        auc: of mean ratings from 3.5 on against those up to 0.5.
-        extremes: its lowest and highest scores.
-        methods: alpha a method; empty in the pooled protocol.
+        alpha: mean of these alphas.
+        rho: Spearman's rho against the mean of the groups.
+        tau: Kendall's tau-b against the mean of the groups.
+        auc: AUC of mean ratings of at least 3.5 against those of at most 0.5.
+        extremes: the lowest and highest scores.
+        methods: alpha of each method; empty in the pooled protocol.
     """
 
     name: str
@@ -105,8 +105,8 @@ class Difference:
         a: name of one scorer.
         b: name of the other.
         statistic: "alpha" (the mean over groups), "rho", "tau" or "auc".
-        difference: of a minus b, with its interval.
-        p_value: two-sided, of no difference; above 0 and at most 1; None without resamples.
+        difference: value of a minus value of b.
+        p_value: two-sided p-value in (0, 1]; None without resamples.
     """
 
     a: str
@@ -118,12 +118,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What was left out.
+    """Cells or keys that were left out.
 
     Attributes:
         source: name of the scorer or group.
-        reason: why.
-        count: how many of its cells or keys.
+        reason: why they were left out.
+        count: number of cells or keys.
     """
 
     source: str
@@ -133,12 +133,12 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where numbers came from.
+    """Origin of the numbers of a scorer or group.
 
     Attributes:
-        name: of the scorer or group.
+        name: name of the scorer or group.
         path: file or folder.
-        seeds: what became of several numbers of one key.
+        seeds: how several numbers of one key were combined.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """All of an analysis.
+    """An agreement analysis.
 
     Attributes:
         protocol: "pooled" or "dreambench-plus".
@@ -156,19 +156,19 @@ class Agreement:
         with_styles: whether style collections count.
         groups: names of the groups of raters.
         ceiling: alpha of the groups with each other on the same keys.
-        scorers: in the order given.
+        scorers: results of the scorers, in the order given.
         differences: the tests asked for.
-        keys: kept (method, key) pairs.
-        concepts: how many concepts they show; these are resampled.
-        methods: kept methods.
-        key_set_sha256: SHA-256 of the sorted kept pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests
-            mean equal key sets.
-        dropped: what was left out, and why.
-        sources: where numbers came from.
+        keys: number of (method, key) pairs.
+        concepts: number of concepts among them; these are resampled.
+        methods: methods among them.
+        key_set_sha256: SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests mean
+            equal key sets.
+        dropped: cells and keys that were left out.
+        sources: origin of the numbers.
         replicates: number of resamples.
-        seed: of the resamples.
-        confidence: of the intervals.
-        versions: of the packages that the numbers depend on.
+        seed: random seed of the resamples.
+        confidence: level of the intervals.
+        versions: versions of the packages that compute the numbers.
     """
 
     protocol: str
@@ -190,5 +190,5 @@ class Agreement:
     versions: Mapping[str, str]
 
     def to_json(self) -> str:
-        """All of it as JSON; what is undefined is null."""
+        """The analysis as JSON; undefined values are null."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Measures of agreement, each on a sample and on many resamples of its concepts.
+"""Measures of agreement, of a sample and of resamples of its concepts.
 
 Letters in names: ``K`` keys, ``U`` raters, ``C`` concepts, ``R`` resamples.
 """
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+from masc_metrics.bench.bootstrap import Numbers
+
 Indices = NDArray[np.intp]
 
 HIGH, LOW = 3.5, 0.5
-"""Mean ratings from which on, and up to which, the AUC calls a picture good and bad."""
+"""For the AUC, images with a mean rating of at least ``HIGH`` are positives, those of at most ``LOW`` negatives."""
 
 LIBRARY_CELLS = 2**22
-"""``krippendorff`` builds arrays of keys x distinct values squared, which thousands of real scores fill beyond any
-memory; above so many cells the closed form, which is the same number, is taken."""
+"""``krippendorff`` builds arrays of keys x (distinct values)^2, too large for thousands of real-valued scores. Above
+this number of cells the closed form is used, which is equal."""
 
-_TABLE_CELLS = 2**22
 _NO_SPREAD = 1e-12
 
 
@@ -29,19 +29,19 @@ def auc(positives: Sequence[float] | Numbers, negatives: Sequence[float] | Numbe
     """Area under the ROC curve: P(positive > negative) + P(equal) / 2, the Mann-Whitney statistic with midranks.
 
     Args:
-        positives: scores that should be the higher ones.
-        negatives: scores that should be the lower ones.
+        positives: scores that should be higher.
+        negatives: scores that should be lower.
 
     Returns:
-        A number in [0, 1], 0.5 for scores that tell nothing; nan if one side is empty.
+        A number in [0, 1], 0.5 at chance; NaN if one side is empty.
 
     Raises:
-        ValueError: if a score is nan, which has no rank.
+        ValueError: if a score is NaN.
     """
     positive, negative = (np.asarray(side, dtype=np.float64) for side in (positives, negatives))
     for name, side in (("positives", positive), ("negatives", negative)):
         if np.isnan(side).any():
-            raise ValueError(f"{name} hold {int(np.isnan(side).sum())} nan; leave undefined scores out")
+            raise ValueError(f"{name} hold {int(np.isnan(side).sum())} NaN; leave out undefined scores")
     if not positive.size or not negative.size:
         return math.nan
     negative = np.sort(negative)
@@ -53,14 +53,14 @@ def auc(positives: Sequence[float] | Numbers, negatives: Sequence[float] | Numbe
 def krippendorff_alpha(ratings_UK: Numbers) -> float:
     """Krippendorff's alpha, interval level: 1 - observed / expected disagreement; 1 is agreement, 0 is chance.
 
-    It is the ``krippendorff`` package's, or, where that one needs too much memory (see ``LIBRARY_CELLS``), the closed
+    Computed by the ``krippendorff`` package, or, if that needs too much memory (see ``LIBRARY_CELLS``), by the closed
     form of :func:`alpha_resamples`.
 
     Args:
-        ratings_UK: (raters, keys); nan is a gap, and keys with fewer than two ratings do not count.
+        ratings_UK: (raters, keys); NaN is a gap, and keys with fewer than two ratings do not count.
 
     Returns:
-        At most 1; nan with fewer than two such keys, or where all their ratings are the same.
+        At most 1; NaN with fewer than two such keys, or if all their ratings are equal.
 
     Raises:
         ImportError: if krippendorff is not installed.
@@ -82,25 +82,26 @@ def krippendorff_alpha(ratings_UK: Numbers) -> float:
 def alpha_resamples(ratings_UK: Numbers, concepts_K: Indices, weights_RC: Numbers) -> Numbers:
     """Alpha of every resample, in closed form.
 
-    With the values v of all keys rated twice or more, M of them, m of one key:
-    observed = (1 / M) sum over keys of 2 m^2 / (m - 1) Var(key), expected = 2 M Var(v) / (M - 1), population variances.
-    For two raters observed is the mean of (x - y)^2. Both are sums over concepts, so all resamples are one product.
+    Let v be the M values of all keys with two or more ratings, m the number of one key's. Then
+    observed = (1 / M) sum over keys of 2 m^2 / (m - 1) Var(key) and expected = 2 M Var(v) / (M - 1), with population
+    variances. For two raters, observed is the mean of (x - y)^2. Both are sums over concepts, so one matrix product
+    gives all resamples.
 
     Args:
-        ratings_UK: (raters, keys); nan is a gap.
-        concepts_K: each key's concept, 0..C-1.
-        weights_RC: how often a resample holds a concept.
+        ratings_UK: (raters, keys); NaN is a gap.
+        concepts_K: concept of each key, 0..C-1.
+        weights_RC: how often each resample holds each concept.
 
     Returns:
-        (R,); nan where a resample has fewer than two keys or no spread.
+        (R,); NaN for a resample with fewer than two keys or without spread.
     """
-    there_UK = ~np.isnan(ratings_UK)
-    m_K = there_UK.sum(axis=0).astype(np.float64)
+    rated_UK = ~np.isnan(ratings_UK)
+    m_K = rated_UK.sum(axis=0).astype(np.float64)
     m_K[m_K < 2] = 0
-    counts_UK = there_UK & (m_K > 0)
+    counts_UK = rated_UK & (m_K > 0)
     if not counts_UK.any():
         return np.full(len(weights_RC), math.nan)
-    centre = ratings_UK[counts_UK].mean()  # squares of what is left lose no digits
+    centre = ratings_UK[counts_UK].mean()  # so that squares lose no digits
     values_UK = np.where(counts_UK, ratings_UK - centre, 0.0)
     sums_K, squares_K = values_UK.sum(axis=0), (values_UK**2).sum(axis=0)
     mean_K = sums_K / np.maximum(m_K, 1)
@@ -126,8 +127,8 @@ def rank_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
         ratings_K: mean ratings, 0..4.
 
     Returns:
-        (3,): rho and tau in [-1, 1], nan where one side is constant; the AUC of ratings from 3.5 on against those up to
-        0.5, nan where there are none.
+        (3,): rho and tau in [-1, 1], NaN if scores or ratings are constant; the AUC of ratings of at least ``HIGH``
+        against those of at most ``LOW``, NaN if there are none of either.
 
     Raises:
         ImportError: if scipy is not installed.
@@ -144,49 +145,16 @@ def rank_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
 
 
 def rank_resamples(scores_K: Numbers, ratings_K: Numbers, concepts_K: Indices, weights_RC: Numbers) -> Numbers:
-    """:func:`rank_statistics` of every resample, from its counts by (rating, score).
+    """:func:`rank_statistics` of every resample.
 
-    People give few different ratings, so the table is small; should it not be, resamples are written out.
+    Args:
+        scores_K: finite scores.
+        ratings_K: mean ratings, 0..4.
+        concepts_K: concept of each key, 0..C-1.
+        weights_RC: how often each resample holds each concept.
 
     Returns:
         (R, 3): rho, tau-b, AUC.
     """
-    scores, score_K = np.unique(scores_K, return_inverse=True)
-    ratings, rating_K = np.unique(ratings_K, return_inverse=True)
-    if len(scores) * len(ratings) > _TABLE_CELLS:
-        samples = (
-            np.repeat(np.arange(len(scores_K)), weights_C[concepts_K]) for weights_C in weights_RC.astype(np.intp)
-        )
-        return np.array([rank_statistics(scores_K[drawn], ratings_K[drawn]) for drawn in samples]).reshape(-1, 3)
-    cells_K = rating_K * len(scores) + score_K
-    result = np.full((len(weights_RC), 3), math.nan)
-    for weights_C, row in zip(weights_RC, result, strict=True):
-        counts = np.bincount(cells_K, weights_C[concepts_K], minlength=len(scores) * len(ratings))
-        table: Numbers = counts.astype(np.float64)
-        row[:] = _table_statistics(table.reshape(len(ratings), len(scores)), ratings)
-    return result
-
-
-def _table_statistics(table: Numbers, ratings: Numbers) -> tuple[float, float, float]:
-    """Of counts whose rows ascend with the rating and whose columns ascend with the score."""
-    by_rating, by_score = table.sum(axis=1), table.sum(axis=0)
-    lower = table.cumsum(axis=1) - table
-    total = by_score.sum()
-    rho = tau = area = math.nan
-    if np.count_nonzero(by_rating) > 1 and np.count_nonzero(by_score) > 1:
-        rank_of_rating, rank_of_score = _midranks(by_rating), _midranks(by_score)
-        middle = (total + 1) / 2
-        spread = (by_rating @ (rank_of_rating - middle) ** 2) * (by_score @ (rank_of_score - middle) ** 2)
-        rho = float((rank_of_rating - middle) @ table @ (rank_of_score - middle) / math.sqrt(spread))
-        pairs = table @ lower.T  # [a, b]: pairs whose higher score is rated a and whose lower one b
-        in_order = np.tril(pairs, -1).sum() - np.triu(pairs, 1).sum()
-        untied = [(total * (total - 1) - (counts * (counts - 1)).sum()) / 2 for counts in (by_rating, by_score)]
-        tau = float(in_order / math.sqrt(untied[0] * untied[1]))
-    high, low = table[ratings >= HIGH].sum(axis=0), table[ratings <= LOW].sum(axis=0)
-    if high.any() and low.any():
-        area = float(high @ (low.cumsum() - low / 2) / (high.sum() * low.sum()))
-    return rho, tau, area
-
-
-def _midranks(counts: Numbers) -> Numbers:
-    return np.asarray(counts.cumsum() - counts / 2 + 0.5)
+    resamples = (np.repeat(np.arange(len(scores_K)), weights_C[concepts_K]) for weights_C in weights_RC.astype(np.intp))
+    return np.array([rank_statistics(scores_K[keys], ratings_K[keys]) for keys in resamples]).reshape(-1, 3)

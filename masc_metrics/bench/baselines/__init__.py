@@ -1,1 +1,1 @@
-"""Scores of whole images by other networks, to stand beside MaSC."""
+"""Baseline scores of images without masks, by other networks."""

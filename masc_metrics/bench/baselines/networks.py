@@ -1,4 +1,4 @@
-"""The baselines' frozen networks: read once, shared by the baselines that use them, each distinct image encoded once.
+"""The baselines' frozen networks: read once, shared by their baselines, each distinct image encoded once.
 
 Shape suffixes: B images or texts; H, W image sides in pixels; D embedding width.
 """
@@ -10,7 +10,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,24 +22,130 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.files import BaselineFiles, read_float_processing, read_processor
+from masc_metrics.bench.run import Run
 from masc_metrics.cache import FeatureCache
+from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
+from masc_metrics.images import MAX_UINT8, ImageBatch
 from masc_metrics.precision import to_device, without_autocast
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import (
+    PROCESSOR_FILES,
+    check_folder,
+    load_json,
+    quiet_transformers,
+    read_network,
+    read_processor_values,
+    read_tokenizer,
+)
 
 _CACHE_BYTES = 64 * 2**20
 """About 32000 images of CLIP's 512 values, or 21000 of DINOv3's 768."""
 
 
+_SAFETENSORS_COMMITS = {
+    "openai/clip-vit-base-patch32": "c237dc49a33fc61debc9276459120b7eac67e7ef",
+    "facebook/dino-vits16": "a7a4d161f5c0bd70478c05ca5777ec7cd8848021",
+}
+"""Commits of the hub's own conversion to safetensors, for models whose main branch holds pickled weights only."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineFiles:
+    """A baseline's checkpoint on this machine.
+
+    Attributes:
+        checkpoint: hub id or folder, as given.
+        folder: folder of config.json, safetensors weights, and the files of the image processor and, for CLIP, of the
+            tokenizer.
+        commit: commit hash on the hub; None for a folder that is not from the hub.
+    """
+
+    checkpoint: str
+    folder: Path
+    commit: str | None
+
+
+def find_files(baseline: str, source: CheckpointSource, model_type: str) -> BaselineFiles:
+    """Find a checkpoint on this machine, or download it.
+
+    Args:
+        baseline: name of the baseline, for error texts.
+        source: hub id or folder; two hub ids have a known commit with safetensors.
+        model_type: ``model_type`` that its config.json must have.
+
+    Raises:
+        OSError: if the checkpoint is not available (FileNotFoundError, PermissionError or ConnectionError).
+        ValueError: if it has another model type.
+    """
+    path = Path(source.model)
+    if path.is_absolute():
+        files = BaselineFiles(source.model, path, path.name if path.parent.name == "snapshots" else None)
+    else:
+        revision = _SAFETENSORS_COMMITS.get(source.model)
+        command = f"hf download --revision {revision}" if revision else "hf download"
+        try:
+            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only, command)
+        except OSError as error:
+            raise type(error)(f"baseline {baseline}: {error}") from error
+        files = BaselineFiles(source.model, folder, folder.name)
+    try:
+        check_folder(files.folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"baseline {baseline}: {error}") from None
+    found = load_json(files.folder / "config.json").get("model_type")
+    if found != model_type:
+        raise ValueError(
+            f"baseline {baseline}: {files.folder} is a checkpoint of type {found!r}; give one whose config.json says "
+            f"{model_type!r}"
+        )
+    return files
+
+
+def read_processor(files: BaselineFiles, class_name: str) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Read the checkpoint's image processor; it uses Pillow in every transformers version, with or without torchvision.
+
+    Args:
+        files: the checkpoint.
+        class_name: class of transformers' image processor.
+
+    Returns:
+        A function from (3, H, W) images, uint8 in 0..255 or float in [0, 1], to normalised pixels, (B, 3, H, W)
+        float32. Float images are rounded to uint8, which Pillow needs.
+
+    Raises:
+        OSError: if the checkpoint has no processor file.
+    """
+    import transformers
+
+    if not (files.folder / PROCESSOR_FILES[0]).is_file():
+        raise FileNotFoundError(f"{files.folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint")
+    # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
+    pil_class = getattr(transformers, f"{class_name}Pil", None) or getattr(transformers, class_name)
+    with quiet_transformers():
+        processor = pil_class.from_pretrained(files.folder, local_files_only=True)
+
+    def prepare(images: Sequence[Tensor]) -> Tensor:
+        arrays = [np.ascontiguousarray(_to_uint8(image).permute(1, 2, 0).cpu().numpy()) for image in images]
+        # Stated, because the channel dimension of an image 3 pixels high is ambiguous.
+        pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+
+    return prepare
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    return (image * 255).round().to(torch.uint8) if image.is_floating_point() else image
+
+
 class EmbeddingNetwork(ABC):
-    """A frozen network that turns whole images, and for some texts, into embeddings that a cosine compares.
+    """A frozen network that embeds images, and in some networks texts, for comparison by cosine.
 
     Attributes:
         checkpoint: hub id or folder.
-        commit: the hub's commit hash; None for a folder that did not come from the hub.
-        device: where it runs.
-        cache: embeddings of images encoded already, by the content of their pixels.
-        text_cache: embeddings of texts encoded already.
+        commit: commit hash on the hub; None for a folder that is not from the hub.
+        device: device of the network.
+        cache: embeddings of encoded images, by the content of their pixels.
+        text_cache: embeddings of encoded texts.
     """
 
     def __init__(self, checkpoint: str, commit: str | None, device: torch.device) -> None:
@@ -48,8 +156,12 @@ class EmbeddingNetwork(ABC):
         self.text_cache = FeatureCache(_CACHE_BYTES)
         self._lock = threading.RLock()
 
-    def image_embeddings(self, images: Sequence[np.ndarray], batch_size: int) -> Tensor:
-        """Embeddings, (B, D) float32, of (H, W, 3) uint8 images; a pass only for distinct ones not in the cache."""
+    def image_embeddings(self, images: Sequence[Tensor], batch_size: int) -> Tensor:
+        """Embed (3, H, W) images; only distinct ones that are not in the cache are encoded.
+
+        Returns:
+            (B, D) float32.
+        """
         keys = [_content_key(image) for image in images]
         image_of = dict(zip(keys, images, strict=True))
         with self._frozen():
@@ -59,25 +171,25 @@ class EmbeddingNetwork(ABC):
         return torch.stack([found[key] for key in keys])
 
     def text_embeddings(self, texts: Sequence[str], batch_size: int) -> Tensor:
-        """Embeddings, (B, D) float32, of texts; a pass only for distinct ones not in the cache."""
+        """Embed texts; only distinct ones that are not in the cache are encoded.
+
+        Returns:
+            (B, D) float32.
+        """
         with self._frozen():
             found = self.text_cache.get_or_compute(
                 list(dict.fromkeys(texts)), lambda part: self._encode_texts(part).float(), batch_size
             )
         return torch.stack([found[text] for text in texts])
 
-    def prepare_texts(self) -> None:
-        """Read now what texts need, so that its errors come before a long run."""
-        raise TypeError(f"{self.checkpoint} has no text tower")
-
     @contextmanager
     def _frozen(self) -> Iterator[None]:
-        """Neither gradients nor the surrounding precision and inference mode reach the network."""
+        """Shield the network from gradients and from the surrounding precision and inference mode."""
         with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
             yield
 
     @abstractmethod
-    def _encode_images(self, images: list[np.ndarray]) -> Tensor: ...
+    def _encode_images(self, images: list[Tensor]) -> Tensor: ...
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         raise TypeError(f"{self.checkpoint} has no text tower")
@@ -97,11 +209,7 @@ class CLIPNetwork(EmbeddingNetwork):
         remedy = "copy the original checkpoint's tokenizer files into it"
         return read_tokenizer(self._files.folder, ("tokenizer.json", "vocab.json"), remedy)
 
-    def prepare_texts(self) -> None:
-        """Read the tokenizer now."""
-        self._tokenizer  # noqa: B018  # a cached property: to look at it is to read it
-
-    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
         pixels_B3HW = to_device(self._processor(images), self.device).to(self._dtype)
         # Not get_image_features, which gives a tensor in transformers 4 and a named tuple of several in 5.
         pooled_BD = self._network.vision_model(pixel_values=pixels_B3HW).pooler_output
@@ -109,8 +217,8 @@ class CLIPNetwork(EmbeddingNetwork):
         return embeddings_BD
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
-        # All to one length, so that no text's embedding depends on its company; attention is causal, so padding after
-        # the end-of-text token, where the embedding is read, changes nothing.
+        # Padded to one length, so that an embedding does not depend on the other texts of its batch. Attention is
+        # causal, so padding after the end-of-text token, where the embedding is read, has no effect.
         tokens = self._tokenizer(
             texts,
             padding="max_length",
@@ -144,37 +252,42 @@ class DINONetwork(EmbeddingNetwork):
             unused=("pooler.", "classifier."),
         )
 
-    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
         pixels_B3HW = to_device(self._processor(images), self.device).to(self._dtype)
         hidden_BND: Tensor = self._network(pixel_values=pixels_B3HW).last_hidden_state
         return hidden_BND[:, 0]
 
 
 class DINOv3Network(EmbeddingNetwork):
-    """DINOv3: the class token after the final layer norm, which transformers calls the pooler output.
+    """DINOv3: the class token after the final layer norm, transformers' pooler output.
 
-    transformers prepares images for it through torchvision alone. The same steps are taken here with torch, in the
-    same order and from the checkpoint's own preprocessor_config.json: scale to [0, 1], resize with antialiasing in
-    float32, normalise.
+    transformers' image processor for it needs torchvision. Its steps are done here in torch, in the same order and with
+    the values of the checkpoint's preprocessor_config.json: scale to [0, 1], resize with antialiasing in float32,
+    normalise.
     """
 
     def __init__(self, files: BaselineFiles, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(files.checkpoint, files.commit, device)
         self._dtype = dtype
-        self._processing = read_float_processing(files)
+        self._processing = read_processor_values(files.folder)
+        if self._processing.center_crop or self._processing.size is None:
+            raise ValueError(
+                f"{self._processing.file} lacks a size of height and width or has do_center_crop true; copy "
+                "it from the original checkpoint"
+            )
         self._network = read_network(
             files.folder, "DINOv3ViTModel", device, dtype, kind="DINOv3ViTModel", part="a DINOv3ViTModel"
         )
 
-    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
         pixels_B3HW = torch.cat([self._prepared(image) for image in images])
         embeddings_BD: Tensor = self._network(pixel_values=pixels_B3HW.to(self._dtype)).pooler_output
         return embeddings_BD
 
-    def _prepared(self, image: np.ndarray) -> Tensor:
+    def _prepared(self, image: Tensor) -> Tensor:
         processing = self._processing
-        image_3HW = to_device(torch.from_numpy(image.copy()).permute(2, 0, 1), self.device)
-        scaled_13HW = image_3HW[None].to(torch.float32) * processing.rescale_factor
+        values_3HW = image * MAX_UINT8 if image.is_floating_point() else image
+        scaled_13HW = to_device(values_3HW, self.device)[None].to(torch.float32) * processing.rescale_factor
         resized_13HW = F.interpolate(
             scaled_13HW, processing.size, mode=processing.resample, align_corners=False, antialias=True
         )
@@ -186,23 +299,17 @@ class DINOv3Network(EmbeddingNetwork):
 
 
 class SigLIP2Network(EmbeddingNetwork):
-    """MaSC's own backbone without masks: its pooling head over all patches, and its text tower."""
+    """MaSC's backbone without masks: its pooling head over all patches, and its text tower."""
 
-    def __init__(self, backbone: SigLIP2Backbone, max_num_patches: int) -> None:
+    def __init__(self, backbone: SigLIP2Backbone, run: Run) -> None:
         super().__init__(backbone.source.model, backbone.checkpoint.commit, backbone.device)
-        self._backbone, self._max_num_patches = backbone, max_num_patches
+        self._backbone, self._run = backbone, run
 
-    def _encode_images(self, images: list[np.ndarray]) -> Tensor:
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
         features = self._backbone.encode_images(
-            [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images],
-            max_num_patches=self._max_num_patches,
-            batch_size=len(images),
+            ImageBatch(tuple(images)), max_num_patches=self._run.max_num_patches, batch_size=len(images)
         )
         return self._backbone.pool(features, features.valid_BN)
-
-    def prepare_texts(self) -> None:
-        """Read the text tower and the tokenizer now."""
-        self._backbone.load(text_tower=True)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         return self._backbone.encode_texts(texts, batch_size=len(texts))
@@ -213,7 +320,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_network(key: Hashable, make: Callable[[], EmbeddingNetwork]) -> EmbeddingNetwork:
-    """The process's one network of this key, made if no baseline holds it; freed with the last baseline on it."""
+    """The process's only network of a key: created if no baseline holds it, freed with the last baseline that does."""
     with _shared_lock:
         network = _shared.get(key)
         if network is None:
@@ -221,6 +328,7 @@ def shared_network(key: Hashable, make: Callable[[], EmbeddingNetwork]) -> Embed
         return network
 
 
-def _content_key(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    """What an image's embedding depends on: its shape and a 128-bit digest of its pixels."""
-    return image.shape, hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+def _content_key(image: Tensor) -> tuple[tuple[int, ...], torch.dtype, bytes]:
+    """What an image's embedding depends on: its shape, its dtype and a 128-bit digest of its pixels."""
+    pixels = image.detach().cpu().contiguous().numpy()
+    return tuple(image.shape), image.dtype, hashlib.blake2b(pixels.data, digest_size=16).digest()

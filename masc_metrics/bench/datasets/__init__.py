@@ -1,1 +1,1 @@
-"""The paper's two benchmarks: their folders, and their commands."""
+"""DreamBench++ and ORIDa: their folder layouts as samples, and their commands."""

@@ -1,4 +1,4 @@
-"""DreamBench++ on disk: its pictures, prompts and masks as samples, and a list of what is missing.
+"""DreamBench++ on disk: its images, prompts and masks as samples, and a list of missing files.
 
 ::
 
@@ -9,90 +9,72 @@
 
 A category path is ``live_subject/animal``, ``live_subject/human``, ``object`` or ``style``; a collection is named by
 its category path, NN and the subject: ``live_subject_animal_00_kitten``. A caption file's first line is the subject,
-the others are the prompts 0..8. Pictures may be .jpg, .jpeg, .png or .webp, of which the first counts; masks are .png.
+the others are prompts 0..8. Images may be .jpg, .jpeg, .png or .webp, in this order of preference; masks are .png.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, get_args
 
+from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
-from masc_metrics.bench.datasets.dreambench_plus_tree import (
-    CATEGORY_PATHS,
-    COPIED,
-    GENERATED,
-    GENERATED_MASK,
-    PROMPT,
-    REFERENCE,
-    REFERENCE_MASK,
-    SUBJECT,
-    Collection,
-    Purpose,
-    Tree,
-)
 from masc_metrics.bench.sample import Sample
 
-METHODS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "textual_inversion_sd": ("textual_inversion_sd",),
-        "dreambooth_sd": ("dreambooth_sd",),
-        "dreambooth_lora_sdxl": ("dreambooth_lora_sdxl",),
-        "blip_diffusion": ("blip_diffusion",),
-        "emu2": ("emu2",),
-        "ip_adapter_plus_vit_h_sdxl": (
-            "ip_adapter_plus_vit_h_sdxl",
-            "ip_adapter_plus_vit_huge_sdxl",
-            "ip_adapter_plus_sdxl_vit_huge",
-        ),
-        "ip_adapter_vit_g_sdxl": ("ip_adapter_vit_g_sdxl", "ip_adapter_vit_giant_sdxl", "ip_adapter_sdxl_vit_giant"),
-    }
-)
-"""The benchmark's own methods: short name -> how its folder's name begins; run settings follow, see
-:func:`masc_metrics.bench.agreement.names.method_name`. Any other folder is a method too."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""In order of preference, if there are images with several of them."""
+
+CATEGORY_PATHS = {
+    "live_subject_animal": "live_subject/animal",
+    "live_subject_human": "live_subject/human",
+    "object": "object",
+    "style": "style",
+}
+"""Folder in ``images``, ``captions`` and the reference masks, by prefix of the collection's name."""
+
+_COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_.*)?", re.DOTALL)
 
 MIN_COVERAGE = 0.05
-"""The paper's filter: a pair is left out when either mask has at most 5 % non-zero pixels at native size."""
+"""The paper's filter: a pair is skipped if either mask has at most 5 % non-zero pixels at native size."""
 
 PROMPTS = 9
-"""Of a collection without caption file."""
+"""Number of prompts of a collection without a caption file."""
 
 STYLE_PROMPTS = range(4, 7)
-"""The prompts that ask for a style; 0..3 are photorealistic, 7 and 8 imaginative."""
+"""Prompts that ask for a style; 0..3 are photorealistic, 7 and 8 imaginative."""
 
 PfWithout = Literal["style-collections", "style-prompts", "both", "nothing"]
 PF_WITHOUT: tuple[PfWithout, ...] = get_args(PfWithout)
 
-_PICTURE = re.compile(r"(0|[1-9]\d*)_(\d+)")
+_IMAGE = re.compile(r"(0|[1-9]\d*)_(\d+)")
 _SETTINGS = re.compile(r"_(gs|scale|step|seed)(\d+(?:_\d+)*)")
 
 _LAYOUT = (
     "lay DreamBench++ out as images/{live_subject/animal,live_subject/human,object,style}/NN.jpg and captions/ "
     "likewise with NN.txt (its download), samples/<method folder>/{tgt_image,text}/<collection>/<prompt>_<seed>"
     ".{jpg,txt} (what its generation script writes), masks/refs/<category path>/NN.png and masks/samples/"
-    "<method folder>/<collection>/<prompt>_<seed>.png. Masks are no part of the download: segment each picture by the "
-    "noun in the first line of its caption file, as PNG of the picture's size with 255 on the subject and 0 elsewhere"
+    "<method folder>/<collection>/<prompt>_<seed>.png. The download does not include masks: segment each image by the "
+    "noun in the first line of its caption file, as a PNG of the image's size with 255 on the subject and 0 elsewhere"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DreamBenchPlus:
-    """What is to be scored, and what is not there.
+    """The samples of a tree, and what it lacks.
 
     Attributes:
-        samples: by method, collection, prompt and seed. A sample whose generated image is there but something else is
-            not has an error that names it.
-        missing: a line a missing thing, sorted: its path and what it is for; a folder that is missing or empty is one
-            line, and ends in a slash. Generated images are missing where a collection or prompt of ``images`` or
-            ``captions`` has none.
+        samples: ordered by method, collection, prompt and seed. A sample with a generated image that lacks something
+            else has an error that names it.
+        missing: missing files with their purposes, sorted. Generated images are missing if a method has none for a
+            collection or prompt of ``images`` or ``captions``.
     """
 
     samples: tuple[Sample, ...]
-    missing: tuple[str, ...]
+    missing: tuple[tuple[Path, str], ...]
 
 
 def read_dreambench_plus(
@@ -101,48 +83,45 @@ def read_dreambench_plus(
     masks: Path | None = None,
     pf_without: PfWithout = "style-collections",
 ) -> DreamBenchPlus:
-    """Read the benchmark's tree as the module's docstring draws it.
+    """Read a tree with the layout in the module's docstring.
 
-    Samples have the short method name, the collection as concept, animal, human, object or style as category, by the
-    collection's prefix, ``<collection>-<prompt>`` as key and ``<method>/<collection>/<prompt>_<seed>`` as id. The
-    prompt is what ``text`` says, else what the caption file does. A reference that ``images`` lacks is the copy in
-    ``src_image``, which the generation script wrote as JPEG once more.
+    A sample has the short method name; its collection as concept; animal, human, object or style as category, by the
+    collection's prefix; ``<collection>-<prompt>`` as key; and ``<method>/<collection>/<prompt>_<seed>`` as id. The
+    prompt is read from ``text``, else from the caption file. If ``images`` lacks a reference, its copy in ``src_image``
+    is used, which the generation script wrote as a second JPEG.
 
     Args:
-        root: the folder with ``images``, ``captions`` and ``samples``.
-        methods: short names or folder names; none are all folders of ``samples``.
-        masks: the folder with ``refs`` and ``samples``; None is ``root / "masks"``. A method's masks may lie under the
-            other spelling of its folder, as long as no run setting in the two names contradicts.
-        pf_without: what prompt following leaves out. Such samples have no prompt, but keep their generated mask, since
-            coverage is still asked of it. "style-collections" is the paper's: collections whose subject is a style.
-            "style-prompts" are the prompts 4..6 of any collection, "both" are both, "nothing" leaves none out.
+        root: folder with ``images``, ``captions`` and ``samples``.
+        methods: short names or folder names; empty for all folders of ``samples``.
+        masks: folder with ``refs`` and ``samples``; None for ``root / "masks"``. A method's masks may be in a folder
+            with the other spelling of its name, provided that no run setting in the two names differs.
+        pf_without: samples without prompt following. They have no prompt, but keep their generated mask, whose coverage
+            is filtered. "style-collections" is the paper's: collections whose subject is a style. "style-prompts" are
+            prompts 4..6 of every collection, "both" are both, "nothing" is none.
 
     Raises:
         FileNotFoundError: if there is no ``images`` or ``samples``.
         OSError: if a folder cannot be read.
-        ValueError: if a method is in no folder or in several, if ``pf_without`` is none of these, or if there is no
-            generated image at all.
+        ValueError: if a method has no folder or several, ``pf_without`` is unknown, or there are no generated images.
 
     Source: DreamBench++, arXiv 2406.16855 (github.com/yuangpeng/dreambench_plus); MaSC, arXiv 2605.22469.
     """
-    if pf_without not in PF_WITHOUT:
-        raise ValueError(f"pf_without is {pf_without!r}; give one of {', '.join(PF_WITHOUT)}")
+    check_choice("pf_without", pf_without, PF_WITHOUT)
     for folder in (root / "samples", root / "images"):
         if not folder.is_dir():
-            raise FileNotFoundError(f"there is no {folder}; {_LAYOUT}")
+            raise FileNotFoundError(f"the folder {folder} does not exist; {_LAYOUT}")
     reader = _Reader(root, root / "masks" if masks is None else masks, pf_without)
-    chosen = _chosen(root / "samples", methods, reader.tree)
-    samples = [sample for folder, method in chosen.items() for sample in reader.samples_of(method, folder)]
-    reader.miss_generated(list(chosen))
-    missing = reader.tree.missing()
+    folders = _method_folders(root / "samples", methods, reader.tree)
+    samples = [sample for folder, method in folders.items() for sample in reader.samples(method, folder)]
+    reader.add_missing_generated(list(folders))
     if not samples:
         raise ValueError(f"{root / 'samples'} holds no generated images; {_LAYOUT}")
-    numbered = (replace(sample, line=number) for number, sample in enumerate(samples, start=1))
-    return DreamBenchPlus(tuple(numbered), missing)
+    numbered = (replace(sample, line=position) for position, sample in enumerate(samples, start=1))
+    return DreamBenchPlus(tuple(numbered), reader.tree.missing())
 
 
-def _chosen(samples: Path, methods: Sequence[str], tree: Tree) -> dict[str, str]:
-    """Method by folder, in the order asked for."""
+def _method_folders(samples: Path, methods: Sequence[str], tree: _Tree) -> dict[str, str]:
+    """Methods by folder, in the order asked for."""
     folders = tree.folders(samples)
     by_method: dict[str, list[str]] = {}
     for folder in folders:
@@ -150,45 +129,142 @@ def _chosen(samples: Path, methods: Sequence[str], tree: Tree) -> dict[str, str]
     chosen: dict[str, str] = {}
     for asked in methods or by_method:
         method = method_name(asked)
-        meant = [asked] if asked in folders else by_method.get(method, [])
-        if not meant:
-            beginnings = " or ".join(METHODS.get(method, (method,)))
-            there = ", ".join(f"{name} ({', '.join(names)})" for name, names in by_method.items()) or "none at all"
-            raise ValueError(f"method {asked!r}: no folder of {samples} begins with {beginnings}; there are {there}")
-        chosen |= dict.fromkeys(meant, method)
-        same = [folder for folder, of in chosen.items() if of == method]
+        candidates = [asked] if asked in folders else by_method.get(method, [])
+        if not candidates:
+            known = ", ".join(f"{name} ({', '.join(names)})" for name, names in by_method.items()) or "none"
+            raise ValueError(f"method is {asked!r}; the methods in {samples} are {known}")
+        chosen |= dict.fromkeys(candidates, method)
+        same = [folder for folder, other in chosen.items() if other == method]
         if len(same) > 1:
             raise ValueError(
-                f"{samples / same[0]} and {samples / same[1]} are both the method {method}; name one of the folders as "
+                f"{samples / same[0]} and {samples / same[1]} are both the method {method}; give one of the folders as "
                 "the method, or rename one"
             )
     return chosen
 
 
-def _may_be_one_run(one: str, other: str) -> bool:
-    """Whether two folder names mean one method and no setting in them contradicts."""
-    settings, others = (dict(_SETTINGS.findall(name)) for name in (one, other))
+def _may_be_one_run(folder: str, other: str) -> bool:
+    """Whether two folder names are of one method, and no setting in them differs."""
+    settings, others = (dict(_SETTINGS.findall(name)) for name in (folder, other))
     shared = settings.keys() & others.keys()
-    return method_name(one) == method_name(other) and all(settings[name] == others[name] for name in shared)
+    return method_name(folder) == method_name(other) and all(settings[name] == others[name] for name in shared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Collection:
+    """One subject of the benchmark.
+
+    Attributes:
+        prefix: a key of ``CATEGORY_PATHS``. The rest of the name does not count: a subject's name may hold "style".
+        number: number in its file names, such as "07".
+    """
+
+    prefix: str
+    number: str
+
+    @classmethod
+    def from_folder(cls, folder: str) -> _Collection | None:
+        """Parse a folder name such as ``object_07_mug``; None for any other name."""
+        found = _COLLECTION_NAME.fullmatch(folder)
+        return cls(found[1], found[2]) if found else None
+
+    @property
+    def path(self) -> str:
+        """Folder of its image below ``images``."""
+        return CATEGORY_PATHS[self.prefix]
+
+    @property
+    def category(self) -> str:
+        """One of animal, human, object, style."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    files: dict[str, Path] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+
+
+class _Tree:
+    """Finds files, and remembers those that are missing."""
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, _Listing] = {}
+        self._lines: dict[Path, list[str]] = {}
+        self._missing: set[tuple[Path, str]] = set()
+
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the folders in a folder, sorted, without hidden ones; empty if it does not exist."""
+        return self._listing(folder).folders
+
+    def stems(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+        """Names, without suffix, of the files in a folder with one of the suffixes; distinct and sorted."""
+        names = (os.path.splitext(name) for name in self._listing(folder).files)
+        return sorted({stem for stem, suffix in names if suffix in suffixes})
+
+    def file(self, wanted: Path) -> Path | None:
+        """The file if it exists; its suffix may be in capitals."""
+        return self._listing(wanted.parent).files.get(wanted.name)
+
+    def image(self, wanted: Path) -> Path | None:
+        """The file if it exists with any of the suffixes of ``IMAGE_SUFFIXES``."""
+        found = (self.file(wanted.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES)
+        return next((file for file in found if file), None)
+
+    def lines(self, wanted: Path) -> list[str]:
+        """Lines of a text file; empty if it does not exist, is empty, or is not UTF-8."""
+        if wanted not in self._lines:
+            file = self.file(wanted)
+            try:
+                text = file.read_text(encoding="utf-8-sig") if file else ""
+            except UnicodeDecodeError:
+                text = ""
+            self._lines[wanted] = [line.strip() for line in text.rstrip().splitlines()]
+        return self._lines[wanted]
+
+    def add_missing(self, wanted: Path, purpose: str) -> None:
+        """Remember that a file is missing, and what it is for."""
+        self._missing.add((wanted, purpose))
+
+    def missing(self) -> tuple[tuple[Path, str], ...]:
+        """Missing files with their purposes, sorted."""
+        return tuple(sorted(self._missing))
+
+    def _listing(self, folder: Path) -> _Listing:
+        if folder not in self._listings:
+            self._listings[folder] = listing = _Listing()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                entries = []
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    listing.folders.append(entry.name)
+                else:
+                    stem, suffix = os.path.splitext(entry.name)
+                    listing.files[stem + suffix.lower()] = folder / entry.name
+        return self._listings[folder]
 
 
 class _Reader:
     """Turns one tree into samples."""
 
     def __init__(self, root: Path, masks: Path, pf_without: PfWithout) -> None:
-        self.tree = Tree(masks)
+        self.tree = _Tree()
         self._root, self._masks, self._pf_without = root, masks, pf_without
 
-    def samples_of(self, method: str, folder: str) -> Iterator[Sample]:
-        masks = self._masks_of(folder)
+    def samples(self, method: str, folder: str) -> Iterator[Sample]:
+        masks = self._mask_folder(folder)
         generated = self._generated(folder)
         for name in self.tree.folders(generated):
-            collection = Collection.named(name)
-            for prompt, seed, picture in self._pictures(generated / name):
+            collection = _Collection.from_folder(name)
+            for prompt, seed, image in self._images(generated / name):
                 sample = Sample(
                     line=0,
                     sample_id=f"{method}/{name}/{prompt}_{seed}",
-                    generated_image=str(picture),
+                    generated_image=str(image),
                     generated_mask=None,
                     reference_image="",
                     reference_mask=None,
@@ -197,97 +273,97 @@ class _Reader:
                     method=method,
                     concept=name,
                     key=f"{name}-{prompt}",
-                    error=f"there is no category that collection {name!r} begins with, followed by its number; the "
-                    f"categories are {', '.join(CATEGORY_PATHS)}",
+                    error=f"collection {name!r} does not begin with a category and a number; the categories are "
+                    f"{', '.join(CATEGORY_PATHS)}",
                 )
                 yield self._completed(sample, collection, folder, prompt, masks) if collection else sample
 
-    def _completed(self, sample: Sample, collection: Collection, folder: str, prompt: int, masks: Path) -> Sample:
+    def _completed(self, sample: Sample, collection: _Collection, folder: str, prompt: int, masks: Path) -> Sample:
         tree, run = self.tree, self._root / "samples" / folder
         name = f"{sample.concept}/{Path(sample.generated_image).stem}"
         lacks: list[str] = []
 
-        def needed(file: Path | None, wanted: Path, purpose: Purpose) -> str | None:
+        def needed(file: Path | None, wanted: Path, purpose: str) -> str | None:
             if file:
                 return str(file)
-            tree.miss(wanted, purpose)
-            lacks.append(f"{purpose.one} {wanted}")
+            tree.add_missing(wanted, purpose)
+            lacks.append(f"{purpose} {wanted}")
             return None
 
         image = self._root / "images" / collection.path / f"{collection.number}.jpg"
-        reference = tree.picture(image)
-        if not reference and (reference := tree.picture(run / "src_image" / f"{name}.jpg")):
-            tree.miss(image, COPIED)
+        reference = tree.image(image)
+        if not reference and (reference := tree.image(run / "src_image" / f"{name}.jpg")):
+            tree.add_missing(image, "reference image (its copy in src_image is used)")
         reference_mask = self._masks / "refs" / collection.path / f"{collection.number}.png"
         generated_mask = masks / f"{name}.png"
         text, caption = run / "text" / f"{name}.txt", self._caption(collection)
         subject, *prompts = tree.lines(caption) or [""]
-        asked = None
         sample = replace(
             sample,
-            generated_mask=needed(tree.file(generated_mask), generated_mask, GENERATED_MASK),
-            reference_image=needed(reference, image, REFERENCE) or "",
-            reference_mask=needed(tree.file(reference_mask), reference_mask, REFERENCE_MASK),
+            generated_mask=needed(tree.file(generated_mask), generated_mask, "generated mask"),
+            reference_image=needed(reference, image, "reference image") or "",
+            reference_mask=needed(tree.file(reference_mask), reference_mask, "reference mask"),
         )
-        if not self._left_out(collection, prompt):
-            asked = " ".join(tree.lines(text)) or "".join(prompts[prompt : prompt + 1])
-            if not asked:
-                tree.miss(text if prompts else caption, PROMPT)
+        prompt_text = None
+        if not self._without_pf(collection, prompt):
+            prompt_text = " ".join(tree.lines(text)) or "".join(prompts[prompt : prompt + 1])
+            if not prompt_text:
+                tree.add_missing(text if prompts else caption, "prompt (UTF-8 text)")
                 lacks.append(f"prompt in {text} or line {prompt + 2} of {caption}")
             if not subject:
-                tree.miss(caption, SUBJECT)
+                tree.add_missing(caption, "subject (UTF-8 text, first line)")
                 lacks.append(f"subject in line 1 of {caption}")
         return replace(
             sample,
-            prompt=asked,
+            prompt=prompt_text,
             subject=subject or None,
             category=collection.category,
-            error=f"there is no {' and no '.join(lacks)}" if lacks else "",
+            error=f"missing {' and '.join(lacks)}" if lacks else "",
         )
 
-    def miss_generated(self, folders: Sequence[str]) -> None:
-        """Remember of which collections and prompts a method has no image."""
+    def add_missing_generated(self, folders: Sequence[str]) -> None:
+        """Remember the collections and prompts for which a method has no image."""
         names = sorted({name for folder in folders for name in self.tree.folders(self._generated(folder))})
-        known = {collection: name for name in names if (collection := Collection.named(name))}
+        known = {collection: name for name in names if (collection := _Collection.from_folder(name))}
         for prefix, path in CATEGORY_PATHS.items():
             captions = self._root / "captions" / path
             numbers = {*self.tree.stems(self._root / "images" / path), *self.tree.stems(captions, (".txt",))}
             for number in sorted(filter(str.isdigit, numbers)):
                 noun = (self.tree.lines(captions / f"{number}.txt") or ["*"])[0]
-                known.setdefault(Collection(prefix, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
+                known.setdefault(_Collection(prefix, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
         for folder in folders:
             generated = self._generated(folder)
-            there = {Collection.named(name): name for name in self.tree.folders(generated)}
+            own_names = {_Collection.from_folder(name): name for name in self.tree.folders(generated)}
             for collection, name in known.items():
-                pictures = generated / there.get(collection, name)
+                images = generated / own_names.get(collection, name)
                 prompts = range(len(self.tree.lines(self._caption(collection))[1:]) or PROMPTS)
-                for prompt in sorted(set(prompts) - {prompt for prompt, _, _ in self._pictures(pictures)}):
-                    self.tree.miss(pictures / f"{prompt}_*.jpg", GENERATED)
+                for prompt in sorted(set(prompts) - {prompt for prompt, _, _ in self._images(images)}):
+                    self.tree.add_missing(images / f"{prompt}_*.jpg", "generated image")
 
-    def _pictures(self, folder: Path) -> list[tuple[int, str, Path]]:
-        """Prompt, seed and file, in order; other pictures are none of the benchmark's."""
-        found = filter(None, map(_PICTURE.fullmatch, self.tree.stems(folder)))
-        pictures = ((int(match[1]), match[2], self.tree.picture(folder / f"{match[0]}.jpg")) for match in found)
+    def _images(self, folder: Path) -> list[tuple[int, str, Path]]:
+        """Prompt, seed and file of the generated images in a folder, in numeric order; other images are ignored."""
+        found = filter(None, map(_IMAGE.fullmatch, self.tree.stems(folder)))
+        images = ((int(match[1]), match[2], self.tree.image(folder / f"{match[0]}.jpg")) for match in found)
         return sorted(
-            ((prompt, seed, file) for prompt, seed, file in pictures if file), key=lambda one: (one[0], int(one[1]))
+            ((prompt, seed, file) for prompt, seed, file in images if file), key=lambda item: (item[0], int(item[1]))
         )
 
     def _generated(self, folder: str) -> Path:
         return self._root / "samples" / folder / "tgt_image"
 
-    def _caption(self, collection: Collection) -> Path:
+    def _caption(self, collection: _Collection) -> Path:
         return self._root / "captions" / collection.path / f"{collection.number}.txt"
 
-    def _left_out(self, collection: Collection, prompt: int) -> bool:
-        of_style = collection.category == "style" and self._pf_without in ("style-collections", "both")
-        return of_style or (prompt in STYLE_PROMPTS and self._pf_without in ("style-prompts", "both"))
+    def _without_pf(self, collection: _Collection, prompt: int) -> bool:
+        is_style = collection.category == "style" and self._pf_without in ("style-collections", "both")
+        return is_style or (prompt in STYLE_PROMPTS and self._pf_without in ("style-prompts", "both"))
 
-    def _masks_of(self, folder: str) -> Path:
+    def _mask_folder(self, folder: str) -> Path:
         masks = self._masks / "samples"
-        there = self.tree.folders(masks)
-        same = [folder] if folder in there else [name for name in there if _may_be_one_run(name, folder)]
+        names = self.tree.folders(masks)
+        same = [folder] if folder in names else [name for name in names if _may_be_one_run(name, folder)]
         if len(same) > 1:
             raise ValueError(
-                f"{masks / same[0]} and {masks / same[1]} may both be the masks of {folder}; name one of them so"
+                f"{masks / same[0]} and {masks / same[1]} may both be the masks of {folder}; rename one of them to it"
             )
         return masks / (same[0] if same else folder)

@@ -1,12 +1,12 @@
-"""ORIDa on disk: pairs of pictures that show the same subject, or two, before different backgrounds.
+"""ORIDa on disk: pairs of photographs of one subject, or of two, in front of different backgrounds.
 
 ::
 
     ROOT/train/<subject>/factual_only/images/<stem>.jpg           annotations/masks/<stem>_mask.jpg
     ROOT/train/<subject>/factual_counterfactual/<scene>/images/<stem>.jpg and annotations/masks/ likewise
 
-A scene is the second part of a stem split at ``_``, and its last character the camera angle: what stands before it is
-the background. In ``factual_counterfactual`` a stem ending in ``_1`` has the object, one ending in ``_0`` has not.
+A scene is the second part of a stem split at ``_``. Its last character is the camera angle, the rest the background. In
+``factual_counterfactual``, images whose stem ends in ``_1`` show the object, those that end in ``_0`` do not.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_metrics.arguments import check_positive
+from masc_metrics.arguments import check_choice, check_positive
 from masc_metrics.bench.agreement.statistics import auc
-from masc_metrics.bench.pictures import open_picture
+from masc_metrics.bench.loading import open_image
 from masc_metrics.bench.sample import Sample
+from masc_metrics.bench.tables import read_rows
 
 MIN_COVERAGE = 0.005
-"""A mask with at most this share of non-zero pixels is empty."""
+"""A mask with at most this share of non-zero pixels counts as empty."""
 
 SAME, CROSS = "same", "cross"
-"""The categories of the pairs."""
+"""Categories of the pairs: of one subject, and of two."""
 
 _LAYOUT = (
     "give the folder that holds ORIDa's train/, or train/ itself, with <subject>/factual_only/images/<stem>.jpg and "
@@ -38,13 +39,13 @@ _LAYOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Orida:
-    """What is to be scored.
+    """The protocol's pairs.
 
     Attributes:
         samples: pairs of one subject, then pairs of two.
-        subjects: those that the pairs are of, in order.
-        skipped: a line a subject that has too few backgrounds, with what is wrong with the others.
-        notes: what differs from the protocol, such as too few subjects.
+        subjects: subjects of the pairs, in order.
+        skipped: a line for each subject with too few backgrounds, with the faults of the others.
+        notes: deviations from the protocol, such as too few subjects.
     """
 
     samples: tuple[Sample, ...]
@@ -55,14 +56,14 @@ class Orida:
 
 @dataclass(frozen=True, slots=True)
 class SameAgainstCross:
-    """How well a score tells pairs of one subject from pairs of two.
+    """How well a score separates pairs of one subject from pairs of two.
 
     Attributes:
-        auc: the chance that a pair of one subject has the higher score, ties counted half, in [0, 1]; nan if one kind
-            has no scores.
-        same: scored pairs of one subject.
-        cross: scored pairs of two subjects.
-        left_out: pairs without a score, or with an undefined one.
+        auc: probability that a pair of one subject has the higher score, ties counted half, in [0, 1]; NaN if one
+            category has no scores.
+        same: number of scored pairs of one subject.
+        cross: number of scored pairs of two subjects.
+        left_out: number of pairs without a defined score.
     """
 
     auc: float
@@ -73,7 +74,7 @@ class SameAgainstCross:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One picture of a subject, with its mask."""
+    """One image of a subject, with its mask."""
 
     image: Path
     mask: Path
@@ -88,33 +89,34 @@ class _Subject:
 def read_orida(
     root: Path, *, subjects: int = 50, backgrounds: int = 10, cross_pairs: int = 2250, seed: int = 0
 ) -> Orida:
-    r"""The protocol's pairs; the defaults are the paper's.
+    r"""Build the protocol's pairs; the defaults are the paper's.
 
-    Subjects come in numeric order. Per background the first picture by name of ``factual_only`` is taken, unless its
-    mask is missing or empty (see ``MIN_COVERAGE``); then, or if there is none, the first scene by name of that
-    background in ``factual_counterfactual``, its picture ``00<subject, 3 digits>_<scene>_1.jpg`` or else its first one
-    that ends in ``_1``, under the same condition. A subject with fewer than ``backgrounds`` is skipped, of more the
-    first by name are taken.
+    Subjects are in numeric order. For each background, the first image by name in ``factual_only`` is used, unless its
+    mask is missing or empty (see ``MIN_COVERAGE``). Else the first scene by name of that background in
+    ``factual_counterfactual`` is used: its image ``00<subject, 3 digits>_<scene>_1.jpg``, or else its first one that
+    ends in ``_1``, under the same condition. A subject with fewer than ``backgrounds`` is skipped; of more, the first
+    by name are used.
 
-    Pairs of one subject are all (i < j) of its pictures, 2250 = 50 x 45; the earlier one, with its mask, is the
+    Pairs of one subject are all (i < j) of its images, 2250 = 50 x 45; the earlier image, with its mask, is the
     reference. Pairs of two are drawn from all (a < b, i of a, j of b), nested in that order, 122 500 in full, by
-    ``np.random.default_rng(seed).choice(n, size=cross_pairs, replace=False)``, and stand in the order drawn; with fewer
-    than ``cross_pairs`` all are taken, in their own order.
+    ``np.random.default_rng(seed).choice(n, size=cross_pairs, replace=False)``, and keep the order drawn. If there are
+    fewer than ``cross_pairs``, all are used, in their own order.
 
-    A sample's category is "same" or "cross", its concept the reference's subject, its id ``same/<subject>/<i>-<j>`` or
-    ``cross/<a>.<i>/<b>.<j>``, places counted from 0. There are neither prompts nor generated masks.
+    A sample has "same" or "cross" as category, the reference's subject as concept, and the id
+    ``same/<subject>/<i>-<j>`` or ``cross/<a>.<i>/<b>.<j>``, with positions from 0. It has no prompt and no generated
+    mask.
 
     Args:
-        root: the folder that holds ``train``, or ``train`` itself.
-        subjects: stop at so many.
-        backgrounds: pictures of a subject.
+        root: folder that holds ``train``, or ``train`` itself.
+        subjects: largest number of subjects.
+        backgrounds: images per subject.
         cross_pairs: pairs of two subjects.
-        seed: of the draw.
+        seed: random seed of the draw.
 
     Raises:
         FileNotFoundError: if there are no folders of subjects.
         OSError: if a folder cannot be read.
-        TypeError: if a number is no integer.
+        TypeError: if a number is not an integer.
         ValueError: if a number is below 1, or no subject has enough backgrounds.
 
     Source: MaSC, arXiv 2605.22469, on the train split of ORIDa.
@@ -138,62 +140,64 @@ def read_orida(
             skipped.append(f"{folder}: {len(views)} of {backgrounds} backgrounds{reasons}")
     if not chosen:
         raise ValueError(f"no subject of {train} has {backgrounds} backgrounds (first {skipped[0]}); {_LAYOUT}")
-    notes = [] if len(chosen) == subjects else [f"{len(chosen)} subjects instead of {subjects} have enough backgrounds"]
+    notes = [] if len(chosen) == subjects else [f"{len(chosen)} of {subjects} subjects have enough backgrounds"]
     pairs = [
         (a, b, i, j) for a, b in combinations(range(len(chosen)), 2) for i, j in product(range(backgrounds), repeat=2)
     ]
     if len(pairs) < cross_pairs:
-        notes.append(f"all {len(pairs)} pairs of two subjects are taken, since there are no {cross_pairs} to draw")
+        notes.append(f"all {len(pairs)} pairs of two subjects are used, since there are fewer than {cross_pairs}")
     else:
         drawn = np.random.default_rng(seed).choice(len(pairs), size=cross_pairs, replace=False)
-        pairs = [pairs[place] for place in drawn.tolist()]
+        pairs = [pairs[index] for index in drawn.tolist()]
     same = [(a, a, i, j) for a in range(len(chosen)) for i, j in combinations(range(backgrounds), 2)]
     samples = tuple(_samples(chosen, [*same, *pairs]))
     return Orida(samples, tuple(subject.name for subject in chosen), tuple(skipped), tuple(notes))
 
 
-def same_against_cross(scores: Iterable[tuple[str, float | None]]) -> SameAgainstCross:
+def same_against_cross(table: Path, score: str) -> SameAgainstCross:
     """AUC of pairs of one subject against pairs of two.
 
     Args:
-        scores: the category, "same" or "cross", and the score of each pair; None or nan is left out.
+        table: table of scores of the pairs, with the columns ``category`` ("same" or "cross") and the score.
+        score: name of the score.
 
     Raises:
-        ValueError: for any other category.
+        OSError: if the table cannot be read.
+        ValueError: if it lacks a column, or has another category.
     """
-    found: dict[str, list[float]] = {SAME: [], CROSS: []}
-    left_out = 0
-    for category, score in scores:
-        if category not in found:
-            raise ValueError(f"category is {category!r}; give {SAME!r} or {CROSS!r}")
-        if score is None or math.isnan(score):
-            left_out += 1
-        else:
-            found[category].append(score)
-    return SameAgainstCross(auc(found[SAME], found[CROSS]), len(found[SAME]), len(found[CROSS]), left_out)
+    scores: dict[str, list[float]] = {SAME: [], CROSS: []}
+    for row in read_rows(table, ("category", score)):
+        category = row.cells["category"] or ""
+        check_choice(f"{table}, line {row.line}: category", category, (SAME, CROSS))
+        scores[category].append(float(row.cells[score] or "nan"))
+    same, cross = ([value for value in values if not math.isnan(value)] for values in scores.values())
+    pairs = sum(map(len, scores.values()))
+    return SameAgainstCross(auc(same, cross), len(same), len(cross), pairs - len(same) - len(cross))
 
 
 def _samples(subjects: Sequence[_Subject], pairs: Iterable[tuple[int, int, int, int]]) -> Iterator[Sample]:
     for line, (a, b, i, j) in enumerate(pairs, start=1):
-        one, other = subjects[a], subjects[b]
+        reference, generated = subjects[a], subjects[b]
         yield Sample(
             line=line,
-            sample_id=f"{SAME}/{one.name}/{i}-{j}" if a == b else f"{CROSS}/{one.name}.{i}/{other.name}.{j}",
-            generated_image=str(other.views[j].image),
+            sample_id=f"{SAME}/{reference.name}/{i}-{j}"
+            if a == b
+            else f"{CROSS}/{reference.name}.{i}/{generated.name}.{j}",
+            generated_image=str(generated.views[j].image),
             generated_mask=None,
-            reference_image=str(one.views[i].image),
-            reference_mask=str(one.views[i].mask),
+            reference_image=str(reference.views[i].image),
+            reference_mask=str(reference.views[i].mask),
             prompt=None,
             subject=None,
-            concept=one.name,
+            concept=reference.name,
             category=SAME if a == b else CROSS,
         )
 
 
 def _views(subject: Path, wanted: int) -> tuple[list[_View], list[str]]:
-    """The first so many backgrounds' pictures, and why other backgrounds have none."""
+    """Views of the first backgrounds, and the faults of backgrounds without a view."""
     first: dict[str, Path] = {}
-    for image in _pictures(subject / "factual_only"):
+    for image in _images(subject / "factual_only"):
         parts = image.stem.split("_")
         if len(parts) > 1 and len(parts[1]) > 1:
             first.setdefault(parts[1][:-1], image)
@@ -204,40 +208,40 @@ def _views(subject: Path, wanted: int) -> tuple[list[_View], list[str]]:
     views: list[_View] = []
     faults: list[str] = []
     for background in sorted({*first, *scenes}):
-        found: list[str] = []
+        background_faults: list[str] = []
         for image in filter(None, (first.get(background), _with_object(subject, scenes.get(background)))):
             view = _View(image, image.parent.parent / "annotations" / "masks" / f"{image.stem}_mask.jpg")
             if not (fault := _fault(view.mask)):
                 views.append(view)
                 break
-            found.append(fault)
+            background_faults.append(fault)
         else:
-            faults.append(", ".join(found) or f"{scenes[background]} has no picture with the object")
+            faults.append(", ".join(background_faults) or f"{scenes[background]} has no image with the object")
         if len(views) == wanted:
             break
     return views, faults
 
 
 def _with_object(subject: Path, scene: Path | None) -> Path | None:
-    """A counterfactual scene's picture that has the object."""
+    """A counterfactual scene's image with the object."""
     if scene is None:
         return None
-    images = _pictures(scene)
-    by_rule = scene / "images" / f"00{int(subject.name):03d}_{scene.name}_1.jpg"
-    return by_rule if by_rule in images else next((image for image in images if image.stem.endswith("_1")), None)
+    images = _images(scene)
+    expected = scene / "images" / f"00{int(subject.name):03d}_{scene.name}_1.jpg"
+    return expected if expected in images else next((image for image in images if image.stem.endswith("_1")), None)
 
 
 def _fault(mask: Path) -> str:
-    """Why a mask marks no subject; empty if it marks one."""
+    """Why a mask cannot be used; empty if it can."""
     try:
-        pixels = np.asarray(open_picture(mask, "mask").convert("L"))
+        pixels = np.asarray(open_image(mask, "mask").convert("L"))
     except OSError as error:
         return str(error)
     coverage = np.count_nonzero(pixels) / pixels.size
     return "" if coverage > MIN_COVERAGE else f"mask {mask} marks {100 * coverage:.2f} % of its pixels"
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return [file for file in _entries(folder / "images") if file.suffix == ".jpg"]
 
 

@@ -1,4 +1,4 @@
-"""Agreement of scores with people: the protocols step by step, intervals, tests, and what the report tells."""
+"""Agreement of scores with people: the protocols step by step, and the contents of the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from masc_metrics.bench.agreement.ratings import Scores
 from masc_metrics.bench.agreement.report import Agreement
 
 
-def test_pooled_alpha_is_one_range_over_all_methods_and_rounded_at_each_step() -> None:
+def test_pooled_alpha_has_one_range_for_all_methods_and_is_rounded_at_each_step() -> None:
     rounding_mattered = False
     for seed in range(20):
         groups, scorers = drawn(seed)
-        # One method's scores lie elsewhere, as a range a method would hide.
-        values = {at: value + (at[0] == "emu2") * 0.3 for at, value in scorers["fair"].items()}
+        # One method's scores are shifted, which a range per method would hide.
+        values = {pair: value + (pair[0] == "emu2") * 0.3 for pair, value in scorers["fair"].items()}
         low, high = min(values.values()), max(values.values())
         scaled = [(value - low) / (high - low) for value in listed(values)]
         exact = [alpha(scaled, [rating / 4 for rating in listed(group.values)]) for group in groups]
@@ -37,16 +37,16 @@ def test_pooled_alpha_is_one_range_over_all_methods_and_rounded_at_each_step() -
     assert rounding_mattered
 
 
-def test_the_ceiling_is_the_groups_alpha_on_the_same_keys() -> None:
-    some = {at: value for at, value in SCORERS["good"].items() if at[1] != "object_00_cup-0"}
-    keys = [at for at in KEYS if at in some]
+def test_ceiling_is_the_alpha_of_the_groups_on_the_same_keys() -> None:
+    some = {pair: value for pair, value in SCORERS["good"].items() if pair[1] != "object_00_cup-0"}
+    keys = [pair for pair in KEYS if pair in some]
     found = report(scores("good", some))
     assert found.ceiling.value == round(alpha(*(listed(group.values, keys) for group in GROUPS)), 3)
     assert found.ceiling.value != round(alpha(*(listed(group.values) for group in GROUPS)), 3)
 
 
-def test_three_groups_are_each_agreed_with_and_agree_together() -> None:
-    third = scores("group3", {at: float(rating > 1) * 3 for at, rating in GROUPS[0].values.items()})
+def test_three_groups_have_an_alpha_each_and_one_ceiling() -> None:
+    third = scores("group3", {pair: float(rating > 1) * 3 for pair, rating in GROUPS[0].values.items()})
     found = report(scores("good", SCORERS["good"]), groups=[*GROUPS, third])
     each = [estimate.value for estimate in found.scorers[0].alpha_to.values()]
     assert len(each) == 3
@@ -55,8 +55,8 @@ def test_three_groups_are_each_agreed_with_and_agree_together() -> None:
     assert found.ceiling.value == round(krippendorff.alpha(data, level_of_measurement="interval"), 3)
 
 
-def test_a_scorer_that_rates_0_to_4_is_scaled_like_people() -> None:
-    rated = {at: min(3.0, max(1.0, rating)) for at, rating in GROUPS[0].values.items()}
+def test_scorer_that_rates_0_to_4_is_scaled_like_people() -> None:
+    rated = {pair: min(3.0, max(1.0, rating)) for pair, rating in GROUPS[0].values.items()}
     judge, stretched = (report(scores("judge", rated, rates=rates)).scorers[0] for rates in (True, False))
     assert (judge.scaled_like_people, judge.scaling_range) == (True, (0, 4))
     assert judge.alpha_to["group2"].value == round(alpha(listed(rated), listed(GROUPS[1].values)), 3)
@@ -64,13 +64,13 @@ def test_a_scorer_that_rates_0_to_4_is_scaled_like_people() -> None:
     assert stretched.alpha_to["group2"].value != judge.alpha_to["group2"].value
 
 
-def test_a_group_as_a_scorer_agrees_with_itself_and_reaches_the_ceiling() -> None:
+def test_group_as_scorer_agrees_with_itself_and_reaches_the_ceiling() -> None:
     found = report(replace(GROUPS[0], name="ann", rates_0_to_4=True))
     assert found.scorers[0].alpha_to["group1"].value == 1
     assert found.scorers[0].alpha_to["group2"].value == found.ceiling.value
 
 
-def test_ranks_are_taken_against_the_mean_of_the_groups() -> None:
+def test_rank_statistics_compare_with_the_mean_of_the_groups() -> None:
     found = report(scores("fair", SCORERS["fair"])).scorers[0]
     mean = [(a + b) / 2 for a, b in zip(*(listed(group.values) for group in GROUPS), strict=True)]
     given = listed(SCORERS["fair"])
@@ -81,15 +81,15 @@ def test_ranks_are_taken_against_the_mean_of_the_groups() -> None:
     assert found.auc.value == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in high for b in low]))
 
 
-def test_only_common_keys_count_and_the_rest_is_told() -> None:
-    good = {at: value for at, value in SCORERS["good"].items() if at[1] != "object_00_cup-0"}
+def test_only_common_keys_count_and_the_others_are_reported() -> None:
+    good = {pair: value for pair, value in SCORERS["good"].items() if pair[1] != "object_00_cup-0"}
     good[("unheard_of", "object_00_cup-1")] = 9.0
-    fair = {at: value for at, value in SCORERS["fair"].items() if at[1] != "object_01_car-2"}
+    fair = {pair: value for pair, value in SCORERS["fair"].items() if pair[1] != "object_01_car-2"}
     groups = [scores("group1", GROUPS[0].values, dropped={"empty or nan": 7}), GROUPS[1]]
     found = report(scores("good", good), scores("fair", fair), groups=groups)
-    kept = sorted(at for at in KEYS if at[1] not in ("object_00_cup-0", "object_01_car-2"))
+    kept = sorted(pair for pair in KEYS if pair[1] not in ("object_00_cup-0", "object_01_car-2"))
     assert (found.keys, found.concepts, found.methods) == (len(kept), 5, METHODS)
-    text = json.dumps([list(at) for at in kept])
+    text = json.dumps([list(pair) for pair in kept])
     assert found.key_set_sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert found.scorers[0].scaling_range[1] < 9
     lacking = "key that another scorer or group lacks"
@@ -103,13 +103,13 @@ def test_only_common_keys_count_and_the_rest_is_told() -> None:
     ]
 
 
-def test_the_key_sets_digest_does_not_depend_on_order_or_scores() -> None:
+def test_digest_of_the_key_set_does_not_depend_on_order_or_scores() -> None:
     turned = dict(reversed(SCORERS["good"].items()))
     digests = {report(scores("s", values)).key_set_sha256 for values in (turned, SCORERS["good"], SCORERS["poor"])}
     assert len(digests) == 1
 
 
-def test_prompt_following_leaves_style_collections_out_unless_told() -> None:
+def test_prompt_following_leaves_out_style_collections_by_default() -> None:
     good = scores("good", SCORERS["good"])
     assert report(good).keys == report(good, score="pf", with_styles=True).keys == len(KEYS)
     for found in (report(good, score="pf"), report(good, with_styles=False)):
@@ -117,33 +117,33 @@ def test_prompt_following_leaves_style_collections_out_unless_told() -> None:
         assert [(each.reason, each.count) for each in found.dropped] == [("style collection", 6)] * 3
 
 
-def test_one_extreme_score_moves_alpha_and_is_named() -> None:
+def test_extreme_score_changes_alpha_and_is_named() -> None:
     spoilt = SCORERS["good"] | {KEYS[7]: 3.0}
     honest, moved = (report(scores("good", values)).scorers[0] for values in (SCORERS["good"], spoilt))
     assert (honest.alpha.value or 0) - (moved.alpha.value or 0) > 0.3
     ends = {(each.end, each.rank): (each.method, each.key, each.value) for each in moved.extremes}
     assert ends["highest", 1] == (*KEYS[7], 3.0)
-    order = sorted(KEYS, key=lambda at: spoilt[at])
-    assert [ends["lowest", rank] for rank in (1, 2, 3)] == [(*at, spoilt[at]) for at in order[:3]]
+    order = sorted(KEYS, key=lambda pair: spoilt[pair])
+    assert [ends["lowest", rank] for rank in (1, 2, 3)] == [(*pair, spoilt[pair]) for pair in order[:3]]
     assert ends["highest", 2] == (*order[-2], spoilt[order[-2]])
 
 
-def test_dreambench_plus_takes_alpha_a_method_with_gaps_and_runs() -> None:
-    dice = np.random.default_rng(9)
+def test_dreambench_plus_has_an_alpha_per_method_with_gaps_and_runs() -> None:
+    rng = np.random.default_rng(9)
 
     def with_gaps(part: Scores) -> Scores:
-        return replace(part, values={at: value for at, value in part.values.items() if dice.random() > 0.15})
+        return replace(part, values={pair: value for pair, value in part.values.items() if rng.random() > 0.15})
 
     groups = [with_gaps(group) for group in GROUPS]
     rated = [
-        {at: float(np.clip(v + dice.integers(-1, 2), 0, 4)) for at, v in GROUPS[0].values.items()} for _ in range(3)
+        {pair: float(np.clip(v + rng.integers(-1, 2), 0, 4)) for pair, v in GROUPS[0].values.items()} for _ in range(3)
     ]
     judges = [with_gaps(scores("judge", values, rates=True)) for values in rated]
     found = report(*judges, groups=groups, protocol="dreambench-plus")
 
     def gapped(one: Scores, other: Scores, method: str) -> float:
-        keys = sorted({at for at in (*one.values, *other.values) if at[0] == method})
-        data = [[part.values.get(at, math.nan) for at in keys] for part in (one, other)]
+        keys = sorted({pair for pair in (*one.values, *other.values) if pair[0] == method})
+        data = [[part.values.get(pair, math.nan) for pair in keys] for part in (one, other)]
         return round(krippendorff.alpha(data, level_of_measurement="interval"), 3)
 
     means = []
@@ -157,51 +157,51 @@ def test_dreambench_plus_takes_alpha_a_method_with_gaps_and_runs() -> None:
     assert (found.scorers[0].alpha.low or 9) < found.scorers[0].alpha.value < (found.scorers[0].alpha.high or -9)
 
 
-def test_dreambench_plus_keeps_what_has_a_partner_in_methods_that_all_have() -> None:
-    lone = ("emu2", "object_99_fan-0")  # rated by one group and scored by nobody
-    ann = scores("ann", GROUPS[0].values | {lone: 4.0, ("gan", "object_00_cup-0"): 1.0})
+def test_dreambench_plus_keeps_keys_with_two_numbers_in_common_methods() -> None:
+    single = ("emu2", "object_99_fan-0")  # rated by one group and scored by nobody
+    ann = scores("ann", GROUPS[0].values | {single: 4.0, ("gan", "object_00_cup-0"): 1.0})
     good = scores("good", SCORERS["good"] | {("gan", "object_00_cup-0"): 1.0})
     found = report(good, groups=[ann, GROUPS[1]], protocol="dreambench-plus")
     assert (found.keys, found.methods) == (len(KEYS), METHODS)
     assert [(each.source, each.reason, each.count) for each in found.dropped] == [
         ("good", "method gan, which group2 lacks", 1),
-        ("ann", "key without a partner to agree with", 1),
+        ("ann", "key without a second number to compare with", 1),
         ("ann", "method gan, which group2 lacks", 1),
     ]
 
 
-def test_what_is_undefined_is_null_with_a_reason() -> None:
+def test_undefined_values_are_null_with_a_reason() -> None:
     flat = report(scores("flat", dict.fromkeys(KEYS, 0.5)), scores("good", SCORERS["good"]), compare=[("flat", "good")])
     scorer = flat.scorers[0]
     assert (scorer.alpha.value, scorer.rho.value, scorer.auc.value) == (None, None, 0.5)
     assert scorer.alpha.reason == "every score is 0.5, so there is no range to scale by"
-    assert scorer.rho.reason == "the scores or the mean ratings are all the same"
+    assert scorer.rho.reason == "the scores or the mean ratings are all equal"
     assert (flat.differences[0].p_value, flat.differences[0].difference.value) == (None, None)
     assert json.loads(flat.to_json())["scorers"][0]["alpha"]["value"] is None
 
-    one_concept = {at: value for at, value in SCORERS["good"].items() if at[1].startswith("object_00")}
-    alone = report(scores("good", one_concept)).scorers[0].alpha
-    assert (alone.value is None, alone.low) == (False, None)
-    assert alone.reason.startswith("no interval")
+    one_concept = {pair: value for pair, value in SCORERS["good"].items() if pair[1].startswith("object_00")}
+    single = report(scores("good", one_concept)).scorers[0].alpha
+    assert (single.value is None, single.low) == (False, None)
+    assert single.reason.startswith("no interval")
 
-    middling = [scores(name, {at: 2.0 + (at[1][-1] == "0") for at in KEYS}) for name in ("a", "b")]
+    middling = [scores(name, {pair: 2.0 + (pair[1][-1] == "0") for pair in KEYS}) for name in ("a", "b")]
     no_ends = report(scores("good", SCORERS["good"]), groups=middling).scorers[0].auc
-    assert (no_ends.value, no_ends.reason) == (None, "no picture is rated 3.5 or more, or none 0.5 or less")
+    assert (no_ends.value, no_ends.reason) == (None, "no image is rated 3.5 or more, or none 0.5 or less")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
-        (lambda good: report(good, score="ap"), r"^score is 'ap'; give one of cp, pf$"),
-        (lambda good: report(good, protocol="best"), r"^protocol is 'best'; give one of pooled, dreambench-plus$"),
-        (lambda good: report(good, replicates=-1), r"^replicates is -1; give 0 or more$"),
-        (lambda good: report(good, good), r"^several scorers are named 'good'; give each a name"),
+        (lambda good: report(good, score="ap"), r"^score is 'ap'; give 'cp' or 'pf'$"),
+        (lambda good: report(good, protocol="best"), r"^protocol is 'best'; give 'pooled' or 'dreambench-plus'$"),
+        (lambda good: report(good, replicates=-1), r"^replicates is -1; give at least 0$"),
+        (lambda good: report(good, good), r"^several scorers are named 'good'; give each its own name"),
         (lambda good: report(), r"^there are 0 scorers and 2 groups"),
         (lambda good: report(good, groups=GROUPS[:1]), r"^there are 1 scorers and 1 groups"),
         (lambda good: report(good, compare=[("good", "bad")]), r"^compare names 'bad'; give two of good$"),
         (
             lambda good: report(scores("x", {("gan", KEYS[0][1]): 1.0})),
-            r"^no method is common .* Methods of x: gan; group1: dreambooth_sd, emu2; group2",
+            r"^all scorers and groups must share a method; .* Methods of x: gan; group1: dreambooth_sd, emu2; group2",
         ),
         (
             lambda good: report(scores("x", {("emu2", "a"): 1.0, ("emu2", "b"): 2.0})),
@@ -213,6 +213,6 @@ def test_what_is_undefined_is_null_with_a_reason() -> None:
         ),
     ],
 )
-def test_unusable_input_is_named_with_the_remedy(change: Callable[[Scores], Agreement], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_unusable_input_is_named_with_the_remedy(change: Callable[[Scores], Agreement], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
         change(scores("good", SCORERS["good"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from support.agreement_cases import GROUPS, KEYS, SCORERS, Values, report, scores
 
-from masc_metrics.bench.agreement.command import add_agreement
+from masc_metrics.cli import main
 
 Run = Callable[..., int]
 SETTINGS = {"dreambooth_sd": "_gs7_5_step100_seed42_torch_float16", "emu2": "_gs3_step50_seed42_torch_bfloat16"}
@@ -25,18 +24,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     table("scores.csv", {"cp": SCORERS["good"], "pf": SCORERS["poor"], "dino-i": SCORERS["fair"]}, SETTINGS)
     table("ratings.csv", {group.name: group.values for group in GROUPS})
-    for at, folder in enumerate(("gpt", "gpt2")):
-        by_method(Path(folder), "{}.json", {key: min(4.0, value + at) for key, value in GROUPS[0].values.items()})
+    for shift, folder in enumerate(("gpt", "gpt2")):
+        ratings = {pair: min(4.0, value + shift) for pair, value in GROUPS[0].values.items()}
+        by_method(Path(folder), "{}.json", ratings)
     for group in GROUPS:
         by_method(Path("data_human_rating/merged_data", group.name), "{}-cp.json", group.values)
-    parser = argparse.ArgumentParser(prog="masc-metrics")
-    add_agreement(parser.add_subparsers(required=True))
-
-    def call(*arguments: str) -> int:
-        options = parser.parse_args(["agreement", "--replicates", "60", *arguments])
-        return int(options.run(options))
-
-    return call
+    return lambda *arguments: main(["agreement", "--replicates", "60", *arguments])
 
 
 def table(file: str, columns: dict[str, Values], settings: dict[str, str] | None = None) -> None:
@@ -44,14 +37,14 @@ def table(file: str, columns: dict[str, Values], settings: dict[str, str] | None
         writer = csv.writer(stream)
         writer.writerow(["method", "key", *columns])
         for method, key in KEYS:
-            named = method + (settings or {}).get(method, "")
-            writer.writerow([named, key, *(values[method, key] for values in columns.values())])
+            folder = method + (settings or {}).get(method, "")
+            writer.writerow([folder, key, *(values[method, key] for values in columns.values())])
 
 
 def by_method(folder: Path, name: str, values: Values) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for method in SETTINGS:
-        content = {key: value for (of, key), value in values.items() if of == method}
+        content = {key: value for (other, key), value in values.items() if other == method}
         (folder / name.format(method)).write_text(json.dumps(content))
 
 
@@ -107,13 +100,13 @@ def test_several_scorers_columns_and_names(run: Run, capsys: pytest.CaptureFixtu
     assert "masc:cp - GPT-4o" in capsys.readouterr().out
 
 
-def test_a_file_whose_name_holds_an_equals_sign_is_a_file(run: Run) -> None:
+def test_file_name_may_hold_an_equals_sign(run: Run) -> None:
     Path("scores.csv").rename("run=2.csv")
     assert run("run=2.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
     assert read("found.json")["sources"][0] == {"name": "cp", "path": "run=2.csv", "seeds": "mean"}
 
 
-def test_two_scorers_are_compared_without_being_told(run: Run) -> None:
+def test_two_scorers_are_compared_by_default(run: Run) -> None:
     assert run("scores.csv", "gpt", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
     tests = read("found.json")["differences"]
     assert [(test["a"], test["b"], test["statistic"]) for test in tests] == [
@@ -121,7 +114,9 @@ def test_two_scorers_are_compared_without_being_told(run: Run) -> None:
     ]
 
 
-def test_one_name_given_twice_is_two_runs_for_dreambench_plus(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_name_gives_runs_of_one_scorer_for_dreambench_plus(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ("judge=gpt", "judge=gpt2", "ratings.csv", "--score", "cp", "--out", "found.json")
     assert run(*given, "--protocol", "dreambench-plus") == 0
     rows = read("found.json")["scorers"][0]["methods"]
@@ -132,14 +127,14 @@ def test_one_name_given_twice_is_two_runs_for_dreambench_plus(run: Run, capsys: 
     assert "several scorers are named 'judge'" in capsys.readouterr().err
 
 
-def test_styles_are_in_for_cp_and_out_for_pf_unless_told(run: Run) -> None:
+def test_style_collections_count_for_cp_and_not_for_pf_by_default(run: Run) -> None:
     for score, option, keys in (("cp", [], 30), ("pf", [], 24), ("cp", ["--without-styles"], 24),
                                 ("pf", ["--with-styles"], 30)):  # fmt: skip
         assert run("scores.csv", "ratings.csv", "--score", score, "--out", "found.json", *option) == 0
         assert read("found.json")["keys"] == keys
 
 
-def test_seeds_are_averaged_or_the_last_one_counts(run: Run) -> None:
+def test_seeds_are_averaged_or_the_last_counts(run: Run) -> None:
     with open("scores.csv", "a") as stream:
         stream.write(f"emu2{SETTINGS['emu2']},{KEYS[-1][1]},99,,\n")
     highest = []
@@ -149,35 +144,36 @@ def test_seeds_are_averaged_or_the_last_one_counts(run: Run) -> None:
     assert highest == [pytest.approx((99 + SCORERS["good"][KEYS[-1]]) / 2), 99]
 
 
-def test_what_is_undefined_is_told_below_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undefined_statistics_are_explained_below_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     table("flat.csv", {"cp": dict.fromkeys(KEYS, 1.0)})
     assert run("flat.csv", "ratings.csv", "--score", "cp") == 0
     assert "cp, alpha: every score is 1, so there is no range to scale by" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
-        (["none.csv", "ratings.csv"], "there is no none.csv; SCORES are files or folders"),
-        (["a=none.csv", "ratings.csv"], "there is no none.csv"),
-        (["scores.csv", "none"], "none is no folder and no table"),
+        (["none.csv", "ratings.csv"], "none.csv does not exist; give SCORES as files or folders"),
+        (["a=none.csv", "ratings.csv"], "none.csv does not exist"),
+        (["scores.csv", "none"], "none is neither a folder nor a table"),
         (["scores.csv", "none.csv"], "none.csv"),
         (["scores.csv", "ratings.csv", "--column", "clip"], "--column is 'clip', which no score file has"),
-        (["scores.csv", "ratings.csv", "--group", "x"], "ratings.csv: --group is 'x', but there are ratings by"),
+        (["scores.csv", "ratings.csv", "--group", "x"], "--group is 'x'; the groups of ratings.csv are"),
         (["scores.csv", "ratings.csv", "--compare", "cp", "x"], "compare names 'x'"),
-        (["scores.csv", "ratings.csv", "--out", "ratings.csv"], "--out is ratings.csv, which is read from"),
-        (["a=scores.csv", "ratings.csv", "--out", "scores.csv"], "--out is scores.csv, which is read from"),
+        (["scores.csv", "ratings.csv", "--out", "ratings.csv"], "--out is ratings.csv, which is an input"),
+        (["a=scores.csv", "ratings.csv", "--out", "scores.csv"], "--out is scores.csv, which is an input"),
         (["scores.csv", "ratings.csv", "--out", "no/found.json"], "give a file in a folder that exists"),
+        (["scores.csv", "ratings.csv", "--with-styles", "--without-styles"], "exclude each other; give one of them"),
     ],
 )
-def test_unusable_input_is_told_and_exits_with_2(
-    run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+def test_unusable_input_is_reported_with_exit_code_2(
+    run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
     before = Path("ratings.csv").read_text() + Path("scores.csv").read_text()
     assert run(*arguments, "--score", "cp") == 2
     error = capsys.readouterr().err
     assert error.startswith("masc-metrics: ")
-    assert told in error
+    assert text in error
     assert Path("ratings.csv").read_text() + Path("scores.csv").read_text() == before
 
 

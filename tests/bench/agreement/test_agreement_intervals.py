@@ -16,26 +16,27 @@ def interval(values: list[float]) -> tuple[float, float]:
     return tuple(np.percentile(values, [2.5, 97.5]))
 
 
-def test_intervals_and_p_values_are_those_of_resampled_concepts() -> None:
+def test_intervals_and_p_values_equal_those_of_resampled_concepts() -> None:
     names = ("good", "poor")
     found = report(*(scores(name, SCORERS[name]) for name in names), compare=[names], seed=5)
     concepts = sorted({concept_of(key) for _, key in KEYS})
     counts = np.random.default_rng(5).multinomial(5, np.full(5, 0.2), 50)
-    of = {concept: [at for at in KEYS if concept_of(at[1]) == concept] for concept in concepts}
+    pairs_of = {concept: [pair for pair in KEYS if concept_of(pair[1]) == concept] for concept in concepts}
     samples = [
-        [at for concept, times in zip(concepts, row, strict=True) for at in of[concept] * times] for row in counts
+        [pair for concept, times in zip(concepts, row, strict=True) for pair in pairs_of[concept] * times]
+        for row in counts
     ]
     assert {len(sample) for sample in samples} == {len(KEYS)}  # 5 concepts of 3 prompts and both methods
     alphas: dict[str, list[float]] = {}
     rhos: dict[str, list[float]] = {}
     for name in names:
         low, high = min(SCORERS[name].values()), max(SCORERS[name].values())  # of the full sample
-        scaled = {at: 4 * (value - low) / (high - low) for at, value in SCORERS[name].items()}
+        scaled = {pair: 4 * (value - low) / (high - low) for pair, value in SCORERS[name].items()}
         alphas[name] = [
             statistics.mean(alpha(listed(scaled, sample), listed(group.values, sample)) for group in GROUPS)
             for sample in samples
         ]
-        mean = {at: (GROUPS[0].values[at] + GROUPS[1].values[at]) / 2 for at in KEYS}
+        mean = {pair: (GROUPS[0].values[pair] + GROUPS[1].values[pair]) / 2 for pair in KEYS}
         rhos[name] = [stats.spearmanr(listed(scaled, each), listed(mean, each)).statistic for each in samples]
     for scorer in found.scorers:
         assert (scorer.alpha.low, scorer.alpha.high) == pytest.approx(interval(alphas[scorer.name]), abs=1e-9)
@@ -50,21 +51,23 @@ def test_intervals_and_p_values_are_those_of_resampled_concepts() -> None:
     assert test.p_value == pytest.approx(2 * (1 + sum(each <= 0 for each in differences)) / 51)
 
 
-def test_a_resample_gives_the_same_numbers_twice_and_other_seeds_others() -> None:
+def test_seed_determines_the_resamples() -> None:
     good = scores("good", SCORERS["good"])
     assert report(good).to_json() == report(good).to_json()
     assert report(good).scorers[0].alpha.low != report(good, seed=1).scorers[0].alpha.low
 
 
-def test_the_interval_covers_the_known_alpha_as_often_as_it_says() -> None:
-    # Raters 2 + concept + key + own noise: alpha is the share of what they have in common, 0.5 of 0.75.
-    dice = np.random.default_rng(11)
+def test_interval_covers_a_known_alpha_at_its_confidence_level() -> None:
+    # Ratings are 2 + concept + key + own noise: alpha is the shared part of the variance, 0.5 of 0.75.
+    rng = np.random.default_rng(11)
     covered, runs = 0, 80
     for _ in range(runs):
         keys = [("m", f"object_{concept}_x-{prompt}") for concept in range(40) for prompt in range(4)]
-        common = 2 + np.repeat(dice.normal(0, 0.5, 40), 4) + dice.normal(0, 0.5, 160)
-        given = [common + dice.normal(0, 0.5, 160) for _ in range(2)]
-        groups = [scores(f"g{at}", dict(zip(keys, values.tolist(), strict=True))) for at, values in enumerate(given)]
+        common = 2 + np.repeat(rng.normal(0, 0.5, 40), 4) + rng.normal(0, 0.5, 160)
+        given = [common + rng.normal(0, 0.5, 160) for _ in range(2)]
+        groups = [
+            scores(f"g{index}", dict(zip(keys, values.tolist(), strict=True))) for index, values in enumerate(given)
+        ]
         ceiling = report(scores("any", dict.fromkeys(keys, 1.0)), groups=groups, replicates=200).ceiling
         assert ceiling.low is not None
         assert ceiling.high is not None
@@ -72,7 +75,7 @@ def test_the_interval_covers_the_known_alpha_as_often_as_it_says() -> None:
     assert 0.85 <= covered / runs < 1
 
 
-def test_a_scorer_does_not_differ_from_itself_and_no_p_value_is_zero() -> None:
+def test_scorer_does_not_differ_from_itself_and_no_p_value_is_zero() -> None:
     scorers = [scores("a", SCORERS["good"]), scores("b", SCORERS["good"]), scores("poor", SCORERS["poor"])]
     found = report(*scorers, compare=[("a", "b"), ("a", "poor"), ("poor", "a")], replicates=99)
     tests = {(each.a, each.b, each.statistic): each for each in found.differences}
@@ -82,10 +85,10 @@ def test_a_scorer_does_not_differ_from_itself_and_no_p_value_is_zero() -> None:
     assert (tests["poor", "a", "rho"].difference.high or 0) < 0
 
 
-def test_resamples_without_an_end_are_left_out_and_counted() -> None:
-    low = {at: 0.0 if at[1].startswith("object_00") else 4.0 for at in KEYS}
+def test_resamples_without_low_or_high_ratings_are_left_out_and_counted() -> None:
+    low = {pair: 0.0 if pair[1].startswith("object_00") else 4.0 for pair in KEYS}
     found = report(scores("good", SCORERS["good"]), groups=[scores("a", low), scores("b", low)], replicates=200)
     counts = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), 200)
-    at = sorted({concept_of(key) for _, key in KEYS}).index("object_00_cup")
-    assert found.scorers[0].auc.left_out == sum(counts[:, at] % 5 == 0)
+    concept = sorted({concept_of(key) for _, key in KEYS}).index("object_00_cup")
+    assert found.scorers[0].auc.left_out == sum(counts[:, concept] % 5 == 0)
     assert found.scorers[0].auc.left_out > 0

@@ -57,7 +57,7 @@ def one(source: Path, score: str = "cp", *, name: str | None = None, seeds: str 
         ("emu2", "emu2"),
         ("my_steps_and_seeds", "my_steps_and_seeds"),
         ("seed42", "seed42"),
-        ("_seed42", "_seed42"),  # nothing would be left
+        ("_seed42", "_seed42"),  # removing it would leave nothing
     ],
 )
 def test_methods_have_the_short_names_of_the_rating_files(written: str, short: str) -> None:
@@ -77,7 +77,7 @@ def test_methods_have_the_short_names_of_the_rating_files(written: str, short: s
         ("dog", "dog", "dog"),
     ],
 )
-def test_a_key_loses_its_seed_and_a_concept_its_prompt(written: str, key: str, concept: str | None) -> None:
+def test_keys_have_no_seed_and_concepts_no_prompt(written: str, key: str, concept: str | None) -> None:
     assert sample_key(written) == key
     assert concept_of(key) == (concept or "live_subject_animal_04_cotton-top_tamarin")
 
@@ -91,7 +91,7 @@ emu2_gs3_step50_seed42_torch_bfloat16,{KITTEN},0.75,0.5,0,
 """
 
 
-def test_a_score_file_gives_a_scorer_a_column_and_says_what_it_dropped(tmp_path: Path) -> None:
+def test_score_file_gives_one_scorer_per_column_and_counts_dropped_cells(tmp_path: Path) -> None:
     file = write(tmp_path / "scores.csv", TABLE)
     cp, dino = read_scores(file, "cp", columns=["cp", "no-such", "dino-i"])
     assert (cp.name, cp.column, dino.name) == ("cp", "cp", "dino-i")
@@ -104,7 +104,7 @@ def test_a_score_file_gives_a_scorer_a_column_and_says_what_it_dropped(tmp_path:
     assert one(file, name="masc").name == "masc"
 
 
-def test_the_last_seed_wins_on_demand_and_the_others_are_counted(tmp_path: Path) -> None:
+def test_last_seed_counts_on_request_and_the_others_are_dropped(tmp_path: Path) -> None:
     file = write(tmp_path / "scores.csv", TABLE)
     last = one(file, seeds="last")
     assert last.values[("emu2", KITTEN)] == 0.75
@@ -112,7 +112,7 @@ def test_the_last_seed_wins_on_demand_and_the_others_are_counted(tmp_path: Path)
     assert (last.seeds, one(file).seeds) == ("last", "mean")
 
 
-def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
+def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     rows = [("a", f"object_00_x-{prompt}_{seed}", prompt + seed / 2) for prompt in range(900) for seed in range(2)]
     rows.append(("b", "object_00_x-0", float("nan")))
     method, key, cp = zip(*rows, strict=True)
@@ -123,7 +123,7 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
     assert scores.dropped == {"empty or nan": 1}
 
 
-def test_a_folder_of_json_is_one_scorer_named_by_its_folder(tmp_path: Path) -> None:
+def test_folder_of_json_is_one_scorer_with_the_name_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "data_dino_rating"
     write(folder / "dreambooth_sd.json", {f"{KITTEN}_0": 70.5, f"{MOTORCYCLE}_0": 20, f"{MOTORCYCLE}_1": 30})
     write(folder / "ip_adapter_vit_giant_sdxl.json", {KITTEN: None, MOTORCYCLE: 1})
@@ -139,7 +139,7 @@ def test_a_folder_of_json_is_one_scorer_named_by_its_folder(tmp_path: Path) -> N
     assert one(folder, seeds="last").values[("dreambooth_sd", MOTORCYCLE)] == 30
 
 
-def test_a_pair_in_json_is_cp_and_pf(tmp_path: Path) -> None:
+def test_pair_in_json_is_cp_and_pf(tmp_path: Path) -> None:
     file = write(tmp_path / "emu2.json", {KITTEN: [3, 1], MOTORCYCLE: [4, 0]})
     assert one(file, "cp").values == {("emu2", KITTEN): 3, ("emu2", MOTORCYCLE): 4}
     assert one(file, "pf", name="GPT-4o").values == {("emu2", KITTEN): 1, ("emu2", MOTORCYCLE): 0}
@@ -149,14 +149,14 @@ def test_a_pair_in_json_is_cp_and_pf(tmp_path: Path) -> None:
     ("numbers", "rates"),
     [([0, 4, 2.0], True), ([0, 1, 1], False), ([0, 2.5, 3], False), ([0, 3, 5], False), ([-1, 3, 2], False)],
 )
-def test_whole_numbers_from_0_to_4_are_ratings_but_yes_and_no_are_not(
+def test_integers_from_0_to_4_are_ratings_but_zeros_and_ones_are_not(
     tmp_path: Path, numbers: list[float], rates: bool
 ) -> None:
     content = {f"object_00_x-{prompt}": number for prompt, number in enumerate(numbers)}
     assert one(write(tmp_path / "emu2.json", content)).rates_0_to_4 is rates
 
 
-def test_ratings_stay_ratings_when_seeds_are_averaged(tmp_path: Path) -> None:
+def test_averaged_ratings_are_still_ratings(tmp_path: Path) -> None:
     scores = one(write(tmp_path / "emu2.json", {f"{KITTEN}_0": 3, f"{KITTEN}_1": 4}))
     assert scores.values == {("emu2", KITTEN): 3.5}
     assert scores.rates_0_to_4
@@ -171,7 +171,7 @@ def raw(root: Path) -> Path:
     return root
 
 
-def test_raw_ratings_of_several_files_are_merged_and_the_last_file_wins(tmp_path: Path) -> None:
+def test_raw_ratings_of_several_files_are_merged_and_the_last_file_counts(tmp_path: Path) -> None:
     for source in (raw(tmp_path / "data_human_rating"), tmp_path, tmp_path / "data_human_rating" / "raw_data"):
         first, second = read_ratings(source, "cp")
         assert (first.name, second.name) == ("group1", "group2")
@@ -186,7 +186,7 @@ def test_raw_ratings_of_several_files_are_merged_and_the_last_file_wins(tmp_path
     assert second.dropped == {"overwritten by a later number of its key": 1, "empty or nan": 1}
 
 
-def test_merged_ratings_are_preferred_and_one_score_of_them_is_read(tmp_path: Path) -> None:
+def test_merged_ratings_are_preferred_and_only_the_score_is_read(tmp_path: Path) -> None:
     raw(tmp_path)
     for group, rating in (("group1", 1), ("group2", 2), ("group3", 4)):
         write(tmp_path / "merged_data" / group / "dreambooth_sd-cp.json", {KITTEN: rating})
@@ -201,7 +201,7 @@ def test_merged_ratings_are_preferred_and_one_score_of_them_is_read(tmp_path: Pa
     assert one(tmp_path / "merged_data" / "group2").values == {("dreambooth_sd", KITTEN): 2}  # people as a scorer
 
 
-def test_a_table_of_ratings_has_a_column_a_group(tmp_path: Path) -> None:
+def test_table_of_ratings_has_one_column_per_group(tmp_path: Path) -> None:
     file = write(tmp_path / "r.csv", f"method,key,ann,bob,eve\nemu2,{KITTEN},4,0,\nemu2,{MOTORCYCLE},3.5,1,2\n")
     groups = read_ratings(file, "cp")
     assert [group.name for group in groups] == ["ann", "bob", "eve"]
@@ -209,7 +209,7 @@ def test_a_table_of_ratings_has_a_column_a_group(tmp_path: Path) -> None:
     assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty or nan": 1}]
 
 
-def test_groups_can_be_named_where_there_is_more_than_ratings(tmp_path: Path) -> None:
+def test_groups_can_be_chosen_among_the_columns(tmp_path: Path) -> None:
     file = write(tmp_path / "r.csv", f"method,key,seed,ann,bob,eve,set\nemu2,{KITTEN},3,4,0,1,live\n")
     assert [group.name for group in read_ratings(file, "cp", groups=["bob", "ann"])] == ["bob", "ann"]
     raw(tmp_path)
@@ -217,50 +217,50 @@ def test_groups_can_be_named_where_there_is_more_than_ratings(tmp_path: Path) ->
     assert [group.name for group in read_ratings(tmp_path, "cp")] == ["group1", "group2", "pilot"]
     named = read_ratings(tmp_path, "cp", groups=["group2", "group1"])
     assert [group.name for group in named] == ["group2", "group1"]
-    with pytest.raises(ValueError, match=r"ratings by ann, but two or more groups"):
+    with pytest.raises(ValueError, match=r"r.csv has 1 groups of raters \(ann\); give two or more"):
         read_ratings(file, "cp", groups=["ann", "ann"])
     for name in ("key", ""):
-        with pytest.raises(ValueError, match=rf"--group is '{name}', but there are"):
+        with pytest.raises(ValueError, match=rf"--group is '{name}'; the groups of .*r.csv are seed, ann"):
             read_ratings(file, "cp", groups=["ann", name])
-    with pytest.raises(ValueError, match=r"column set: 'live' is no finite .* name those with --group"):
+    with pytest.raises(ValueError, match=r"column set: 'live' is not a finite .* name those by --group"):
         read_ratings(file, "cp")
     with pytest.raises(ValueError, match=r"empty.csv lists no ratings"):
         read_ratings(write(tmp_path / "empty.csv", "method,key,ann,bob\n"), "cp")
-    with pytest.raises(ValueError, match=r"--group is 'anna', but there are ratings by seed, ann, bob, eve, set"):
+    with pytest.raises(ValueError, match=r"--group is 'anna'; the groups of .*r.csv are seed, ann, bob, eve, set"):
         read_ratings(file, "cp", groups=["anna", "bob"])
-    with pytest.raises(ValueError, match=r"--group is 'group3', but there are ratings by group1, group2, pilot"):
+    with pytest.raises(ValueError, match=r"--group is 'group3'; the groups of .* are group1, group2, pilot"):
         read_ratings(tmp_path, "cp", groups=["group1", "group3"])
 
 
-def test_json_lines_may_name_a_group_late(tmp_path: Path) -> None:
+def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
     lines = (
         {"method": "emu2", "key": KITTEN, "ann": 1},
         {"method": "emu2", "key": MOTORCYCLE, "ann": 2, "bob": 3},
     )
-    file = write(tmp_path / "r.jsonl", "broken\n" + "".join(json.dumps(line) + "\n" for line in lines))
+    file = write(tmp_path / "r.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     ann, bob = read_ratings(file, "cp")
     assert (ann.name, bob.name) == ("ann", "bob")
     assert bob.values == {("emu2", MOTORCYCLE): 3}
-    assert bob.dropped == {"row that cannot be read": 1, "empty or nan": 1}
+    assert bob.dropped == {"empty or nan": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "text"),
     [
-        ("emu2.json", "{", r"emu2.json cannot be read as JSON: .*; repair it"),
+        ("emu2.json", "{", r"emu2.json cannot be read as JSON: .*; correct it"),
         ("emu2.json", [1, 2], r"emu2.json holds a JSON list; give a mapping"),
-        ("emu2.json", {KITTEN: "good"}, rf"emu2.json, key {KITTEN}: 'good' is no finite number; correct it"),
-        ("emu2.json", {KITTEN: True}, r"True is no finite number"),
-        ("emu2.json", {KITTEN: {"score": 3}}, r"\{'score': 3\} is no finite number"),
-        ("emu2.json", {KITTEN: [1, 2, 3]}, rf"key {KITTEN}: \[1, 2, 3\] is no pair"),
+        ("emu2.json", {KITTEN: "good"}, rf"emu2.json, key {KITTEN}: 'good' is not a finite number; correct it"),
+        ("emu2.json", {KITTEN: True}, r"True is not a finite number"),
+        ("emu2.json", {KITTEN: {"score": 3}}, r"\{'score': 3\} is not a finite number"),
+        ("emu2.json", {KITTEN: [1, 2, 3]}, rf"key {KITTEN}: \[1, 2, 3\] is not a pair"),
         ("emu2.json", {KITTEN: None}, r"holds no number for 'emu2' \(1 x empty or nan\)"),
         (
             "s.csv",
             f"method,key,cp\na,{KITTEN},1\na,{KITTEN},x\n",
             rf"line 3, method a, key {KITTEN}, column cp: 'x' is",
         ),
-        ("s.csv", f"method,key,cp\na,{KITTEN},inf\n", r"'inf' is no finite number"),
-        ("s.csv", f"method,key,pf\na,{KITTEN},1\n", r"s.csv has no column cp; name one of pf"),
+        ("s.csv", f"method,key,cp\na,{KITTEN},inf\n", r"'inf' is not a finite number"),
+        ("s.csv", f"method,key,pf\na,{KITTEN},1\n", r"s.csv has no column cp; give one of pf"),
         ("s.csv", "method,cp\na,1\n", r"s.csv lacks the column key"),
         ("s.csv", "method,key,cp\n", r"s.csv lists no scores"),
         ("s.csv", f"method,key,cp\na,{KITTEN},\n", r"holds no number for 'cp' \(1 x empty or nan\)"),
@@ -271,26 +271,26 @@ def test_json_lines_may_name_a_group_late(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unusable_scores_are_named_with_the_remedy(tmp_path: Path, name: str, content: object, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_unusable_scores_are_named_with_the_remedy(tmp_path: Path, name: str, content: object, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
         one(write(tmp_path / name, content))
 
 
 def test_unusable_ratings_are_named_with_the_remedy(tmp_path: Path) -> None:
     raw(tmp_path)
     bad = write(tmp_path / "raw_data" / "group2" / "9-emu2.json", {KITTEN: [5, 0]})
-    with pytest.raises(ValueError, match=rf"9-emu2.json, key {KITTEN}: 5 is no rating from 0 to 4; correct it"):
+    with pytest.raises(ValueError, match=rf"9-emu2.json, key {KITTEN}: 5 is not a rating from 0 to 4; correct it"):
         read_ratings(tmp_path, "cp")
     bad.unlink()
-    with pytest.raises(ValueError, match=r"r.csv: ratings by ann, but two or more groups are needed"):
+    with pytest.raises(ValueError, match=r"r.csv has 1 groups of raters \(ann\); give two or more"):
         read_ratings(write(tmp_path / "r.csv", f"method,key,ann\na,{KITTEN},1\n"), "cp")
-    with pytest.raises(ValueError, match=r"line 2, .* column ann: '-1' is no rating"):
+    with pytest.raises(ValueError, match=r"line 2, .* column ann: '-1' is not a rating"):
         read_ratings(write(tmp_path / "r.csv", f"method,key,ann,bob\na,{KITTEN},-1,2\n"), "cp")
-    with pytest.raises(ValueError, match=r"group1: ratings by nobody, but two or more groups .* raw_data/<group>"):
+    with pytest.raises(ValueError, match=r"group1 has 0 groups of raters .* raw_data/<group>"):
         read_ratings(tmp_path / "raw_data" / "group1", "cp")
-    with pytest.raises(ValueError, match=r"r.txt is no folder and no table"):
+    with pytest.raises(ValueError, match=r"r.txt is neither a folder nor a table"):
         read_ratings(tmp_path / "r.txt", "cp")
     with pytest.raises(ValueError, match=r"holds no <method>.json"):
         read_scores(tmp_path / "raw_data", "cp")
-    with pytest.raises(ValueError, match=r"seeds is 'first'; give one of mean, last"):
+    with pytest.raises(ValueError, match=r"seeds is 'first'; give 'mean' or 'last'"):
         read_scores(write(tmp_path / "s.csv", TABLE), "cp", seeds="first")

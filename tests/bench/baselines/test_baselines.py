@@ -1,4 +1,4 @@
-"""The baselines beside MaSC: whole images, plain cosines, through transformers and Pillow alone."""
+"""The baselines: cosines of embeddings of images without masks, prepared by transformers and Pillow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone
 from masc_metrics.bench.baselines import networks
-from masc_metrics.bench.baselines.registry import BASELINES, DEFAULT_BASELINE_MODELS, Baseline, load_baseline
+from masc_metrics.bench.baselines.registry import DEFAULT_BASELINE_MODELS, Baseline, load_baseline
+from masc_metrics.bench.run import BASELINES, Run
 
 HAS_DINOV3 = hasattr(transformers, "DINOv3ViTModel")
 needs_dinov3 = pytest.mark.skipif(not HAS_DINOV3, reason="DINOv3 came with transformers 4.56")
@@ -32,7 +33,7 @@ VOCABULARY = {
     piece: index for index, piece in enumerate([*LETTERS, *(letter + "</w>" for letter in LETTERS), BEGIN, END])
 }
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-# The three files as they lie on the hub.
+# The files of the hub.
 CLIP_PROCESSOR = {
     "crop_size": 224,
     "do_center_crop": True,
@@ -69,13 +70,13 @@ IMAGE_BASELINES = ["clip-i", "dino-i", pytest.param("dinov3-i", marks=needs_dino
 ODD_SIZES = [(224, 224), (37, 301), (500, 333), (225, 223), (3, 8)]
 
 
-def _picture(height: int, width: int, seed: int) -> np.ndarray:
-    """Smooth colours with an edge, so that resizing and cropping both matter."""
+def _image(height: int, width: int, seed: int) -> Tensor:
+    """(3, H, W) uint8: smooth colours with an edge, so that resizing and cropping both matter."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     image = np.array(coarse.resize((width, height), Image.Resampling.BILINEAR))
     image[: height // 3, : width // 2] = rng.integers(0, 256, 3)
-    return image
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _write(folder: Path, network: Any, processor: dict[str, Any]) -> Path:
@@ -125,7 +126,7 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _load(name: str, folder: Path, **settings: Any) -> Baseline:
-    return load_baseline(name, model=str(folder), device="cpu", **settings)
+    return load_baseline(name, Run(Path(), baseline_model=((name, str(folder)),), **settings), device="cpu")
 
 
 def _copy(folder: Path, target: Path, *left_out: str) -> Path:
@@ -140,25 +141,29 @@ def _normalised(image: np.ndarray, processor: dict[str, Any]) -> np.ndarray:
     return normalised
 
 
-def _clip_pixels(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
+def _array(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _clip_pixels(image: Tensor) -> np.ndarray:
+    _, height, width = image.shape
     short = min(height, width)
     size = (int(224 * width / short), int(224 * height / short)) if height != width else (224, 224)
-    resized = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    resized = np.array(Image.fromarray(_array(image)).resize(size, Image.Resampling.BICUBIC))
     top, left = (resized.shape[0] - 224) // 2, (resized.shape[1] - 224) // 2
     return _normalised(resized[top : top + 224, left : left + 224], CLIP_PROCESSOR)
 
 
-def _dino_pixels(image: np.ndarray) -> np.ndarray:
-    resized = np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))
+def _dino_pixels(image: Tensor) -> np.ndarray:
+    resized = np.array(Image.fromarray(_array(image)).resize((224, 224), Image.Resampling.BILINEAR))
     return _normalised(resized, DINO_PROCESSOR)
 
 
-def _dinov3_pixels(image: np.ndarray) -> np.ndarray:
+def _dinov3_pixels(image: Tensor) -> np.ndarray:
     # Pillow's 32-bit float mode resizes without rounding, as the torchvision processor does.
     channels = [
-        np.array(Image.fromarray(image[..., channel].astype(np.float32)).resize((224, 224), Image.Resampling.BILINEAR))
-        for channel in range(3)
+        np.array(Image.fromarray(channel.numpy().astype(np.float32)).resize((224, 224), Image.Resampling.BILINEAR))
+        for channel in image
     ]
     return _normalised(np.stack(channels, axis=2), DINOV3_PROCESSOR)
 
@@ -186,7 +191,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         original = network_class._encode_images
 
         def counted(
-            self: Any, images: list[np.ndarray], original: Callable[[Any, list[np.ndarray]], Tensor] = original
+            self: Any, images: list[Tensor], original: Callable[[Any, list[Tensor]], Tensor] = original
         ) -> Tensor:
             counts.append(len(images))
             return original(self, images)
@@ -196,11 +201,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_clip_i_is_the_cosine_of_projected_image_embeddings(clip: Path) -> None:
-    images = [_picture(*size, seed) for seed, size in enumerate(ODD_SIZES)]
-    others = [_picture(*size, seed + 9) for seed, size in enumerate(reversed(ODD_SIZES))]
+    images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
+    others = [_image(*size, seed + 9) for seed, size in enumerate(reversed(ODD_SIZES))]
     network = transformers.CLIPModel.from_pretrained(clip).eval()
 
-    def embedded(image: np.ndarray) -> Any:
+    def embedded(image: Tensor) -> Any:
         return network.visual_projection(network.vision_model(_tensor(_clip_pixels(image))).pooler_output)
 
     expected = [_cosine(embedded(one), embedded(other)) for one, other in zip(images, others, strict=True)]
@@ -209,28 +214,28 @@ def test_clip_i_is_the_cosine_of_projected_image_embeddings(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["a Cat on a beach", "", "cat " * 60])
-def test_clip_t_is_the_cosine_of_an_image_and_its_full_prompt_cut_to_77_tokens(clip: Path, prompt: str) -> None:
-    image = _picture(300, 200, 1)
+def test_clip_t_is_the_cosine_of_image_and_full_prompt_truncated_to_77_tokens(clip: Path, prompt: str) -> None:
+    image = _image(300, 200, 1)
     pieces = [piece for word in prompt.lower().split() for piece in [*word[:-1], word[-1] + "</w>"]]
     ids = torch.tensor([[VOCABULARY[piece] for piece in [BEGIN, *pieces[:75], END]]])
     network = transformers.CLIPModel.from_pretrained(clip).eval()
     text = network.text_projection(network.text_model(input_ids=ids).pooler_output)
     picture = network.visual_projection(network.vision_model(_tensor(_clip_pixels(image))).pooler_output)
     baseline = _load("clip-t", clip)
-    company = baseline.score_texts([image, image], ["a much longer text beside it", prompt])
-    assert company[1] == pytest.approx(_cosine(picture, text), abs=1e-5)
-    assert company[0] != pytest.approx(company[1], abs=1e-3)
+    scores = baseline.score_texts([image, image], ["a much longer text in the batch", prompt])
+    assert scores[1] == pytest.approx(_cosine(picture, text), abs=1e-5)
+    assert scores[0] != pytest.approx(scores[1], abs=1e-3)
 
 
-def test_tokens_beyond_77_change_nothing_and_those_before_do(clip: Path) -> None:
-    image, long = _picture(224, 224, 0), "ab " * 37  # 74 tokens, and the two ends
+def test_tokens_beyond_77_have_no_effect(clip: Path) -> None:
+    image, long = _image(224, 224, 0), "ab " * 37  # 74 tokens, and the two ends
     scores = _load("clip-t", clip).score_texts([image] * 4, [long + "x y", long + "x z", long + "y z", long])
     assert scores[0] == scores[1] == pytest.approx(scores[0])
     assert len({round(score, 6) for score in scores}) == 3
 
 
 def test_dino_i_is_the_cosine_of_class_tokens_after_the_last_layer_norm(dino: Path) -> None:
-    images = [_picture(*size, seed) for seed, size in enumerate(ODD_SIZES)]
+    images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
     network = transformers.ViTModel.from_pretrained(dino, add_pooling_layer=False).eval()
     tokens = [network(pixel_values=_tensor(_dino_pixels(image))).last_hidden_state[:, 0] for image in images]
     expected = [_cosine(tokens[0], token) for token in tokens]
@@ -241,7 +246,7 @@ def test_dino_i_is_the_cosine_of_class_tokens_after_the_last_layer_norm(dino: Pa
 
 @needs_dinov3
 def test_dinov3_is_the_cosine_of_pooler_outputs_on_pixels_resized_in_floating_point(dinov3: Path) -> None:
-    images = [_picture(*size, seed) for seed, size in enumerate(ODD_SIZES)]
+    images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
     network = transformers.DINOv3ViTModel.from_pretrained(dinov3).eval()
     outputs = [network(pixel_values=_tensor(_dinov3_pixels(image))) for image in images]
     expected = [_cosine(outputs[0].pooler_output, output.pooler_output) for output in outputs]
@@ -251,28 +256,29 @@ def test_dinov3_is_the_cosine_of_pooler_outputs_on_pixels_resized_in_floating_po
     assert torch.equal(outputs[1].pooler_output, outputs[1].last_hidden_state[:, 0])  # it is the class token
 
 
-def test_siglip2_scores_are_the_backbones_pooling_over_all_patches(backbone: SigLIP2Backbone) -> None:
-    images = [_picture(120, 90, 1), _picture(64, 200, 2)]
+def test_siglip2_scores_use_the_backbones_pooling_over_all_patches(backbone: SigLIP2Backbone) -> None:
+    images = [_image(120, 90, 1), _image(64, 200, 2)]
     prompts = ["a Kitten on a beach", "the rocket"]
-    features = backbone.encode_images(
-        [torch.from_numpy(image).permute(2, 0, 1) for image in images], max_num_patches=40
-    )
+    features = backbone.encode_images(images, max_num_patches=40)
     pooled = backbone.pool(features, torch.ones_like(features.valid_BN))
     texts = backbone.encode_texts(prompts)
-    on_images = load_baseline("siglip2-i", backbone=backbone, max_num_patches=40, device="cpu")
-    on_texts = load_baseline("siglip2-t", backbone=backbone, max_num_patches=40, device="cpu")
+    run = Run(Path(), max_num_patches=40)
+    on_images = load_baseline("siglip2-i", run, backbone=backbone, device="cpu")
+    on_texts = load_baseline("siglip2-t", run, backbone=backbone, device="cpu")
     assert on_images.score(images, images[::-1]) == pytest.approx([_cosine(pooled[0], pooled[1])] * 2, abs=1e-5)
     expected = [_cosine(pooled[0], texts[0]), _cosine(pooled[1], texts[1])]
     assert on_texts.score_texts(images, prompts) == pytest.approx(expected, abs=1e-5)
     assert on_images.checkpoint == backbone.source.model
     assert on_images._network is on_texts._network
-    finer = load_baseline("siglip2-i", backbone=backbone, max_num_patches=60, device="cpu")
+    finer = load_baseline("siglip2-i", Run(Path(), max_num_patches=60), backbone=backbone, device="cpu")
     assert finer.score(images, images[::-1]) != on_images.score(images, images[::-1])
 
 
 @pytest.mark.parametrize("size", ODD_SIZES)
-def test_pixels_are_pillows_whatever_the_transformers_version(clip: Path, dino: Path, size: tuple[int, int]) -> None:
-    image = _picture(*size, 5)
+def test_pixels_are_prepared_by_pillow_in_every_transformers_version(
+    clip: Path, dino: Path, size: tuple[int, int]
+) -> None:
+    image = _image(*size, 5)
     for network, pixels in (
         (_load("clip-i", clip)._network, _clip_pixels(image)),
         (_load("dino-i", dino)._network, _dino_pixels(image)),
@@ -283,8 +289,8 @@ def test_pixels_are_pillows_whatever_the_transformers_version(clip: Path, dino: 
 
 @needs_dinov3
 @pytest.mark.parametrize("size", ODD_SIZES)
-def test_dinov3s_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[int, int]) -> None:
-    image = _picture(*size, 5)
+def test_dinov3_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[int, int]) -> None:
+    image = _image(*size, 5)
     network = _load("dinov3-i", dinov3)._network
     assert isinstance(network, networks.DINOv3Network)
     torch.testing.assert_close(network._prepared(image), _tensor(_dinov3_pixels(image)), atol=2e-5, rtol=0)
@@ -292,38 +298,38 @@ def test_dinov3s_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[i
 
 def _any_image_baseline(name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone) -> Baseline:
     if name == "siglip2-i":
-        return load_baseline(name, backbone=backbone, device="cpu")
+        return load_baseline(name, Run(Path()), backbone=backbone, device="cpu")
     return _load(name, request.getfixturevalue(name[:-2]))
 
 
 @pytest.mark.parametrize("name", IMAGE_BASELINES)
-def test_identical_images_score_one_and_the_order_of_the_two_does_not_matter(
+def test_identical_images_score_one_and_scores_are_symmetric(
     name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone
 ) -> None:
     baseline = _any_image_baseline(name, request, backbone)
-    images = [_picture(50, 80, 1), _picture(80, 50, 2)]
-    assert baseline.score(images, [image.copy() for image in images]) == pytest.approx([1, 1], abs=1e-6)
+    images = [_image(50, 80, 1), _image(80, 50, 2)]
+    assert baseline.score(images, [image.clone() for image in images]) == pytest.approx([1, 1], abs=1e-6)
     assert all(-1 <= score <= 1 for score in baseline.score(images, images))
     assert baseline.score(images, images[::-1])[0] == pytest.approx(baseline.score(images, images[::-1])[1], abs=1e-6)
 
 
-def test_each_distinct_image_is_encoded_once_for_both_clip_scores(clip: Path, passes: list[int]) -> None:
+def test_clip_scores_encode_each_distinct_image_once(clip: Path, passes: list[int]) -> None:
     image_score, text_score = _load("clip-i", clip), _load("clip-t", clip)
-    generated = [_picture(40, 60, seed) for seed in range(3)]
-    reference = _picture(60, 40, 9)
-    image_score.score(generated, [reference.copy() for _ in generated])
+    generated = [_image(40, 60, seed) for seed in range(3)]
+    reference = _image(60, 40, 9)
+    image_score.score(generated, [reference.clone() for _ in generated])
     assert passes == [4]
-    text_score.score_texts([image.copy() for image in generated], ["a", "b", "c"])
+    text_score.score_texts([image.clone() for image in generated], ["a", "b", "c"])
     image_score.score(generated[:1], generated[1:2])
     assert passes == [4]
-    turned = reference.reshape(40, 60, 3)  # the same bytes in another shape
+    turned = reference.reshape(3, 40, 60)  # the same bytes in another shape
     image_score.score([turned], [turned])
     assert passes == [4, 1]
 
 
-def test_an_image_is_encoded_again_once_the_cache_has_dropped_it(dino: Path, passes: list[int]) -> None:
+def test_image_dropped_from_the_cache_is_encoded_again(dino: Path, passes: list[int]) -> None:
     baseline = _load("dino-i", dino)
-    images = [_picture(40, 60, seed) for seed in range(4)]
+    images = [_image(40, 60, seed) for seed in range(4)]
     baseline._network.cache.max_bytes = 2 * 32 * 4  # two embeddings
     baseline.score(images[:2], images[2:])
     baseline.score(images[:2], images[2:])
@@ -331,43 +337,43 @@ def test_an_image_is_encoded_again_once_the_cache_has_dropped_it(dino: Path, pas
     assert baseline._network.cache.nbytes <= 2 * 32 * 4
 
 
-def test_a_changed_pixel_is_another_image(dino: Path) -> None:
-    baseline, image = _load("dino-i", dino), _picture(40, 60, 1)
-    first = image.copy()
-    image[:20] = 0
+def test_changed_pixels_change_the_score(dino: Path) -> None:
+    baseline, image = _load("dino-i", dino), _image(40, 60, 1)
+    first = image.clone()
+    image[:, :20] = 0
     assert baseline.score([first], [image])[0] < 0.9999
 
 
-def test_a_pass_holds_batch_size_images_at_most(dino: Path, passes: list[int]) -> None:
-    images = [_picture(30, 30, seed) for seed in range(5)]
-    whole = _load("dino-i", dino).score(images, images[::-1])
+def test_pass_has_at_most_batch_size_images(dino: Path, passes: list[int]) -> None:
+    images = [_image(30, 30, seed) for seed in range(5)]
+    expected = _load("dino-i", dino).score(images, images[::-1])
     passes.clear()
-    parts = _load("dino-i", dino, batch_size=2, dtype=torch.float32)
+    parts = _load("dino-i", dino, batch_size=2)
     parts._network.cache.clear()
-    assert parts.score(images, images[::-1]) == pytest.approx(whole, abs=1e-6)
+    assert parts.score(images, images[::-1]) == pytest.approx(expected, abs=1e-6)
     assert passes == [2, 2, 1]
 
 
-def test_each_distinct_prompt_is_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distinct_prompts_are_encoded_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline = _load("clip-t", clip)
     seen: list[str] = []
     original = networks.CLIPNetwork._encode_texts
 
-    def noted(self: networks.CLIPNetwork, texts: list[str]) -> Tensor:
+    def recorded(self: networks.CLIPNetwork, texts: list[str]) -> Tensor:
         seen.extend(texts)
         return original(self, texts)
 
-    monkeypatch.setattr(networks.CLIPNetwork, "_encode_texts", noted)
-    image = _picture(30, 30, 1)
+    monkeypatch.setattr(networks.CLIPNetwork, "_encode_texts", recorded)
+    image = _image(30, 30, 1)
     baseline.score_texts([image] * 3, ["a cat", "a dog", "a cat"])
     baseline.score_texts([image], ["a dog"])
     assert sorted(seen) == ["a cat", "a dog"]
 
 
-def test_the_network_is_shared_while_a_baseline_lives_and_freed_afterwards(clip: Path) -> None:
+def test_network_is_shared_while_a_baseline_lives_and_freed_afterwards(clip: Path) -> None:
     one, other = _load("clip-i", clip), _load("clip-t", clip)
     assert one._network is other._network
-    assert _load("clip-i", clip, dtype=torch.bfloat16)._network is not one._network
+    assert _load("clip-i", clip, dtype="bfloat16")._network is not one._network
     network = weakref.ref(one._network)
     del one
     assert network() is other._network
@@ -376,8 +382,8 @@ def test_the_network_is_shared_while_a_baseline_lives_and_freed_afterwards(clip:
     assert network() is None
 
 
-def test_surrounding_modes_change_nothing(dino: Path) -> None:
-    images = [_picture(40, 60, seed) for seed in range(2)]
+def test_surrounding_modes_have_no_effect(dino: Path) -> None:
+    images = [_image(40, 60, seed) for seed in range(2)]
     expected = _load("dino-i", dino).score(images[:1], images[1:])
     gc.collect()
     state = torch.random.get_rng_state()
@@ -399,10 +405,10 @@ def test_surrounding_modes_change_nothing(dino: Path) -> None:
     assert not any(parameter.requires_grad for parameter in network._network.parameters())
 
 
-def test_bfloat16_runs_the_network_in_it_and_stays_near(clip: Path) -> None:
-    images = [_picture(40, 60, seed) for seed in range(2)]
+def test_bfloat16_network_gives_similar_scores(clip: Path) -> None:
+    images = [_image(40, 60, seed) for seed in range(2)]
     exact = _load("clip-i", clip).score(images[:1], images[1:])
-    baseline = _load("clip-i", clip, dtype=torch.bfloat16)
+    baseline = _load("clip-i", clip, dtype="bfloat16")
     network = baseline._network
     assert isinstance(network, networks.CLIPNetwork)
     assert network._network.dtype == torch.bfloat16
@@ -412,37 +418,44 @@ def test_bfloat16_runs_the_network_in_it_and_stays_near(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGE_BASELINES)
-def test_read_only_and_mirrored_arrays_are_images(
-    name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone
-) -> None:
-    image = _picture(40, 60, 1)
-    image.flags.writeable = False
-    mirrored = image[:, ::-1]
+def test_memory_layout_has_no_effect(name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone) -> None:
+    image = _image(40, 60, 1)
+    mirrored = image.flip(2)
     baseline = _any_image_baseline(name, request, backbone)
     score = baseline.score([mirrored], [image])
     baseline._network.cache.clear()
-    assert score == baseline.score([np.ascontiguousarray(mirrored)], [image])
+    assert score == baseline.score([mirrored.contiguous()], [image.contiguous()])
     assert score[0] < 0.9999
 
 
-def test_no_samples_are_no_scores(clip: Path) -> None:
-    assert _load("clip-i", clip).score([], []) == []
-    assert _load("clip-t", clip).score_texts([], []) == []
+@pytest.mark.parametrize("name", IMAGE_BASELINES)
+def test_float_and_pil_images_score_like_uint8(
+    name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone
+) -> None:
+    images = [_image(40, 60, seed) for seed in range(2)]
+    baseline = _any_image_baseline(name, request, backbone)
+    expected = baseline.score(images[:1], images[1:])
+    as_float = [image / 255 for image in images]
+    assert baseline.score(as_float[:1], as_float[1:]) == pytest.approx(expected, abs=2e-3)
+    as_pil = [Image.fromarray(_array(image)) for image in images]
+    assert baseline.score(as_pil[:1], as_pil[1:]) == expected
 
 
-def test_names_kinds_and_defaults() -> None:
+def test_baselines_and_default_checkpoints_are_listed() -> None:
     assert BASELINES == ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
     assert set(DEFAULT_BASELINE_MODELS) == {name for name in BASELINES if not name.startswith("siglip2")}
     assert DEFAULT_BASELINE_MODELS["clip-i"] == DEFAULT_BASELINE_MODELS["clip-t"]
 
 
-def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no baseline 'clip'; there are clip-i, clip-t, dino-i, dinov3-i, siglip2-i"):
-        load_baseline("clip", device="cpu")
+def test_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"^name is 'clip'; give 'clip-i', 'clip-t', 'dino-i', 'dinov3-i', 'siglip2-i' or"
+    ):
+        load_baseline("clip", Run(Path()), device="cpu")
 
 
-def test_a_score_of_the_other_kind_names_the_right_method(clip: Path) -> None:
-    image = _picture(30, 30, 1)
+def test_wrong_kind_of_score_names_the_right_method(clip: Path) -> None:
+    image = _image(30, 30, 1)
     with pytest.raises(TypeError, match=r"clip-t compares generated images with prompts; call score_texts"):
         _load("clip-t", clip).score([image], [image])
     with pytest.raises(TypeError, match=r"clip-i compares generated images with reference images; call score$"):
@@ -452,60 +465,68 @@ def test_a_score_of_the_other_kind_names_the_right_method(clip: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "error", "text"),
     [
-        (np.zeros((4, 4), np.uint8), ValueError, r"references\[1\] has shape \(4, 4\); give \(H, W, 3\)"),
-        (np.zeros((3, 4, 4), np.uint8), ValueError, r"references\[1\] has shape \(3, 4, 4\)"),
-        (np.zeros((0, 4, 3), np.uint8), ValueError, r"references\[1\] has shape \(0, 4, 3\)"),
-        (np.zeros((4, 4, 3), np.float32), TypeError, r"references\[1\] is of float32; give uint8"),
-        (Image.new("RGB", (4, 4)), TypeError, r"references\[1\] is a Image; give an \(H, W, 3\) uint8 array"),
+        (
+            torch.zeros(4, 4, dtype=torch.uint8),
+            ValueError,
+            r"reference_images\[1\] has shape \(4, 4\); give \(3, H, W\)",
+        ),
+        (torch.zeros(4, 4, 3), ValueError, r"reference_images\[1\] has shape \(4, 4, 3\), .* image.permute"),
+        (torch.zeros(3, 0, 4), ValueError, r"reference_images\[1\] has shape \(3, 0, 4\), which has no pixels"),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            TypeError,
+            r"reference_images\[1\] is a .*ndarray; give a \(3, H, W\) tensor",
+        ),
     ],
 )
-def test_a_wrong_image_is_named(dino: Path, image: Any, error: type[Exception], text: str) -> None:
-    good = _picture(8, 8, 1)
+def test_wrong_image_is_named(dino: Path, image: Any, error: type[Exception], text: str) -> None:
+    good = _image(8, 8, 1)
     with pytest.raises(error, match=text):
         _load("dino-i", dino).score([good, good], [good, image])
 
 
 def test_wrong_sequences_are_named(clip: Path) -> None:
-    image = _picture(8, 8, 1)
-    with pytest.raises(ValueError, match=r"generated has 2 images but references has 1"):
+    image = _image(8, 8, 1)
+    with pytest.raises(ValueError, match=r"reference_images holds 1 samples but generated_images holds 2"):
         _load("clip-i", clip).score([image, image], [image])
-    with pytest.raises(ValueError, match=r"generated has 1 images but prompts has 2"):
+    with pytest.raises(ValueError, match=r"prompts holds 2 samples but generated_images holds 1"):
         _load("clip-t", clip).score_texts([image], ["a", "b"])
-    with pytest.raises(TypeError, match=r"generated is a ndarray; give a list"):
-        _load("clip-i", clip).score(image, [image])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"generated_images is one tensor of shape \(3, 8, 8\); add a batch dimension"):
+        _load("clip-i", clip).score(image, [image])
     with pytest.raises(TypeError, match=r"prompts is a str; give a list"):
         _load("clip-t", clip).score_texts([image], "a")
     with pytest.raises(TypeError, match=r"prompts\[0\] is a int"):
         _load("clip-t", clip).score_texts([image], [3])  # type: ignore[list-item]
 
 
-def test_features_that_overflow_are_an_error_not_a_score(dino: Path, tmp_path: Path) -> None:
-    baseline = _load("dino-i", _copy(dino, tmp_path))  # a network of its own, to be broken
-    images = [_picture(8, 8, seed) for seed in range(3)]
+def test_features_that_overflow_are_an_error(dino: Path, tmp_path: Path) -> None:
+    baseline = _load("dino-i", _copy(dino, tmp_path))  # its own network, to be broken
+    images = [_image(8, 8, seed) for seed in range(3)]
     broken = networks._content_key(images[2])
     for values in ([torch.nan] * 32, [torch.inf, *[0.0] * 31]):
         baseline._network.cache.put(broken, torch.tensor(values))
-        with pytest.raises(RuntimeError, match=r"dino-i: the features of generated\[1\] are not finite"):
+        with pytest.raises(RuntimeError, match=r"dino-i: the features of generated_images\[1\] are not finite"):
             baseline.score([images[0], images[2]], images[:2])
-        with pytest.raises(RuntimeError, match=r"dino-i: the features of references\[1\] are not finite"):
+        with pytest.raises(RuntimeError, match=r"dino-i: the features of reference_images\[1\] are not finite"):
             baseline.score(images[:2], [images[0], images[2]])
 
 
 def test_siglip2_needs_the_backbone_and_takes_no_model(backbone: SigLIP2Backbone) -> None:
-    with pytest.raises(ValueError, match=r"backbone is None; baseline siglip2-i needs MaSC's own"):
-        load_baseline("siglip2-i", device="cpu")
-    with pytest.raises(ValueError, match=r"model is 'some/model', but baseline siglip2-t uses the backbone"):
-        load_baseline("siglip2-t", device="cpu", backbone=backbone, model="some/model")
+    with pytest.raises(ValueError, match=r"backbone is None; baseline siglip2-i needs MaSC's"):
+        load_baseline("siglip2-i", Run(Path()), device="cpu")
+    run = Run(Path(), baseline_model=(("siglip2-t", "some/model"),))
+    with pytest.raises(ValueError, match=r"model is 'some/model', but baseline siglip2-t uses MaSC's backbone"):
+        load_baseline("siglip2-t", run, device="cpu", backbone=backbone)
 
 
-def test_a_checkpoint_of_another_type_is_named(clip: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_type_is_refused(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dino-i: .* is a checkpoint of type 'clip'; give one .* 'vit'"):
         _load("dino-i", clip)
     with pytest.raises(FileNotFoundError, match=r"clip-i: .* holds no config.json"):
         _load("clip-i", tmp_path)
 
 
-def test_files_that_are_missing_are_named(clip: Path, dino: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(clip: Path, dino: Path, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("weights", "processor", "tokenizer")]
     for folder in folders:
         folder.mkdir()
@@ -518,7 +539,7 @@ def test_files_that_are_missing_are_named(clip: Path, dino: Path, tmp_path: Path
         _load("clip-t", without_tokenizer)
 
 
-def test_a_layer_that_config_json_has_and_the_weights_have_not_is_an_error(dino: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_config_json_are_an_error(dino: Path, tmp_path: Path) -> None:
     folder = _copy(dino, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
@@ -531,24 +552,22 @@ def test_a_layer_that_config_json_has_and_the_weights_have_not_is_an_error(dino:
 
 @needs_dinov3
 @pytest.mark.parametrize("change", [{"size": 224}, {"resample": 0}, {"image_mean": [0.5]}, {"do_center_crop": True}])
-def test_a_dinov3_processor_file_of_another_kind_is_an_error(
-    dinov3: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_unsupported_dinov3_processor_file_is_an_error(dinov3: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     folder = _copy(dinov3, tmp_path)
     (folder / "preprocessor_config.json").write_text(json.dumps(DINOV3_PROCESSOR | change))
     with pytest.raises(ValueError, match=next(iter(change))):
         _load("dinov3-i", folder)
 
 
-def test_a_transformers_without_dinov3_is_told_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_without_dinov3_is_reported_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.55.4"))
     with pytest.raises(ImportError, match=r"dinov3-i needs transformers 4.56 or newer, and 4.55.4 is installed"):
-        load_baseline("dinov3-i", device="cpu")
+        load_baseline("dinov3-i", Run(Path()), device="cpu")
 
 
 @pytest.fixture
 def hub_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """The hub asked for what, while it refuses: gated where the name says so, else unreachable."""
+    """Requests to a hub that refuses: DINOv3 is gated, all else unreachable."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -565,26 +584,32 @@ def hub_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     return asked
 
 
-def test_defaults_ask_the_hub_for_commits_that_hold_safetensors(
+def test_default_checkpoints_use_commits_with_safetensors(
     hub_calls: list[tuple[str, str | None]], tmp_path: Path
 ) -> None:
     for name in ("clip-i", "clip-t", "dino-i"):
-        with pytest.raises(ConnectionError, match=rf"baseline {name}: .*hf download {DEFAULT_BASELINE_MODELS[name]}"):
-            load_baseline(name, device="cpu", cache_dir=tmp_path)
+        with pytest.raises(
+            ConnectionError, match=rf"baseline {name}: .*`hf download --revision \w+ {DEFAULT_BASELINE_MODELS[name]}`"
+        ):
+            load_baseline(name, Run(Path(), cache_dir=str(tmp_path)), device="cpu")
     with pytest.raises(ConnectionError, match=r"hf download facebook/dino-vits8`"):
-        load_baseline("dino-i", model="facebook/dino-vits8", device="cpu", cache_dir=tmp_path)
+        load_baseline(
+            "dino-i",
+            Run(Path(), baseline_model=(("dino-i", "facebook/dino-vits8"),), cache_dir=str(tmp_path)),
+            device="cpu",
+        )
     assert [revision is not None and len(revision) == 40 for _, revision in hub_calls] == [True, True, True, False]
 
 
 @needs_dinov3
-def test_gated_dinov3_says_to_accept_the_licence_and_log_in(
+def test_gated_checkpoint_is_reported_with_licence_and_login(
     hub_calls: list[tuple[str, str | None]], tmp_path: Path
 ) -> None:
     with pytest.raises(PermissionError, match=r"baseline dinov3-i: .* Accept its licence at https.* `hf auth login`"):
-        load_baseline("dinov3-i", device="cpu", cache_dir=tmp_path)
+        load_baseline("dinov3-i", Run(Path(), cache_dir=str(tmp_path)), device="cpu")
 
 
-def test_the_commit_is_the_snapshots_and_a_folder_has_none(
+def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _load("dino-i", dino).commit is None
@@ -592,6 +617,6 @@ def test_the_commit_is_the_snapshots_and_a_folder_has_none(
     snapshot.mkdir(parents=True)
     _copy(dino, snapshot)
     assert _load("dino-i", snapshot).commit == "0123abcd"
-    monkeypatch.setattr("masc_metrics.bench.baselines.files.fetch", lambda *_: snapshot)
-    baseline = load_baseline("dino-i", device="cpu")
+    monkeypatch.setattr("masc_metrics.bench.baselines.networks.fetch", lambda *_: snapshot)
+    baseline = load_baseline("dino-i", Run(Path()), device="cpu")
     assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits16", "0123abcd")

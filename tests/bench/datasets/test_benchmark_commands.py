@@ -1,4 +1,4 @@
-"""The paper's benchmarks by command, from folders in their layouts to agreement with raters of known agreement."""
+"""The benchmark commands, from folders in their layouts to agreement with raters of known agreement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.processes import started_command
 from support.sample_lists import rows, wait_for
 
 from masc_metrics import load_backbone
-from masc_metrics.bench.pictures import open_picture
+from masc_metrics.bench.loading import open_image
 from masc_metrics.cli import main
 from masc_metrics.functional import concept_preservation
 
@@ -40,37 +40,35 @@ def scored(tree: Path) -> list[dict[str, str]]:
     return rows(out)
 
 
-def test_dreambench_plus_goes_from_folders_to_a_table(
+def test_dreambench_plus_folders_become_a_table(
     tree: Path, scored: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(scored) == len(METHODS) * len(COLLECTIONS) * 9
     assert {row["method"] for row in scored} == {"dreambooth_sd", "emu2"}
     assert {row["category"] for row in scored} == {"animal", "object", "style"}
-    of_style = [row for row in scored if row["concept"].startswith("style_")]
-    assert len(of_style) == 18
-    assert all(row["pf"] == "" and row["cp"] for row in of_style if not row["left_out"])
-    assert all(row["pf"] and row["stripped_prompt"] for row in scored if row not in of_style and not row["left_out"])
+    style_rows = [row for row in scored if row["concept"].startswith("style_")]
+    assert len(style_rows) == 18
+    assert all(row["pf"] == "" and row["cp"] for row in style_rows if not row["left_out"])
+    assert all(row["pf"] and row["stripped_prompt"] for row in scored if row not in style_rows and not row["left_out"])
     summary = json.loads((tree / "scores.summary.json").read_text())
     kept = [float(row["cp"]) for row in scored if row["method"] == "emu2" and row["category"] == "object"]
     assert summary["by"]["method / category"]["emu2 / object"]["cp"]["mean"] == pytest.approx(np.mean(kept), abs=1e-6)
     one = next(row for row in scored if row["sample_id"] == "emu2/object_00_motorcycle/3_0")
     generated = tree / "samples" / METHODS[1] / "tgt_image" / "object_00_motorcycle" / "3_0.jpg"
     expected = concept_preservation(
-        [open_picture(generated, "image")],
-        [open_picture(tree / "images" / "object" / "00.jpg", "image")],
-        [open_picture(tree / "masks" / "refs" / "object" / "00.png", "mask")],
+        [open_image(generated, "image")],
+        [open_image(tree / "images" / "object" / "00.jpg", "image")],
+        [open_image(tree / "masks" / "refs" / "object" / "00.png", "mask")],
         backbone=load_backbone("tiny"),
         max_num_patches=16,
     )
     assert float(one["cp"]) == pytest.approx(float(expected), abs=2e-6)
     assert main(["dreambench-plus", str(tree), "--out", str(tree / "again.csv"), "--method", "emu2", *TINY]) == 0
-    assert "method" not in capsys.readouterr().out, "one method needs no table"
+    assert "method" not in capsys.readouterr().out, "a single method has no table"
     assert len(rows(tree / "again.csv")) == len(COLLECTIONS) * 9
 
 
-def test_an_incomplete_tree_lists_what_is_missing(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_incomplete_tree_lists_missing_files(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     gone = root / "masks" / "samples" / METHODS[0] / "object_00_motorcycle" / "4_0.png"
     gone.unlink()
@@ -88,7 +86,7 @@ def test_an_incomplete_tree_lists_what_is_missing(
     assert str(gone) in failed[0]["error"]
 
 
-def test_thin_masks_are_left_out_as_the_paper_says(
+def test_small_masks_are_left_out_as_in_the_paper(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
@@ -105,7 +103,7 @@ def test_thin_masks_are_left_out_as_the_paper_says(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("processes", "lines"), [(1, 5), (2, 40)])
-def test_a_killed_benchmark_goes_on(
+def test_killed_benchmark_resumes(
     tree: Path, scored: list[dict[str, str]], tmp_path: Path, processes: int, lines: int
 ) -> None:
     arguments = ["dreambench-plus", str(tree), "--out", str(tmp_path / "scores.csv"), *TINY]
@@ -123,30 +121,30 @@ def test_a_killed_benchmark_goes_on(
 
 
 def rated(tree: Path, scored: list[dict[str, str]], noise: float) -> Path:
-    """Two groups who rate as our scores do, scaled to 0..4, with noise of their own."""
+    """Two groups whose ratings are our scores scaled to 0..4, with independent noise."""
     kept = [row for row in scored if row["cp"]]
     values = np.array([float(row["cp"]) for row in kept])
     unit = (values - values.min()) / (values.max() - values.min())
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     file = tree / f"people-{noise}.csv"
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["method", "key", "group1", "group2"])
         for row, value in zip(kept, unit, strict=True):
-            people = np.clip(4 * (value + noise * dice.normal(size=2)), 0, 4)
+            people = np.clip(4 * (value + noise * rng.normal(size=2)), 0, 4)
             writer.writerow([row["method"], row["key"], *people])
     return file
 
 
-def test_raters_of_known_agreement_come_out_as_known(
+def test_raters_of_known_agreement_have_that_agreement(
     tree: Path, scored: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def agreement(ratings: Path) -> dict[str, Any]:
         out = tree / "agreement.json"
         arguments = ["agreement", str(tree / "scores.csv"), str(ratings), "--score", "cp", "--out", str(out)]
         assert main([*arguments, "--replicates", "50"]) == 0
-        said: dict[str, Any] = json.loads(out.read_text())
-        return said
+        report: dict[str, Any] = json.loads(out.read_text())
+        return report
 
     exact, loose = (agreement(rated(tree, scored, noise)) for noise in (0.0, 0.3))
     (scorer,), (other,) = exact["scorers"], loose["scorers"]
@@ -156,7 +154,7 @@ def test_raters_of_known_agreement_come_out_as_known(
     assert "cp" in capsys.readouterr().out
 
 
-def test_orida_tells_same_from_other_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_orida_separates_same_from_different_subjects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = orida_tree(tmp_path / "orida", subjects=3, backgrounds=4)
     arguments = ["orida", str(root), "--out", str(tmp_path / "scores.csv"), "--subjects", "3", "--backgrounds", "4"]
     assert main([*arguments, "--cross-pairs", "20", *TINY]) == 0
@@ -165,8 +163,8 @@ def test_orida_tells_same_from_other_subjects(tmp_path: Path, capsys: pytest.Cap
     cross = [float(row["cp"]) for row in found if row["category"] == "cross"]
     assert (len(same), len(cross)) == (18, 20)
     wins = np.mean([(a > b) + 0.5 * (a == b) for a in same for b in cross])
-    said = json.loads((tmp_path / "scores.auc.json").read_text())["cp"]
-    assert said["auc"] == pytest.approx(wins, abs=1e-9)
+    result = json.loads((tmp_path / "scores.auc.json").read_text())["cp"]
+    assert result["auc"] == pytest.approx(wins, abs=1e-9)
     assert f"AUC {wins:.4f}  18 pairs of one subject against 20 of two" in capsys.readouterr().out
     assert main([*arguments, "--scores", "cp,pf", *TINY]) == 2
     assert "ORIDa has no prompts" in capsys.readouterr().err

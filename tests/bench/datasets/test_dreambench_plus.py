@@ -1,4 +1,4 @@
-"""DreamBench++'s tree as a sample list."""
+"""DreamBench++'s folders as samples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import pytest
 from PIL import Image
 from support.benchmark_trees import COLLECTIONS, METHODS, dreambench_plus_tree, prompts_of
 
-from masc_metrics.bench.datasets.dreambench_plus import (
-    METHODS as KNOWN_METHODS,
-)
 from masc_metrics.bench.datasets.dreambench_plus import (
     MIN_COVERAGE,
     PF_WITHOUT,
@@ -28,25 +25,25 @@ LORA, ADAPTER = METHODS
 OTHER_SPELLING = "ip_adapter_vit_g_sdxl_scale0_6_gs7_5_step100_seed42_torch_float16"
 
 
-def one(tree: DreamBenchPlus, sample_id: str) -> Sample:
+def find(tree: DreamBenchPlus, sample_id: str) -> Sample:
     (found,) = (sample for sample in tree.samples if sample.sample_id == sample_id)
     return found
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read alone."""
-    return dreambench_plus_tree(tmp_path_factory.mktemp("whole"))
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not modified."""
+    return dreambench_plus_tree(tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """One method with the kitten and the toy, to damage."""
+    """One method with the kitten and the toy, to modify."""
     return dreambench_plus_tree(tmp_path, [LORA], [KITTEN, TOY])
 
 
-def test_a_whole_tree_is_its_samples_in_order_and_nothing_is_missing(whole: Path) -> None:
-    tree = read_dreambench_plus(whole)
+def test_complete_tree_gives_its_samples_in_order(full: Path) -> None:
+    tree = read_dreambench_plus(full)
     shorts = {LORA: "dreambooth_lora_sdxl", ADAPTER: "ip_adapter_vit_g_sdxl"}
     paths = dict(
         zip(COLLECTIONS, ["live_subject/animal/00", "live_subject/human/06", "object/07", "style/10"], strict=True)
@@ -62,10 +59,10 @@ def test_a_whole_tree_is_its_samples_in_order_and_nothing_is_missing(whole: Path
                     Sample(
                         line=len(expected) + 1,
                         sample_id=f"{method}/{name}",
-                        generated_image=f"{whole}/samples/{folder}/tgt_image/{name}.jpg",
-                        generated_mask=f"{whole}/masks/samples/{folder}/{name}.png",
-                        reference_image=f"{whole}/images/{paths[collection]}.jpg",
-                        reference_mask=f"{whole}/masks/refs/{paths[collection]}.png",
+                        generated_image=f"{full}/samples/{folder}/tgt_image/{name}.jpg",
+                        generated_mask=f"{full}/masks/samples/{folder}/{name}.png",
+                        reference_image=f"{full}/images/{paths[collection]}.jpg",
+                        reference_mask=f"{full}/masks/refs/{paths[collection]}.png",
                         prompt=None if collection == STYLE else prompts_of(collection)[prompt],
                         subject=nouns[collection],
                         method=method,
@@ -78,8 +75,8 @@ def test_a_whole_tree_is_its_samples_in_order_and_nothing_is_missing(whole: Path
     assert tree.missing == ()
 
 
-def test_the_trees_masks_are_exact_and_pass_the_filter(whole: Path) -> None:
-    for sample in read_dreambench_plus(whole).samples:
+def test_masks_of_the_tree_are_exact_and_pass_the_filter(full: Path) -> None:
+    for sample in read_dreambench_plus(full).samples:
         for picture, mask in (
             (sample.generated_image, sample.generated_mask),
             (sample.reference_image, sample.reference_mask),
@@ -92,10 +89,10 @@ def test_the_trees_masks_are_exact_and_pass_the_filter(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("pf_without", PF_WITHOUT)
-def test_prompt_following_leaves_out_what_the_option_says(whole: Path, pf_without: PfWithout) -> None:
+def test_prompt_following_leaves_out_the_chosen_samples(full: Path, pf_without: PfWithout) -> None:
     left_out = {
         (sample.concept, int(sample.key[-1]))
-        for sample in read_dreambench_plus(whole, pf_without=pf_without).samples
+        for sample in read_dreambench_plus(full, pf_without=pf_without).samples
         if sample.prompt is None
     }
     collections = {(STYLE, prompt) for prompt in range(9)}
@@ -112,9 +109,9 @@ def test_prompt_following_leaves_out_what_the_option_says(whole: Path, pf_withou
     assert list(STYLE_PROMPTS) == [4, 5, 6]
 
 
-def test_an_unknown_option_is_named() -> None:
+def test_unknown_option_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"^pf_without is 'styles'; give one of style-collections, style-prompts, both,"
+        ValueError, match=r"^pf_without is 'styles'; give 'style-collections', 'style-prompts', 'both' or"
     ):
         read_dreambench_plus(Path("nowhere"), pf_without="styles")  # type: ignore[arg-type]
 
@@ -130,16 +127,29 @@ def test_an_unknown_option_is_named() -> None:
         (["dreambooth_lora_sdxl", LORA], ["dreambooth_lora_sdxl"]),
     ],
 )
-def test_methods_are_taken_by_either_name_and_spelling_in_the_order_asked(
-    whole: Path, asked: list[str], methods: list[str]
+def test_methods_are_found_by_either_name_and_spelling_in_the_given_order(
+    full: Path, asked: list[str], methods: list[str]
 ) -> None:
-    samples = read_dreambench_plus(whole, asked).samples
+    samples = read_dreambench_plus(full, asked).samples
     assert [sample.method for sample in samples[::36]] == methods
     assert len(samples) == 36 * len(methods)
 
 
-@pytest.mark.parametrize(("short", "beginnings"), KNOWN_METHODS.items())
-def test_each_spelling_of_a_known_method_has_its_short_name(
+@pytest.mark.parametrize(
+    ("short", "beginnings"),
+    [
+        ("textual_inversion_sd", ("textual_inversion_sd",)),
+        (
+            "ip_adapter_plus_vit_h_sdxl",
+            ("ip_adapter_plus_vit_h_sdxl", "ip_adapter_plus_vit_huge_sdxl", "ip_adapter_plus_sdxl_vit_huge"),
+        ),
+        (
+            "ip_adapter_vit_g_sdxl",
+            ("ip_adapter_vit_g_sdxl", "ip_adapter_vit_giant_sdxl", "ip_adapter_sdxl_vit_giant"),
+        ),
+    ],
+)
+def test_spellings_of_a_known_method_have_its_short_name(
     tmp_path: Path, short: str, beginnings: tuple[str, ...]
 ) -> None:
     for beginning in beginnings:
@@ -148,19 +158,18 @@ def test_each_spelling_of_a_known_method_has_its_short_name(
         assert [sample.method for sample in read_dreambench_plus(root, [short]).samples] == [short]
 
 
-def test_an_unknown_method_is_told_what_is_there(whole: Path) -> None:
+def test_unknown_method_is_refused_with_the_known_ones(full: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"'ip_adapter_plus_vit_h_sdxl': no folder of .*samples begins with "
-        r"ip_adapter_plus_vit_h_sdxl or ip_adapter_plus_vit_huge_sdxl or .*; there are "
+        match=r"^method is 'ip_adapter_plus_vit_h_sdxl'; the methods in .*samples are "
         rf"dreambooth_lora_sdxl \({LORA}\), ip_adapter_vit_g_sdxl \({ADAPTER}\)$",
     ):
-        read_dreambench_plus(whole, ["ip_adapter_plus_vit_h_sdxl"])
+        read_dreambench_plus(full, ["ip_adapter_plus_vit_h_sdxl"])
 
 
-def test_two_folders_of_one_method_are_an_error_until_one_is_named(tmp_path: Path) -> None:
+def test_two_folders_of_one_method_are_an_error_unless_one_is_named(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, [LORA, ADAPTER, OTHER_SPELLING], [TOY], [0])
-    message = rf"{OTHER_SPELLING} and .*{ADAPTER} are both the method ip_adapter_vit_g_sdxl; name one"
+    message = rf"{OTHER_SPELLING} and .*{ADAPTER} are both the method ip_adapter_vit_g_sdxl; give one"
     for asked in ([], ["ip_adapter_vit_g_sdxl"], [OTHER_SPELLING, ADAPTER]):
         with pytest.raises(ValueError, match=message):
             read_dreambench_plus(root, asked)
@@ -170,7 +179,7 @@ def test_two_folders_of_one_method_are_an_error_until_one_is_named(tmp_path: Pat
         assert f"/{folder}/" in str(sample.generated_mask)
 
 
-def test_masks_may_lie_under_the_other_spelling(tmp_path: Path) -> None:
+def test_mask_folder_may_have_the_other_spelling(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, [ADAPTER], [TOY])
     masks = root / "masks" / "samples"
     for spelling in (OTHER_SPELLING, "ip_adapter_vit_g_sdxl"):
@@ -180,17 +189,17 @@ def test_masks_may_lie_under_the_other_spelling(tmp_path: Path) -> None:
         assert tree.samples[4].generated_mask == f"{masks}/{spelling}/{TOY}/4_0.png"
 
 
-def test_masks_of_another_run_are_not_taken(tmp_path: Path) -> None:
+def test_masks_of_another_run_are_not_used(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, [ADAPTER], [TOY])
     masks = root / "masks" / "samples"
     for other in (ADAPTER.replace("seed42", "seed43"), ADAPTER.replace("gs7_5", "gs7"), LORA):
         next(masks.iterdir()).rename(masks / other)
         tree = read_dreambench_plus(root)
-        assert tree.missing == (f"{masks / ADAPTER}/: generated masks",)
+        assert tree.missing == tuple((masks / ADAPTER / TOY / f"{n}_0.png", "generated mask") for n in range(9))
         assert all(sample.generated_mask is None for sample in tree.samples)
 
 
-def test_two_mask_folders_that_may_be_meant_are_an_error(tmp_path: Path) -> None:
+def test_ambiguous_mask_folders_are_an_error(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, [ADAPTER], [TOY])
     masks = root / "masks" / "samples"
     (masks / ADAPTER).rename(masks / OTHER_SPELLING)
@@ -201,7 +210,7 @@ def test_two_mask_folders_that_may_be_meant_are_an_error(tmp_path: Path) -> None
         read_dreambench_plus(root)
 
 
-def test_masks_may_lie_elsewhere(small: Path, tmp_path: Path) -> None:
+def test_masks_may_be_elsewhere(small: Path, tmp_path: Path) -> None:
     expected = read_dreambench_plus(small).samples
     (small / "masks").rename(tmp_path / "clipseg")
     tree = read_dreambench_plus(small, masks=tmp_path / "clipseg")
@@ -227,7 +236,7 @@ def test_prompts_and_seeds_are_in_numeric_order(tmp_path: Path) -> None:
     assert [sample.line for sample in samples] == list(range(1, 29))
 
 
-def test_the_category_is_the_prefix_even_when_style_is_in_the_noun(tmp_path: Path) -> None:
+def test_category_is_the_prefix_even_if_the_noun_holds_style(tmp_path: Path) -> None:
     names = [
         "live_subject_animal_01_style_object",
         "live_subject_human_02_animal",
@@ -239,7 +248,7 @@ def test_the_category_is_the_prefix_even_when_style_is_in_the_noun(tmp_path: Pat
     assert [sample.prompt is None for sample in samples] == [False, False, False, True]
 
 
-def test_the_prompt_is_the_text_file_and_else_the_captions_line(small: Path) -> None:
+def test_prompt_is_the_text_file_or_else_the_line_of_the_caption(small: Path) -> None:
     text = small / "samples" / LORA / "text"
     (text / TOY / "2_0.txt").write_text("\ufeffa toy on the moon\n", encoding="utf-8")
     (text / TOY / "3_0.txt").write_text(" \n")
@@ -247,14 +256,14 @@ def test_the_prompt_is_the_text_file_and_else_the_captions_line(small: Path) -> 
     tree = read_dreambench_plus(small)
     assert tree.missing == ()
     assert [sample.prompt for sample in tree.samples if sample.concept == KITTEN] == prompts_of(KITTEN)
-    assert [one(tree, f"dreambooth_lora_sdxl/{TOY}/{prompt}_0").prompt for prompt in (2, 3, 4)] == [
+    assert [find(tree, f"dreambooth_lora_sdxl/{TOY}/{prompt}_0").prompt for prompt in (2, 3, 4)] == [
         "a toy on the moon",
         prompts_of(TOY)[3],
         prompts_of(TOY)[4],
     ]
 
 
-def test_white_space_around_the_captions_lines_is_none_of_them(small: Path) -> None:
+def test_white_space_around_caption_lines_is_removed(small: Path) -> None:
     expected = read_dreambench_plus(small)
     shutil.rmtree(small / "samples" / LORA / "text")
     for file in (small / "captions" / "object" / "07.txt", small / "captions" / "live_subject" / "animal" / "00.txt"):
@@ -263,16 +272,17 @@ def test_white_space_around_the_captions_lines_is_none_of_them(small: Path) -> N
     assert read_dreambench_plus(small) == expected
 
 
-def test_a_reference_that_images_lacks_is_the_copy_beside_the_sample(small: Path) -> None:
+def test_reference_missing_in_images_is_replaced_by_its_copy(small: Path) -> None:
     (small / "images" / "object" / "07.jpg").rename(small / "images" / "object" / "7.jpg")
     tree = read_dreambench_plus(small)
-    sample = one(tree, f"dreambooth_lora_sdxl/{TOY}/5_0")
+    sample = find(tree, f"dreambooth_lora_sdxl/{TOY}/5_0")
     assert (sample.reference_image, sample.error) == (f"{small}/samples/{LORA}/src_image/{TOY}/5_0.jpg", "")
     assert sample.reference_mask == f"{small}/masks/refs/object/07.png"
-    assert f"{small}/images/object/07.jpg: reference image, of which the copy in src_image is taken" in tree.missing
+    copied = "reference image (its copy in src_image is used)"
+    assert (small / "images/object/07.jpg", copied) in tree.missing
 
 
-def test_pictures_of_other_suffixes_are_found_and_jpg_counts_first(small: Path) -> None:
+def test_images_of_other_suffixes_are_found_and_jpg_is_preferred(small: Path) -> None:
     generated = small / "samples" / LORA / "tgt_image" / TOY
     for prompt, suffix in enumerate((".png", ".jpeg", ".webp", ".JPG")):
         (generated / f"{prompt}_0.jpg").rename(generated / f"{prompt}_0{suffix}")
@@ -285,7 +295,7 @@ def test_pictures_of_other_suffixes_are_found_and_jpg_counts_first(small: Path) 
     assert tree.missing == ()
 
 
-def test_what_is_no_picture_of_the_benchmark_is_passed_over(small: Path) -> None:
+def test_other_files_are_ignored(small: Path) -> None:
     expected = read_dreambench_plus(small)
     generated = small / "samples" / LORA / "tgt_image"
     for name in ("grid.jpg", "0.jpg", "03_0.jpg", "0_0_1.jpg", "._1_0.jpg", "1_1.txt"):
@@ -298,7 +308,7 @@ def test_what_is_no_picture_of_the_benchmark_is_passed_over(small: Path) -> None
     assert read_dreambench_plus(small) == expected
 
 
-def test_each_missing_thing_is_one_line_and_the_samples_errors_name_it(tmp_path: Path) -> None:
+def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path) -> None:
     small = dreambench_plus_tree(tmp_path, [LORA], [KITTEN, TOY, "object_08_mug"])
     for file in (
         "masks/refs/object/07.png",
@@ -312,119 +322,121 @@ def test_each_missing_thing_is_one_line_and_the_samples_errors_name_it(tmp_path:
     ):
         (small / file).unlink()
     tree = read_dreambench_plus(small)
+    copied = "reference image (its copy in src_image is used)"
+    subject_text, prompt_text = "subject (UTF-8 text, first line)", "prompt (UTF-8 text)"
     assert tree.missing == (
-        f"{small}/captions/object/07.txt: prompt, subject",
-        f"{small}/images/live_subject/animal/: reference images, reference images, of which the copies in src_image "
-        "are taken",
-        f"{small}/masks/refs/object/07.png: reference mask",
-        f"{small}/masks/samples/{LORA}/{KITTEN}/3_0.png: generated mask",
-        f"{small}/samples/{LORA}/tgt_image/{KITTEN}/7_*.jpg: generated image",
-        f"{small}/samples/{LORA}/tgt_image/{TOY}/8_*.jpg: generated image",
+        (small / "captions/object/07.txt", prompt_text),
+        (small / "captions/object/07.txt", subject_text),
+        (small / "images/live_subject/animal/00.jpg", "reference image"),
+        (small / "images/live_subject/animal/00.jpg", copied),
+        (small / "masks/refs/object/07.png", "reference mask"),
+        (small / f"masks/samples/{LORA}/{KITTEN}/3_0.png", "generated mask"),
+        (small / f"samples/{LORA}/tgt_image/{KITTEN}/7_*.jpg", "generated image"),
+        (small / f"samples/{LORA}/tgt_image/{TOY}/8_*.jpg", "generated image"),
     )
     assert len(tree.samples) == 25
     errors = {sample.sample_id.removeprefix("dreambooth_lora_sdxl/"): sample.error for sample in tree.samples}
     mask, subject = f"{small}/masks/refs/object/07.png", f"{small}/captions/object/07.txt"
     assert {name: error for name, error in errors.items() if error} == {
-        f"{KITTEN}/2_0": f"there is no reference image {small}/images/live_subject/animal/00.jpg",
-        f"{KITTEN}/3_0": f"there is no generated mask {small}/masks/samples/{LORA}/{KITTEN}/3_0.png",
-        f"{TOY}/1_0": f"there is no reference mask {mask} and no prompt in {small}/samples/{LORA}/text/{TOY}/1_0.txt "
-        f"or line 3 of {subject} and no subject in line 1 of {subject}",
+        f"{KITTEN}/2_0": f"missing reference image {small}/images/live_subject/animal/00.jpg",
+        f"{KITTEN}/3_0": f"missing generated mask {small}/masks/samples/{LORA}/{KITTEN}/3_0.png",
+        f"{TOY}/1_0": f"missing reference mask {mask} and prompt in {small}/samples/{LORA}/text/{TOY}/1_0.txt "
+        f"or line 3 of {subject} and subject in line 1 of {subject}",
     } | {
-        f"{TOY}/{prompt}_0": f"there is no reference mask {mask} and no subject in line 1 of {subject}"
+        f"{TOY}/{prompt}_0": f"missing reference mask {mask} and subject in line 1 of {subject}"
         for prompt in (0, 2, 3, 4, 5, 6, 7)
     }
 
 
-def test_a_missing_folder_is_one_line_whatever_it_holds(small: Path) -> None:
-    for folder in ("masks", "captions", f"samples/{LORA}/text"):
-        shutil.rmtree(small / folder)
-    (small / "captions").mkdir()  # an empty one is no better
-    (small / "samples" / "emu2_gs3_step50_seed42_torch_bfloat16" / "src_image").mkdir(parents=True)
-    tree = read_dreambench_plus(small)
-    assert tree.missing == (
-        f"{small}/captions/: prompts, subjects",
-        f"{small}/masks/: generated masks, reference masks",
-        f"{small}/samples/emu2_gs3_step50_seed42_torch_bfloat16/tgt_image/: generated images",
-    )
-    assert all("no prompt in" in sample.error and "no subject in" in sample.error for sample in tree.samples)
-
-
-def test_masks_that_are_nowhere_are_one_line(small: Path, tmp_path: Path) -> None:
+def test_files_of_missing_folders_are_listed(small: Path, tmp_path: Path) -> None:
     archive = tmp_path / "masks.zip"
     archive.touch()
     for masks in (tmp_path / "no" / "such" / "masks", archive):
-        assert read_dreambench_plus(small, masks=masks).missing == (f"{masks}/: generated masks, reference masks",)
+        missing = read_dreambench_plus(small, masks=masks).missing
+        assert missing == (
+            (masks / "refs/live_subject/animal/00.png", "reference mask"),
+            (masks / "refs/object/07.png", "reference mask"),
+            *(
+                (masks / f"samples/{LORA}/{name}/{n}_0.png", "generated mask")
+                for name in (KITTEN, TOY)
+                for n in range(9)
+            ),
+        )
 
 
-def test_a_collection_that_a_method_lacks_is_one_line(tmp_path: Path) -> None:
+def test_collections_that_a_method_lacks_are_listed(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, METHODS, [KITTEN, TOY, STYLE])
     generated = {method: root / "samples" / method / "tgt_image" for method in METHODS}
     shutil.rmtree(generated[LORA] / KITTEN)
     for method in METHODS:
         shutil.rmtree(generated[method] / TOY)
-    (generated[LORA] / STYLE).rename(generated[LORA] / "style_10_another_name")  # its number counts
+    (generated[LORA] / STYLE).rename(generated[LORA] / "style_10_another_name")  # only its number counts
     (root / "images" / "object" / "08.jpg").touch()
-    (root / "captions" / "style" / "11.txt").write_text("Ink Wash\n")
+    (root / "captions" / "style" / "11.txt").write_text("Ink Wash\n" + "a prompt\n" * 9)
     tree = read_dreambench_plus(root)
-    assert [line for line in tree.missing if "tgt_image" in line] == [
-        f"{generated[LORA]}/{KITTEN}/: generated images",
-        f"{generated[LORA]}/{TOY}/: generated images",
-        f"{generated[LORA]}/object_08_*/: generated images",
-        f"{generated[LORA]}/style_11_ink_wash/: generated images",
-        f"{generated[ADAPTER]}/{TOY}/: generated images",
-        f"{generated[ADAPTER]}/object_08_*/: generated images",
-        f"{generated[ADAPTER]}/style_11_ink_wash/: generated images",
+    folders = [path.parent for path, purpose in tree.missing if purpose == "generated image"]
+    assert list(dict.fromkeys(folders)) == [
+        generated[LORA] / KITTEN,
+        generated[LORA] / TOY,
+        generated[LORA] / "object_08_*",
+        generated[LORA] / "style_11_ink_wash",
+        generated[ADAPTER] / TOY,
+        generated[ADAPTER] / "object_08_*",
+        generated[ADAPTER] / "style_11_ink_wash",
     ]
+    assert {folders.count(folder) for folder in folders} == {9}
 
 
-def test_a_prompt_that_no_caption_has_is_missing_from_its_text_file(small: Path) -> None:
+def test_prompt_in_no_caption_is_missing_from_its_text_file(small: Path) -> None:
     for folder, suffix in (("tgt_image", "jpg"), ("src_image", "jpg")):
-        place = small / "samples" / LORA / folder / TOY
-        shutil.copy(place / f"8_0.{suffix}", place / f"9_0.{suffix}")
+        images = small / "samples" / LORA / folder / TOY
+        shutil.copy(images / f"8_0.{suffix}", images / f"9_0.{suffix}")
     masks = small / "masks" / "samples" / LORA / TOY
     shutil.copy(masks / "8_0.png", masks / "9_0.png")
     text = f"{small}/samples/{LORA}/text/{TOY}/9_0.txt"
     tree = read_dreambench_plus(small)
-    assert tree.missing == (f"{text}: prompt",)
-    assert tree.samples[-1].error == f"there is no prompt in {text} or line 11 of {small}/captions/object/07.txt"
+    assert tree.missing == ((Path(text), "prompt (UTF-8 text)"),)
+    assert tree.samples[-1].error == f"missing prompt in {text} or line 11 of {small}/captions/object/07.txt"
 
 
-def test_captions_that_cannot_be_read_are_told_from_those_that_are_not_there(small: Path) -> None:
+def test_captions_that_are_not_utf_8_are_missing(small: Path) -> None:
     caption = small / "captions" / "object" / "07.txt"
     caption.write_bytes(b"caf\xe9\n")
     tree = read_dreambench_plus(small)
-    assert tree.missing == (f"{caption}: holds no subject as UTF-8 text",)
-    assert one(tree, f"dreambooth_lora_sdxl/{TOY}/0_0").error == f"there is no subject in line 1 of {caption}"
-    assert one(tree, f"dreambooth_lora_sdxl/{KITTEN}/0_0").error == ""
+    assert tree.missing == ((caption, "subject (UTF-8 text, first line)"),)
+    assert find(tree, f"dreambooth_lora_sdxl/{TOY}/0_0").error == f"missing subject in line 1 of {caption}"
+    assert find(tree, f"dreambooth_lora_sdxl/{KITTEN}/0_0").error == ""
 
 
-def test_what_prompt_following_leaves_out_needs_no_words(tmp_path: Path) -> None:
+def test_samples_without_prompt_following_need_no_texts(tmp_path: Path) -> None:
     root = dreambench_plus_tree(tmp_path, [LORA], [STYLE])
     shutil.rmtree(root / "captions")
     shutil.rmtree(root / "samples" / LORA / "text")
     tree = read_dreambench_plus(root)
     assert tree.missing == ()
     assert {(sample.error, sample.subject) for sample in tree.samples} == {("", None)}
-    assert read_dreambench_plus(root, pf_without="nothing").missing == (f"{root}/captions/: prompts, subjects",)
+    caption = root / "captions" / "style" / "10.txt"
+    assert {path for path, _ in read_dreambench_plus(root, pf_without="nothing").missing} == {caption}
 
 
-def test_a_collection_of_no_category_is_an_error_of_its_samples(small: Path) -> None:
+def test_collection_of_unknown_category_is_an_error_of_its_samples(small: Path) -> None:
     generated = small / "samples" / LORA / "tgt_image"
     shutil.copytree(generated / TOY, generated / "toys_07_hair")
     samples = read_dreambench_plus(small).samples
-    assert [sample.error[:69] for sample in samples if sample.error] == [
-        "there is no category that collection 'toys_07_hair' begins with, foll"
-    ] * 9
+    expected = "collection 'toys_07_hair' does not begin with a category and a number; the categories are "
+    assert [sample.error.startswith(expected) for sample in samples if sample.error] == [True] * 9
 
 
 @pytest.mark.parametrize("folder", ["samples", "images"])
-def test_a_tree_without_its_main_folders_is_told_the_layout(small: Path, folder: str) -> None:
+def test_tree_without_its_main_folders_is_refused_with_the_layout(small: Path, folder: str) -> None:
     shutil.rmtree(small / folder)
-    with pytest.raises(FileNotFoundError, match=rf"there is no {small}/{folder}; lay DreamBench.*Masks are no part of"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"the folder {small}/{folder} does not exist; lay DreamBench.*does not include masks"
+    ):
         read_dreambench_plus(small)
 
 
-def test_a_tree_without_generated_images_is_told_the_layout(small: Path) -> None:
+def test_tree_without_generated_images_is_refused_with_the_layout(small: Path) -> None:
     shutil.rmtree(small / "samples" / LORA / "tgt_image")
     with pytest.raises(ValueError, match=rf"{small}/samples holds no generated images; lay DreamBench"):
         read_dreambench_plus(small)

@@ -1,4 +1,4 @@
-"""Sample lists in every form say the same, and what is wrong in them is said by row."""
+"""Sample lists in every format give the same samples, and malformed ones are refused with file and line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.sample_lists import rows, written
 
 from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.samples import read_samples
+from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
 
 
@@ -39,8 +39,15 @@ def as_parquet(file: Path) -> Path:
     return out
 
 
+def test_folder_names_do_not_add_columns_to_parquet(listed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "category=flat"
+    folder.mkdir()
+    file = as_parquet(listed).rename(folder / "samples.parquet")
+    assert [sample.category for sample in read_samples(file).samples][:2] == ["angular", "round"]
+
+
 @pytest.mark.parametrize("form", [as_json_lines, as_parquet])
-def test_every_file_form_says_what_csv_says(listed: Path, form: object) -> None:
+def test_json_lines_and_parquet_give_the_samples_of_csv(listed: Path, form: object) -> None:
     assert callable(form)
     from_csv, other = read_samples(listed), read_samples(form(listed))
     assert without_lines(other.samples) == without_lines(from_csv.samples)
@@ -50,7 +57,7 @@ def test_every_file_form_says_what_csv_says(listed: Path, form: object) -> None:
     assert from_csv.samples[1].generated_mask == str(listed.parent / "out/1_mask.png")
 
 
-def test_the_digest_is_of_what_a_list_says_not_of_where_it_lies(
+def test_digest_depends_on_content_not_on_location(
     listed: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = read_samples(listed).sha256
@@ -66,20 +73,21 @@ def test_the_digest_is_of_what_a_list_says_not_of_where_it_lies(
         assert read_samples(elsewhere).sha256 != digest, (old, new)
 
 
-def test_a_damaged_json_line_is_a_row_with_its_reason(listed: Path) -> None:
+def test_malformed_json_line_is_refused_with_its_number(listed: Path) -> None:
     file = as_json_lines(listed)
     lines = file.read_text().splitlines()
-    del_prompt = {name: value for name, value in json.loads(lines[3]).items() if name != "prompt"}
-    file.write_text("\n".join([lines[0], lines[1][:40], "[1]", json.dumps(del_prompt), "", lines[5]]))
-    samples = read_samples(file).samples
-    assert [sample.line for sample in samples] == [1, 2, 3, 4, 6]
-    assert [bool(sample.error) for sample in samples] == [False, True, True, True, False]
-    assert "it is no JSON" in samples[1].error
-    assert "JSON list; give an object" in samples[2].error
-    assert "it lacks prompt" in samples[3].error
+    without_prompt = json.dumps({name: value for name, value in json.loads(lines[3]).items() if name != "prompt"})
+    for line, text in (
+        (lines[1][:40], r"samples.jsonl, line 3 is not valid JSON: .*; give one object per line"),
+        ("[1]", r"samples.jsonl, line 3 holds a JSON list; give one object per line"),
+        (without_prompt, r"samples.jsonl, line 3 lacks prompt; give null for an empty cell"),
+    ):
+        file.write_text("\n".join([lines[0], "", line, *lines[4:]]))
+        with pytest.raises(ValueError, match=text):
+            read_samples(file)
 
 
-def test_files_that_are_no_lists_are_refused_with_the_reason(tmp_path: Path) -> None:
+def test_malformed_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -101,26 +109,26 @@ def test_files_that_are_no_lists_are_refused_with_the_reason(tmp_path: Path) -> 
 
 @pytest.fixture
 def folder(listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same samples by the folder convention."""
+    """The same samples in the folder layout."""
     root = tmp_path_factory.mktemp("folders")
     for row in rows(listed):
         concept = root / row["concept"]
         method = concept / row["method"]
         method.mkdir(parents=True, exist_ok=True)
         name = row["sample_id"]
-        for column, place in (
+        for column, file in (
             ("reference_image", concept / "reference.png"),
             ("reference_mask", concept / "reference_mask.png"),
             ("generated_image", method / f"{name}.png"),
             ("generated_mask", method / f"{name}_mask.png"),
         ):
-            shutil.copy(listed.parent / row[column], place)
+            shutil.copy(listed.parent / row[column], file)
         (concept / "subject.txt").write_text(row["subject"] + "\n")
         (method / f"{name}.txt").write_text(row["prompt"])
     return root
 
 
-def test_a_folder_gives_the_scores_of_a_list(listed: Path, folder: Path, tmp_path: Path) -> None:
+def test_folder_gives_the_scores_of_a_list(listed: Path, folder: Path, tmp_path: Path) -> None:
     options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "0")
     assert main(["score", str(listed), "--out", str(tmp_path / "list.csv"), *options]) == 0
     assert main(["score", str(folder), "--out", str(tmp_path / "folder.csv"), *options]) == 0
@@ -135,17 +143,17 @@ def test_a_folder_gives_the_scores_of_a_list(listed: Path, folder: Path, tmp_pat
         assert found["stripped_prompt"] == row["stripped_prompt"]
 
 
-def test_what_a_folder_lacks_is_said_of_the_sample(folder: Path) -> None:
+def test_files_missing_in_a_folder_are_errors_of_their_samples(folder: Path) -> None:
     (folder / "star" / "reference_mask.png").unlink()
     (folder / "ball" / "B" / "s1_mask.png").unlink()
     (folder / "ball" / "A" / "s4.txt").unlink()
     (folder / "box" / "subject.txt").unlink()
     by_id = {sample.sample_id: sample for sample in read_samples(folder).samples}
-    assert by_id["star/A/s0"].error == f"there is no {folder / 'star' / 'reference_mask.png'}"
-    assert by_id["ball/B/s1"].error == f"there is no {folder / 'ball' / 'B' / 's1_mask.png'}"
-    assert by_id["ball/A/s4"].error == f"there is no {folder / 'ball' / 'A' / 's4.txt'}"
+    assert by_id["star/A/s0"].error == f"missing {folder / 'star' / 'reference_mask.png'}"
+    assert by_id["ball/B/s1"].error == f"missing {folder / 'ball' / 'B' / 's1_mask.png'}"
+    assert by_id["ball/A/s4"].error == f"missing {folder / 'ball' / 'A' / 's4.txt'}"
     assert (by_id["box/A/s2"].error, by_id["box/A/s2"].subject) == ("", None)
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(ValueError, match="holds no generated pictures; lay them out as"):
+    with pytest.raises(ValueError, match="holds no generated images; the layout is"):
         read_samples(folder)

@@ -1,0 +1,133 @@
+"""``masc-metrics dreambench-plus`` and ``orida``: the paper's two benchmarks, from their folders to their figures."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from masc_metrics.bench.datasets import dreambench_plus, orida
+from masc_metrics.bench.options import Command, option, positive_integer
+from masc_metrics.bench.run import Run
+from masc_metrics.bench.run_folder import write_json
+from masc_metrics.bench.sample_list import SampleList
+from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
+
+_SHOWN = 20  # missing files printed one by one
+
+_LARGEST_WIDTH = 1152  # of a patch's features, in the largest SigLIP2 checkpoint in use
+
+
+@dataclass(frozen=True, slots=True)
+class DreamBenchPlusInput:
+    """Input of ``masc-metrics dreambench-plus``.
+
+    Attributes:
+        root: folder with images, captions, samples and masks.
+        method: short name or folder name of a method; repeatable (default: all in samples).
+        masks: folder with refs and samples (default: ROOT/masks).
+        pf_without: samples that prompt following leaves out; the paper leaves out style-collections.
+        allow_missing: score an incomplete folder.
+    """
+
+    root: Path = option(type=Path, positional=True)
+    method: tuple[str, ...] = option((), action="append")
+    masks: Path | None = option(None, type=Path, metavar="FOLDER")
+    pf_without: dreambench_plus.PfWithout = option(dreambench_plus.PF_WITHOUT[0], choices=dreambench_plus.PF_WITHOUT)
+    allow_missing: bool = option(False)
+
+
+@dataclass(frozen=True, slots=True)
+class OridaInput:
+    """Input of ``masc-metrics orida``.
+
+    Attributes:
+        root: folder that holds train, or train itself.
+        subjects: largest number of subjects.
+        backgrounds: images per subject.
+        cross_pairs: pairs of two subjects.
+    """
+
+    root: Path = option(type=Path, positional=True)
+    subjects: int = option(50, type=positive_integer, metavar="N")
+    backgrounds: int = option(10, type=positive_integer, metavar="N")
+    cross_pairs: int = option(2250, type=positive_integer, metavar="N")
+
+
+def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
+    try:
+        check_out(run, source.root)
+        tree = dreambench_plus.read_dreambench_plus(source.root, source.method, source.masks, source.pf_without)
+        _print_missing(tree.missing)
+        if tree.missing and not source.allow_missing:
+            raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
+    except (OSError, ValueError, ImportError) as error:
+        return fail(UNUSABLE, error)
+    return score_list(SampleList(tree.samples, source.root), run).exit_code
+
+
+def _print_missing(missing: Sequence[tuple[Path, str]]) -> None:
+    for path, purpose in missing[:_SHOWN]:
+        print(f"missing: {path}: {purpose}", file=sys.stderr)
+    if len(missing) > _SHOWN:
+        counts = Counter(purpose for _, purpose in missing)
+        print(
+            "missing in all: " + ", ".join(f"{count} x {purpose}" for purpose, count in counts.items()), file=sys.stderr
+        )
+
+
+DREAMBENCH_PLUS = Command(
+    name="dreambench-plus",
+    summary="score methods on DreamBench++",
+    description="Score generated images in the folder layout of DreamBench++, see docs/benchmarks.md. A pair is "
+    "skipped if either mask marks at most --min-coverage of its pixels. Exit codes: as of score.",
+    options=(DreamBenchPlusInput, Run),
+    run=_dreambench_plus,
+    defaults={"min_coverage": dreambench_plus.MIN_COVERAGE},
+)
+
+
+def _orida(source: OridaInput, run: Run) -> int:
+    try:
+        check_out(run, source.root)
+        if "pf" in run.scores:
+            raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        pairs = orida.read_orida(
+            source.root, subjects=source.subjects, backgrounds=source.backgrounds, cross_pairs=source.cross_pairs
+        )
+    except (OSError, ValueError, ImportError) as error:
+        return fail(UNUSABLE, error)
+    for line in (*pairs.skipped, *pairs.notes):
+        print(f"{source.root}: {line}", file=sys.stderr)
+    if run.cache_mib is None:
+        run = replace(run, cache_mib=_mib_of_all_features(pairs, run))
+    finished = score_list(SampleList(pairs.samples, source.root), run)
+    if not finished.table_written:
+        return finished.exit_code
+    results = {name: orida.same_against_cross(run.out, name) for name in run.scores}
+    for name, result in results.items():
+        print(f"{name.upper()}  AUC {result.auc:.4f}  {result.same} pairs of one subject against {result.cross} of two")
+    write_json(
+        run.out.with_name(f"{run.out.stem}.auc.json"), {name: asdict(result) for name, result in results.items()}
+    )
+    return finished.exit_code
+
+
+def _mib_of_all_features(pairs: orida.Orida, run: Run) -> int:
+    """Every image is in many pairs, in no order that puts them together: keep the features of all."""
+    images = {file for sample in pairs.samples for file in (sample.generated_image, sample.reference_image)}
+    features = len(images) * run.max_num_patches * _LARGEST_WIDTH * run.torch_dtype.itemsize
+    return -(-features // 2**20)
+
+
+ORIDA = Command(
+    name="orida",
+    summary="separate same from different subjects on ORIDa",
+    description="Score pairs of photographs, of one subject and of two, by concept preservation, and compute the AUC "
+    "of the first against the second, see docs/benchmarks.md. Exit codes: as of score.",
+    options=(OridaInput, Run),
+    run=_orida,
+    defaults={"scores": ("cp",)},
+)

@@ -1,0 +1,176 @@
+"""Command-line options from the fields of a frozen dataclass, and their values from a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+_Options = TypeVar("_Options")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        name: its name on the command line.
+        summary: its line in the list of commands.
+        description: what it does.
+        options: frozen dataclasses whose fields are its options.
+        run: called with an instance of each of them; returns the exit code.
+        defaults: defaults that differ from those of the fields, by field name.
+    """
+
+    name: str
+    summary: str
+    description: str
+    options: tuple[type, ...]
+    run: Callable[..., int]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def option(default: Any = MISSING, *, compare: bool = True, positional: bool = False, **settings: Any) -> Any:
+    """A dataclass field that is a command-line option; its help is its entry in the class's docstring.
+
+    Args:
+        default: value if the option is not given; without a default it is required.
+        compare: whether the value affects the results; see :class:`masc_metrics.bench.run.Run`.
+        positional: whether it is given by position instead of by name.
+        settings: further arguments of ``argparse.ArgumentParser.add_argument``, such as ``type`` and ``choices``.
+    """
+    return field(default=default, compare=compare, metadata={"positional": positional, "settings": settings})
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: Command) -> None:
+    """Add a sub-command with an option for each field, and ``--config``."""
+    parser = commands.add_parser(
+        command.name, help=command.summary, description=command.description, allow_abbrev=False
+    )
+    for kind in command.options:
+        documentation = _field_documentation(kind)
+        for item in fields(kind):
+            settings = dict(item.metadata["settings"])
+            text = documentation.get(item.name, "").replace("%", "%%")
+            if item.metadata["positional"]:
+                if item.default is not MISSING:
+                    settings |= {"default": item.default, "nargs": "?"}
+                    text += f" (default: {item.default})"
+                parser.add_argument(item.name, help=text, **settings)
+                continue
+            default = command.defaults.get(item.name, item.default)
+            if default is MISSING:
+                settings["required"] = True
+            elif default is False:
+                settings |= {"action": "store_true"}
+            else:
+                settings["default"] = list(default) if settings.get("action") == "append" else default
+                if default not in (None, ()):
+                    text += f" (default: {','.join(default) if isinstance(default, tuple) else default})"
+            parser.add_argument(_flag(item.name), help=text, **settings)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with options; options on the command line override it"
+    )
+
+
+def parse_options(command: Command, arguments: argparse.Namespace) -> tuple[Any, ...]:
+    """An instance of each of the command's dataclasses."""
+    return tuple(
+        kind(**{item.name: _frozen(getattr(arguments, item.name)) for item in fields(kind)}) for kind in command.options
+    )
+
+
+def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> list[str]:
+    """Replace ``--config FILE`` by the options in the file, which come before those on the command line.
+
+    Keys of the file are names of options, with underscores or dashes. A list gives a repeatable option several times;
+    a mapping gives ``name=value``.
+
+    Raises:
+        ValueError: if the file is not a YAML mapping, or has a key that is not an option of the command.
+        OSError: if it cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="masc-metrics", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    found, rest = parser.parse_known_args(arguments)
+    if found.config is None or not rest or rest[0] not in commands:
+        return list(arguments)
+    command = commands[rest[0]]
+    return [rest[0], *_config_arguments(found.config, command), *rest[1:]]
+
+
+def _config_arguments(file: Path, command: Command) -> list[str]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {file} holds a {type(values).__name__}; give a mapping of options to values")
+    repeatable = {
+        item.name: item.metadata["settings"].get("action") == "append"
+        for kind in command.options
+        for item in fields(kind)
+        if not item.metadata["positional"]
+    }
+    arguments: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in repeatable:
+            raise ValueError(f"--config {file} has {key!r}; the options of {command.name} are {', '.join(repeatable)}")
+        if isinstance(value, dict):
+            value = [f"{part}={content}" for part, content in value.items()]
+        if value is True:
+            arguments.append(_flag(name))
+        elif isinstance(value, list) and repeatable[name]:
+            for part in value:
+                arguments += [_flag(name), *map(str, part)] if isinstance(part, list) else [f"{_flag(name)}={part}"]
+        elif value is not None and value is not False:
+            arguments.append(f"{_flag(name)}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return arguments
+
+
+def _field_documentation(kind: type) -> dict[str, str]:
+    """Text of each field in the ``Attributes`` section of a dataclass's docstring."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def positive_integer(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def non_negative_integer(text: str) -> int:
+    """Parse an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Parse a number in [0, 1)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1)")
+    return value

@@ -1,0 +1,178 @@
+"""Sample lists: the samples to score, from a CSV, JSON Lines or Parquet file, or from a folder.
+
+The layout of a folder is::
+
+    ROOT/<concept>/reference.png  reference_mask.png  subject.txt
+    ROOT/<concept>/<method>/<name>.png  <name>_mask.png  <name>.txt
+
+``<name>.txt`` holds the prompt, ``subject.txt`` the subject's name in the prompts; without it prompts are kept as they
+are. Images may be .png, .jpg, .jpeg or .webp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from masc_metrics.bench.run import MASC_SCORES
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
+from masc_metrics.bench.tables import Row, read_rows
+
+_ALWAYS_NEEDED = ("generated_image", "reference_image")
+
+_NEEDED = {
+    "cp": ("reference_mask",),
+    "pf": ("generated_mask", "prompt", "subject"),
+}
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+_LAYOUT = "ROOT/<concept>/reference.png and ROOT/<concept>/<method>/<name>.png, with <name>_mask.png and <name>.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleList:
+    """The samples to score, in order.
+
+    Attributes:
+        samples: all samples, those with an error included.
+        source: file or folder that they were read from. Relative paths start from the folder.
+    """
+
+    samples: tuple[Sample, ...]
+    source: Path
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the list's content; it does not depend on where its folder is."""
+        digest = hashlib.sha256()
+        root = self.source if self.source.is_dir() else self.source.parent
+        for sample in self.samples:
+            content = asdict(sample)
+            content |= {name: os.path.relpath(content[name], root) for name in FILES if content[name]}
+            digest.update(json.dumps(content).encode())
+        return digest.hexdigest()
+
+
+def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleList:
+    """Read a sample list.
+
+    Args:
+        source: a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file with those columns of ``COLUMNS`` that the
+            scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are ignored. Paths
+            are relative to the file. Or a folder with the layout in
+            the module's docstring.
+        scores: scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
+            ``generated_mask``, ``prompt`` and ``subject``.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is malformed, has no rows, leaves out a needed file, or has an empty or repeated
+            ``sample_id``; the text names the file, the line and the remedy.
+        ImportError: for Parquet without pyarrow.
+    """
+    if source.is_dir():
+        return SampleList(tuple(_folder_samples(source)), source)
+    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in _NEEDED.get(score, ()))}
+    columns = [name for name in COLUMNS if name in needed]
+    samples = tuple(_samples(read_rows(source, columns), source, columns))
+    if not samples:
+        raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
+    return SampleList(samples, source)
+
+
+def _samples(rows: Iterable[Row], source: Path, needed: list[str]) -> Iterator[Sample]:
+    line_of: dict[str, int] = {}
+    for position, row in enumerate(rows, start=1):
+        cells = {name: (cell or "").strip() for name, cell in row.cells.items() if name not in ("prompt", "subject")}
+        for name in FILES:
+            if name in needed and not cells.get(name):
+                raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file")
+        sample_id = cells.get("sample_id", str(position))
+        if not sample_id:
+            raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
+        if sample_id in line_of:
+            raise ValueError(
+                f"{source}, line {row.line}: sample_id {sample_id!r} repeats that of line {line_of[sample_id]}; give "
+                "each row its own"
+            )
+        line_of[sample_id] = row.line
+        files = {name: os.path.join(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
+        prompt = row.cells.get("prompt")
+        yield Sample(
+            line=row.line,
+            sample_id=sample_id,
+            generated_image=files["generated_image"] or "",
+            generated_mask=files["generated_mask"],
+            reference_image=files["reference_image"] or "",
+            reference_mask=files["reference_mask"],
+            prompt=prompt or "" if "prompt" in needed else prompt,
+            subject=row.cells.get("subject") or None,
+            **{name: cells.get(name, "") for name in GROUPS},
+        )
+
+
+def _folder_samples(root: Path) -> list[Sample]:
+    """Find every generated image below the folder, ordered by concept, method and name.
+
+    An image without its mask, prompt or reference becomes a sample with an error.
+
+    Raises:
+        OSError: if a folder cannot be read.
+        ValueError: if there are no generated images.
+    """
+    methods = ((concept, method) for concept in _folders(root) for method in _folders(concept))
+    found = (sample for concept, method in methods for sample in _method_samples(concept, method))
+    samples = [replace(sample, line=position) for position, sample in enumerate(found, start=1)]
+    if not samples:
+        raise ValueError(f"{root} holds no generated images; the layout is {_LAYOUT}")
+    return samples
+
+
+def _method_samples(concept: Path, method: Path) -> Iterator[Sample]:
+    references, images = _images(concept), _images(method)
+    for name, image in images.items():
+        if name.endswith("_mask") and name.removesuffix("_mask") in images:
+            continue
+        files = {
+            concept / "reference.png": references.get("reference"),
+            concept / "reference_mask.png": references.get("reference_mask"),
+            method / f"{name}_mask.png": images.get(f"{name}_mask"),
+        }
+        prompt = _text(method / f"{name}.txt")
+        missing = [str(expected) for expected, file in files.items() if file is None]
+        if prompt is None:
+            missing.append(str(method / f"{name}.txt"))
+        reference, reference_mask, mask = (None if file is None else str(file) for file in files.values())
+        yield Sample(
+            line=0,
+            sample_id=f"{concept.name}/{method.name}/{name}",
+            generated_image=str(image),
+            generated_mask=mask,
+            reference_image=reference or "",
+            reference_mask=reference_mask,
+            prompt=prompt,
+            subject=_text(concept / "subject.txt"),
+            method=method.name,
+            concept=concept.name,
+            key=f"{concept.name}/{name}",
+            error=f"missing {' and '.join(missing)}" if missing else "",
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Image files by name without suffix."""
+    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _IMAGE_SUFFIXES}
+
+
+def _text(file: Path) -> str | None:
+    """Content of a text file; None if it is missing or empty."""
+    return (file.read_text(encoding="utf-8-sig").strip() or None) if file.is_file() else None
