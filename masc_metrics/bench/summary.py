@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.bench.bootstrap import REPLICATES, Numbers, concept_weights, interval
+from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
 from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import text_table
@@ -28,22 +28,19 @@ _UNDEFINED = {
 }
 
 
-def summarize(
-    samples: Sequence[Sample], results: Sequence[SampleResult], scores: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores: Sequence[str]) -> dict[str, Any]:
     """Summarize the scores of a run.
 
-    For each score, of all samples and of each group: ``n`` samples with a defined score, their ``mean``, its
-    ``standard_error`` (of independent samples: standard deviation over the root of n), the number of ``concepts``, and
-    ``interval_95`` of the mean by :mod:`masc_metrics.bench.bootstrap`. ``cp_times_pf`` is the product of the two means.
-    None stands for what is undefined: any figure of no sample, a standard error of one sample, an interval of one
-    concept.
+    For each score, of all samples and of each group: ``n`` samples with a defined score, the number of ``concepts``,
+    the ``mean``, in which every concept counts equally, its ``standard_error`` and ``interval_95`` by
+    :mod:`masc_metrics.bench.intervals`, and ``interval_over``: several "concepts", or the samples of "this concept
+    only". ``cp_times_pf`` is the product of the two means. None stands for what is undefined: any figure of no sample,
+    an interval of a single concept with a single sample.
 
     Args:
         samples: the sample list.
         results: result of each sample.
         scores: names of the scores.
-        seed: random seed of the bootstrap.
 
     Returns:
         Counts, figures of all samples under ``all``, and of groups under ``by``; JSON-serialisable.
@@ -65,8 +62,7 @@ def summarize(
                 rows_of.setdefault(" / ".join(labels), []).append(row)
         if rows_of:
             by[" / ".join(grouping)] = {
-                label: _figures(values_NS[rows], concepts_N[rows], scores, seed)
-                for label, rows in sorted(rows_of.items())
+                label: _figures(values_NS[rows], concepts_N[rows], scores) for label, rows in sorted(rows_of.items())
             }
     return {
         "samples": len(samples),
@@ -76,72 +72,60 @@ def summarize(
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
             for index, name in enumerate(scores)
         },
-        "bootstrap": {"replicates": REPLICATES, "seed": seed, "over": "concepts"},
-        "all": _figures(values_NS, concepts_N, scores, seed),
+        "interval": {"confidence": CONFIDENCE, "method": "Student's t on the means of concepts"},
+        "all": _figures(values_NS, concepts_N, scores),
         "by": by,
     }
 
 
-def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str], seed: int) -> dict[str, Any]:
-    means_RS = _resampled_means(values_NS, concepts_N, seed)
+def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
+    units_US, over = unit_means(values_NS, concepts_N)
     figures: dict[str, Any] = {}
     for index, name in enumerate(scores):
         defined_N = ~np.isnan(values_NS[:, index])
-        column = values_NS[defined_N, index]
+        estimate = mean(units_US[:, index])
         figures[name] = {
-            "n": len(column),
-            "mean": float(column.mean()) if len(column) else None,
-            "standard_error": float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else None,
+            "n": int(defined_N.sum()),
+            "mean": estimate.value,
+            "standard_error": estimate.standard_error,
             "concepts": len(np.unique(concepts_N[defined_N])),
-            "interval_95": interval(means_RS[:, index]),
+            "interval_95": estimate.interval,
+            "interval_over": over,
         }
     if {"cp", "pf"} <= set(scores):
-        means = [figures[name]["mean"] for name in ("cp", "pf")]
+        estimate = product(units_US[:, [scores.index("cp"), scores.index("pf")]])
         figures["cp_times_pf"] = {
-            "mean": None if None in means else means[0] * means[1],
-            "interval_95": interval(means_RS[:, scores.index("cp")] * means_RS[:, scores.index("pf")]),
+            "mean": estimate.value,
+            "interval_95": estimate.interval,
+            "interval_over": over,
         }
     return figures
 
 
-def _resampled_means(values_NS: Numbers, concepts_N: NDArray[np.intp], seed: int) -> Numbers:
-    """(R, S) means of resampled concepts; NaN where a resample has no sample with the score."""
-    labels, concepts_N = np.unique(concepts_N, return_inverse=True)
-    weights_RC = concept_weights(len(labels), REPLICATES, seed)
-    defined_NS = ~np.isnan(values_NS)
-    sums_CS, counts_CS = np.zeros((len(labels), values_NS.shape[1])), np.zeros((len(labels), values_NS.shape[1]))
-    np.add.at(sums_CS, concepts_N, np.where(defined_NS, values_NS, 0))
-    np.add.at(counts_CS, concepts_N, defined_NS)
-    counts_RS = weights_RC @ counts_CS
-    means_RS: Numbers = np.divide(
-        weights_RC @ sums_CS, counts_RS, out=np.full(counts_RS.shape, np.nan), where=counts_RS > 0
-    )
-    return means_RS
-
-
 def summary_lines(summary: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
-    """A line for each score, and with two or more methods a table of methods.
-
-    The table has means with the half width of their 95 % intervals.
-    """
+    """A line for each score, and with two or more methods a table of methods: means ± half of their 95 % intervals."""
     lines = []
     for name in scores:
         figure, undefined = summary["all"][name], summary["undefined"][name]
-        mean = f"{figure['mean']:.4f}  mean of {figure['n']} samples" if figure["n"] else "no sample has a score"
-        lines.append(f"{name.upper()}  {mean}{f', {undefined} undefined' if undefined else ''}")
+        over = f"{figure['concepts']} concepts"
+        if figure["interval_over"] == ONE_CONCEPT:
+            over = f"1 concept{f'; ± holds for {ONE_CONCEPT}' if figure['interval_95'] else ''}"
+        counts = f"{figure['n']} samples of {over}" if figure["n"] else "no sample has a score"
+        lines.append(f"{name.upper()}  {mean_cell(figure)}  {counts}{f'; {undefined} undefined' if undefined else ''}")
     methods: Mapping[str, Any] = summary["by"].get("method", {})
     if len(methods) < 2:
         return lines
     names = [name for name in (*scores, "cp_times_pf") if name in summary["all"]]
     header = ["method", *("CP x PF" if name == "cp_times_pf" else name.upper() for name in names), "samples"]
     rows = [
-        [method, *(_cell(figures[name]) for name in names), str(max(figures[name]["n"] for name in scores))]
+        [method, *(mean_cell(figures[name]) for name in names), str(max(figures[name]["n"] for name in scores))]
         for method, figures in methods.items()
     ]
     return [*lines, *text_table([header, *rows])]
 
 
-def _cell(figure: Mapping[str, Any]) -> str:
+def mean_cell(figure: Mapping[str, Any]) -> str:
+    """A mean with the half width of its interval."""
     if figure["mean"] is None:
         return "-"
     if figure["interval_95"] is None:

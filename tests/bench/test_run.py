@@ -26,7 +26,7 @@ from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.scoring import Scorer
-from masc_metrics.bench.summary import summarize
+from masc_metrics.bench.summary import summarize, summary_lines
 from masc_metrics.bench.tables import write_table
 from masc_metrics.cli import main
 
@@ -98,7 +98,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, expected: list[dic
     arguments = [sys.executable, "-m", "masc_metrics", "score", str(samples), "--out", str(tmp_path / "scores.csv")]
     printed = command([*arguments, *TINY, "--devices", "2"])
     assert_same(rows(tmp_path / "scores.csv"), expected)
-    assert printed.count("mean of 24 samples") == 2, "CP and PF, printed by one rank"
+    assert printed.count("24 samples of 3 concepts") == 2, "CP and PF, printed by one rank"
 
 
 @pytest.mark.timeout(120)
@@ -490,7 +490,13 @@ def test_summary_has_means_by_group(listed: Path, expected: list[dict[str, str]]
     pf = np.array([float(row["pf"]) for row in expected])
     everything = figures["all"]
     assert everything["cp"]["mean"] == pytest.approx(cp.mean(), abs=1e-7)
-    assert everything["cp"]["standard_error"] == pytest.approx(cp.std(ddof=1) / math.sqrt(24), abs=1e-7)
+    concepts = [
+        cp[[row["concept"] == concept for row in expected]].mean() for concept in {row["concept"] for row in expected}
+    ]
+    assert everything["cp"]["standard_error"] == pytest.approx(np.std(concepts, ddof=1) / math.sqrt(3), abs=1e-7)
+    low, high = everything["cp"]["interval_95"]
+    half_width = 4.302653 * everything["cp"]["standard_error"]  # Student's t with two degrees of freedom
+    assert (low, high) == pytest.approx((cp.mean() - half_width, cp.mean() + half_width), abs=1e-6)
     assert everything["cp_times_pf"]["mean"] == pytest.approx(cp.mean() * pf.mean(), abs=1e-7)
     assert everything["pf"]["concepts"] == 3
     assert set(figures["by"]) == {"method", "category", "concept", "method / category"}
@@ -507,15 +513,27 @@ def summary(scores: list[tuple[str, float, float | None]]) -> dict[str, Any]:
     return summarize(samples, results, ("cp", "pf"))
 
 
-def test_intervals_resample_concepts_not_samples() -> None:
+def test_intervals_are_over_concepts_not_samples() -> None:
     effects = np.random.default_rng(1).normal(0.5, 0.1, size=40)
     single = [(str(concept), effect, None) for concept, effect in enumerate(effects)]
     one, other = (summary(scores)["all"]["cp"] for scores in (single, single * 50))
     assert one["interval_95"] == pytest.approx(other["interval_95"])
-    low, high = one["interval_95"]
-    expected = 1.96 * effects.std() / math.sqrt(40)
-    assert (high - low) / 2 == pytest.approx(expected, rel=0.1)
-    assert other["standard_error"] < one["standard_error"] / 6
+    assert one["standard_error"] == pytest.approx(other["standard_error"])
+    assert (one["n"], other["n"]) == (40, 2000)
+
+
+def test_every_concept_counts_equally_in_the_mean() -> None:
+    figures = summary([("a", 0.2, 0.5), *[("b", 0.8, 0.1)] * 9])["all"]
+    assert figures["cp"]["mean"] == pytest.approx(0.5)
+    assert figures["cp_times_pf"]["mean"] == pytest.approx(0.5 * 0.3)
+
+
+def test_interval_of_one_concept_is_over_its_samples_and_says_so() -> None:
+    figures = summary([("a", value, None) for value in (0.1, 0.2, 0.3)])["all"]["cp"]
+    assert figures["interval_over"] == "this concept only"
+    assert figures["interval_95"] == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
+    (line, _) = summary_lines(summary([("a", value, None) for value in (0.1, 0.2, 0.3)]), ("cp", "pf"))
+    assert line == "CP  0.2000 ±0.2484  3 samples of 1 concept; ± holds for this concept only"
 
 
 def test_undefined_figures_are_null() -> None:
@@ -525,11 +543,12 @@ def test_undefined_figures_are_null() -> None:
         "standard_error": None,
         "concepts": 0,
         "interval_95": None,
+        "interval_over": "this concept only",
     }
     figures = summary([("a", 0.25, None), ("a", math.nan, None)])
     assert figures["all"]["cp"]["mean"] == 0.25
     assert figures["all"]["cp"]["standard_error"] is None
-    assert figures["all"]["cp"]["interval_95"] is None, "one concept cannot be resampled"
+    assert figures["all"]["cp"]["interval_95"] is None, "one sample has no interval"
     assert figures["all"]["cp_times_pf"]["mean"] is None
     assert figures["undefined"] == {"cp": 1, "pf": 0}
     json.dumps(figures, allow_nan=False)

@@ -109,8 +109,9 @@ def test_each_sample_has_a_row_with_scores_and_stripped_prompt(
         "on a beach, astronaut smiling",
         "in a sunny garden",
     ]
-    assert f"CP  {sum(cp) / 4:.4f}  mean of 4 samples" in printed.out
-    assert f"PF  {sum(pf) / 4:.4f}  mean of 4 samples" in printed.out
+    assert f"CP  {sum(cp) / 4:.4f} ±" in printed.out
+    assert f"PF  {sum(pf) / 4:.4f} ±" in printed.out
+    assert printed.out.count("  4 samples of 4 concepts\n") == 2
     assert "4/4" in printed.err, "a progress bar"
     quiet_code, _ = score(tmp_path / "samples.csv", checkpoint, "--quiet")
     assert (quiet_code, capsys.readouterr().err) == (0, "")
@@ -165,7 +166,7 @@ def test_bad_rows_are_reported_by_line_and_the_others_are_scored(
     for line, part in [(2, "nowhere.png"), (4, "(50, 400)"), (5, "prompt is empty"), (9, "cut.png")]:
         assert any(f"samples.csv, line {line} (sample" in text and part in text for text in printed.err.splitlines())
     assert "8 of 12 rows failed; the others are in" in printed.err
-    assert "mean of 4 samples" in printed.out
+    assert "4 samples of 4 concepts" in printed.out
 
 
 def test_sample_ids_are_kept(tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path) -> None:
@@ -184,8 +185,8 @@ def test_undefined_scores_are_nan_and_counted(
     assert code == 0
     assert math.isnan(float(read(out)[0]["cp"]))
     printed = capsys.readouterr()
-    assert "mean of 3 samples, 1 undefined" in printed.out
-    assert "mean of 4 samples\n" in printed.out
+    assert "3 samples of 3 concepts; 1 undefined" in printed.out
+    assert "4 samples of 4 concepts\n" in printed.out
     assert (
         "samples.csv, line 2 (sample 1): CP is undefined, because reference_mask covers no reference patch"
         in printed.err

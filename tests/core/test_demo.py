@@ -77,8 +77,7 @@ def test_match_maps_raise_for_features_that_are_not_finite() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--seed", "-1"], 2, "--seed is -1; give 0 or more"),
-        (["--out", "nowhere/demo.png"], 2, "there is no folder nowhere"),
+        (["--out", "nowhere/demo.png"], 2, "the folder nowhere does not exist; create it first"),
         (["--out", "."], 2, "is a folder"),
         (["--out", "demo.jpg"], 2, "ends with .png"),
         (["--out", "x" * 300 + ".png"], 2, "name too long"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from masc_metrics.bench.agreement.ratings import Scores
 from masc_metrics.bench.agreement.report import Dropped
-from masc_metrics.bench.bootstrap import Numbers
+from masc_metrics.bench.intervals import Numbers
 
 SampleKey = tuple[str, str]
 """Method and key."""

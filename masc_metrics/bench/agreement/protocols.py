@@ -32,7 +32,7 @@ from masc_metrics.bench.agreement.statistics import (
     rank_resamples,
     rank_statistics,
 )
-from masc_metrics.bench.bootstrap import CONFIDENCE, REPLICATES, Numbers, concept_weights, interval
+from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
 
 PROTOCOLS = ("pooled", "dreambench-plus")
 STATISTICS = ("alpha", "rho", "tau", "auc")
@@ -86,7 +86,7 @@ def agreement(
 
     Raises:
         ValueError: if an argument is not accepted, or a scorer shares fewer than two keys with the groups.
-        ImportError: if krippendorff or scipy is not installed.
+        ImportError: if krippendorff is not installed.
 
     Source: MaSC, arXiv 2605.22469; DreamBench++, arXiv 2406.16855.
     """
@@ -264,7 +264,7 @@ def _estimate(value: float, resamples_R: Numbers, reason: str) -> Estimate:
     left_out = int(np.isnan(resamples_R).sum())
     if math.isnan(value):
         return Estimate(None, None, None, left_out, reason)
-    bounds = interval(resamples_R)
+    bounds = percentile_interval(resamples_R)
     if bounds is None:
         return Estimate(value, None, None, left_out, "no interval: there is no resample in which it is defined")
     return Estimate(value, *bounds, left_out, "")

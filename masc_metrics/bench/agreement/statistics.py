@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.bench.bootstrap import Numbers
+from masc_metrics.bench.intervals import Numbers
 
 Indices = NDArray[np.intp]
 
@@ -129,14 +129,9 @@ def rank_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
     Returns:
         (3,): rho and tau in [-1, 1], NaN if scores or ratings are constant; the AUC of ratings of at least ``HIGH``
         against those of at most ``LOW``, NaN if there are none of either.
-
-    Raises:
-        ImportError: if scipy is not installed.
     """
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise ImportError("agreement needs scipy: pip install 'masc-metrics[bench]'") from error
+    from scipy import stats
+
     rho = tau = math.nan
     if scores_K.size and np.ptp(scores_K) > 0 and np.ptp(ratings_K) > 0:
         rho = float(stats.spearmanr(scores_K, ratings_K).statistic)

@@ -17,7 +17,7 @@ from masc_metrics.bench.agreement.statistics import (
     rank_resamples,
     rank_statistics,
 )
-from masc_metrics.bench.bootstrap import Numbers
+from masc_metrics.bench.intervals import Numbers
 
 NAN = math.nan
 
