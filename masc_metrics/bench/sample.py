@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from masc_metrics.bench.tables import Cells
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 FILES = ("generated_image", "generated_mask", "reference_image", "reference_mask")
 
@@ -34,6 +34,7 @@ class Sample:
         category: any further group.
         key: identifies a sample across methods: samples of several methods with one key are rated together.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        extra: cells of the list's other columns, copied into the table of scores.
     """
 
     line: int
@@ -49,6 +50,7 @@ class Sample:
     category: str = ""
     key: str = ""
     error: str = ""
+    extra: Mapping[str, str | None] = field(default_factory=dict)
 
 
 MEASURES = (
@@ -84,14 +86,17 @@ class SampleResult:
     error: str = ""
 
 
-def columns(scores: Sequence[str]) -> tuple[str, ...]:
+def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Columns of the table of scores."""
-    return ("sample_id", *GROUPS, *scores, *MEASURES, "stripped_prompt", "left_out", "error")
+    own = ("sample_id", *GROUPS, *scores, *MEASURES, "stripped_prompt", "left_out", "error")
+    return (*own, *COLUMNS, *extra)
 
 
-def table_row(sample: Sample, result: SampleResult) -> Cells:
-    """Row of the table of scores, by column."""
+def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, str | float | None]:
+    """Row of the table of scores, by column; paths are relative to the table's folder."""
+    files = {name: getattr(sample, name) for name in FILES}
     return {
+        **sample.extra,
         "sample_id": sample.sample_id,
         **{name: getattr(sample, name) for name in GROUPS},
         **result.scores,
@@ -99,4 +104,7 @@ def table_row(sample: Sample, result: SampleResult) -> Cells:
         "stripped_prompt": result.stripped_prompt,
         "left_out": result.left_out,
         "error": result.error,
+        **{name: os.path.relpath(file, folder) if file else None for name, file in files.items()},
+        "prompt": sample.prompt,
+        "subject": sample.subject,
     }

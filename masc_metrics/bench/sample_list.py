@@ -20,7 +20,10 @@ from pathlib import Path
 
 from masc_metrics.bench.run import MASC_SCORES
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
+from masc_metrics.bench.sample import columns as table_columns
 from masc_metrics.bench.tables import Row, read_rows
+
+_KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
 _ALWAYS_NEEDED = ("generated_image", "reference_image")
 
@@ -63,31 +66,35 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
 
     Args:
         source: a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file with those columns of ``COLUMNS`` that the
-            scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are ignored. Paths
-            are relative to the file. Or a folder with the layout in
-            the module's docstring.
+            scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are copied into the
+            table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
         scores: scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
             ``generated_mask``, ``prompt`` and ``subject``.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed, has no rows, leaves out a needed file, or has an empty or repeated
-            ``sample_id``; the text names the file, the line and the remedy.
+        ValueError: if it is malformed, has no rows, leaves out a needed file, has an empty or repeated ``sample_id``,
+            or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
     if source.is_dir():
         return SampleList(tuple(_folder_samples(source)), source)
     needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in _NEEDED.get(score, ()))}
     columns = [name for name in COLUMNS if name in needed]
-    samples = tuple(_samples(read_rows(source, columns), source, columns))
+    written = {*table_columns(tuple(scores))} - _KNOWN_COLUMNS
+    samples = tuple(_samples(read_rows(source, columns), source, columns, written))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
     return SampleList(samples, source)
 
 
-def _samples(rows: Iterable[Row], source: Path, needed: list[str]) -> Iterator[Sample]:
+def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[str]) -> Iterator[Sample]:
     line_of: dict[str, int] = {}
     for position, row in enumerate(rows, start=1):
+        if clash := sorted(written & row.cells.keys()):
+            raise ValueError(
+                f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
+            )
         cells = {name: (cell or "").strip() for name, cell in row.cells.items() if name not in ("prompt", "subject")}
         for name in FILES:
             if name in needed and not cells.get(name):
@@ -112,6 +119,7 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str]) -> Iterator[S
             reference_mask=files["reference_mask"],
             prompt=prompt or "" if "prompt" in needed else prompt,
             subject=row.cells.get("subject") or None,
+            extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
             **{name: cells.get(name, "") for name in GROUPS},
         )
 

@@ -157,3 +157,28 @@ def test_files_missing_in_a_folder_are_errors_of_their_samples(folder: Path) -> 
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no generated images; the layout is"):
         read_samples(folder)
+
+
+def test_other_columns_paths_prompt_and_subject_are_copied_into_the_table(listed: Path, tmp_path: Path) -> None:
+    cells = [row | {"seed": str(index % 2), "note": "a, b"} for index, row in enumerate(rows(listed))]
+    file = listed.with_name("noted.jsonl")
+    file.write_text("\n".join(json.dumps(row) for row in (cells[0] | {"late": "x"}, *cells[1:])), encoding="utf-8")
+    (tmp_path / "out").mkdir(exist_ok=True)
+    out = tmp_path / "out" / "scores.csv"
+    options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(file), "--out", str(out), *options]) == 0
+    for before, after in zip(cells, rows(out), strict=True):
+        assert {name: after[name] for name in ("seed", "note", "prompt", "subject")} == {
+            name: before[name] for name in ("seed", "note", "prompt", "subject")
+        }
+        for name in ("generated_image", "generated_mask", "reference_image", "reference_mask"):
+            assert (out.parent / after[name]).samefile(file.parent / before[name])
+    assert [row["late"] for row in rows(out)] == ["x", *[""] * (len(cells) - 1)]
+
+
+def test_column_with_the_name_of_a_score_is_refused(listed: Path) -> None:
+    file = listed.with_name("scored.jsonl")
+    file.write_text("\n".join(json.dumps(row | {"cp": "0.5"}) for row in rows(listed)), encoding="utf-8")
+    with pytest.raises(ValueError, match="has a column 'cp', which the table of scores has too; rename or remove it"):
+        read_samples(file)
+    assert read_samples(file, ("pf",)).samples[0].extra == {"cp": "0.5"}

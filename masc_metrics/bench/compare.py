@@ -1,0 +1,341 @@
+"""``masc-metrics compare``: which of several methods is better, by differences between paired samples.
+
+Samples are paired by concept, key (else prompt) and, where the tables have one, ``seed``. Samples of one concept depend
+on each other, so the differences of a concept count as one: intervals and tests are over concepts. With one concept,
+they are over its pairs, and hold for this concept only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masc_metrics.bench.intervals import ONE_CONCEPT, Estimate, Numbers, mean, unit_means
+from masc_metrics.bench.options import Command, option
+from masc_metrics.bench.run import SCORE_NAMES
+from masc_metrics.bench.run_folder import write_json
+from masc_metrics.bench.score_command import UNUSABLE, fail
+from masc_metrics.bench.summary import mean_cell
+from masc_metrics.bench.tables import Row, read_rows, text_table
+
+LEVEL = 0.05
+"""A difference is called significant if its corrected p value is below."""
+
+_ENOUGH_UNITS = 8  # with fewer, the smallest p value of a sign-flip test is too large to survive a correction
+_EXACT_UNITS = 14  # up to 16 384 sign patterns are all tried
+_DRAWS = 20_000
+_ROUNDING = 1e-12
+
+Cell = tuple[str, str, str]
+"""What pairs two samples: concept, key (else prompt), seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """Options of ``masc-metrics compare``.
+
+    Attributes:
+        scores: tables of scores, as the scoring commands write them. Rows without a method are named after their file.
+        a: a method to compare; without --b, with every other method (default: every pair of methods).
+        b: the method to compare it with.
+        score: comma-separated columns to compare (default: all scores that every table has).
+        out: JSON file to write.
+    """
+
+    scores: tuple[Path, ...] = option(type=Path, positional=True, nargs="+", metavar="SCORES")
+    a: str | None = option(None, metavar="METHOD")
+    b: str | None = option(None, metavar="METHOD")
+    score: str | None = option(None)
+    out: Path | None = option(None, type=Path, metavar="FILE.json")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodScores:
+    """Scores of one method.
+
+    Attributes:
+        name: the method.
+        values: for each score, all samples' values by cell; samples without the score are not in it.
+    """
+
+    name: str
+    values: Mapping[str, Mapping[Cell, Sequence[float]]]
+
+    def estimate(self, score: str) -> dict[str, Any]:
+        """Mean over concepts, its interval, and the numbers of samples and concepts."""
+        samples = [(cell[0], value) for cell, values in self.values[score].items() for value in values]
+        values_NS = np.array([[value] for _, value in samples], dtype=np.float64).reshape(-1, 1)
+        units_US, over = unit_means(values_NS, np.array([concept for concept, _ in samples]))
+        found = mean(units_US[:, 0])
+        concepts = len({concept for concept, _ in samples})
+        return {
+            "mean": found.value,
+            "interval_95": found.interval,
+            "n": len(samples),
+            "concepts": concepts,
+            "interval_over": over,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Paired difference of two methods in one score.
+
+    Attributes:
+        a: the first method.
+        b: the second method.
+        score: the score.
+        pairs: cells that both methods have. Several samples of a cell count as their mean.
+        concepts: concepts of the pairs.
+        unpaired: cells that only one of the two has.
+        difference: mean of a minus b, in which every concept counts equally; None without pairs.
+        interval_95: its 95 % interval; None for fewer than two concepts, or of one concept fewer than two pairs.
+        p: p value of the hypothesis that the methods are equal; None if it cannot be tested.
+        p_holm: p value corrected by Holm's method for all comparisons made together.
+        wins: share of pairs in which a is higher, ties counted half.
+        test: how p was found.
+        interval_over: "concepts" or "this concept only".
+    """
+
+    a: str
+    b: str
+    score: str
+    pairs: int
+    concepts: int
+    unpaired: int
+    difference: float | None
+    interval_95: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    wins: float | None
+    test: str
+    interval_over: str
+
+    @property
+    def verdict(self) -> str:
+        """The answer in words."""
+        if self.difference is None or self.p_holm is None:
+            return "not testable"
+        if self.p_holm >= LEVEL:
+            return "no difference shown"
+        return f"{self.a if self.difference > 0 else self.b} is higher"
+
+
+def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> tuple[list[MethodScores], list[str]]:
+    """Read the methods of tables of scores.
+
+    Args:
+        files: the tables.
+        scores: columns to read; None reads the scores of this package that every table has.
+
+    Returns:
+        The methods in the order of the tables, and the names of the scores.
+
+    Raises:
+        OSError: if a table cannot be read.
+        ValueError: if it is malformed, lacks a column, or has a method that another table has.
+    """
+    tables = {file: read_rows(file) for file in files}
+    for file, rows in tables.items():
+        if not rows:
+            raise ValueError(f"{file} has no rows; give a table of scores")
+    headers = [set().union(*(row.cells for row in rows)) for rows in tables.values()]
+    shared = [name for name in SCORE_NAMES if all(name in header for header in headers)]
+    names = list(dict.fromkeys(scores)) if scores else shared
+    for file, header in zip(tables, headers, strict=True):
+        if missing := [name for name in names if name not in header]:
+            raise ValueError(f"{file} lacks the column {missing[0]}; --score accepts {', '.join(shared) or 'none'}")
+        if not header & {"concept", "reference_image"}:
+            raise ValueError(f"{file} has neither a column concept nor reference_image; samples cannot be paired")
+    if not names:
+        raise ValueError(f"the tables share no score; name a column with --score: {', '.join(sorted(headers[0]))}")
+    found: dict[str, dict[str, dict[Cell, list[float]]]] = {}
+    file_of: dict[str, Path] = {}
+    for file, rows in tables.items():
+        for row in rows:
+            method = (row.cells.get("method") or "").strip() or file.stem
+            if file_of.setdefault(method, file) != file:
+                raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename one of them")
+            values = found.setdefault(method, {name: {} for name in names})
+            for name in names:
+                value = _number(file, row, name)
+                if not math.isnan(value):
+                    values[name].setdefault(_cell(file, row), []).append(value)
+    return [MethodScores(method, values) for method, values in found.items()], names
+
+
+def _cell(file: Path, row: Row) -> Cell:
+    cells = {
+        name: (row.cells.get(name) or "").strip() for name in ("concept", "reference_image", "key", "prompt", "seed")
+    }
+    reference = os.path.normpath(file.parent / cells["reference_image"])  # tables may lie in different folders
+    return cells["concept"] or reference, cells["key"] or cells["prompt"], cells["seed"]
+
+
+def _number(file: Path, row: Row, name: str) -> float:
+    text = row.cells.get(name)
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise ValueError(f"{file}, line {row.line}: {name} is {text!r}; give a number, or an empty cell") from None
+
+
+def compare(a: MethodScores, b: MethodScores, score: str) -> Comparison:
+    """Compare two methods in one score; ``p_holm`` is p until :func:`holm` corrects it."""
+    first, second = a.values[score], b.values[score]
+    cells = sorted(first.keys() & second.keys())
+    differences_P = np.array([np.mean(first[cell]) - np.mean(second[cell]) for cell in cells], dtype=np.float64)
+    concepts = [concept for concept, _, _ in cells]
+    units_US, over = unit_means(differences_P[:, None], np.array(concepts))
+    estimate: Estimate = mean(units_US[:, 0])
+    p, test = _p_value(units_US[:, 0])
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        score=score,
+        pairs=len(cells),
+        concepts=len(set(concepts)),
+        unpaired=len(first.keys() ^ second.keys()),
+        difference=estimate.value,
+        interval_95=estimate.interval,
+        p=p,
+        p_holm=p,
+        wins=float(np.mean((differences_P > 0) + 0.5 * (differences_P == 0))) if cells else None,
+        test=test,
+        interval_over=over,
+    )
+
+
+def _p_value(units_U: Numbers) -> tuple[float | None, str]:
+    """Two-sided p value of a zero mean, and the test: sign flips where there are enough units, else Student's t."""
+    count = len(units_U)
+    if count < 2:
+        return None, "none: fewer than two concepts or pairs"
+    if np.ptp(units_U) < _ROUNDING:
+        zero = abs(units_U[0]) < _ROUNDING
+        return (1.0, "none: all differences are zero") if zero else (None, "none: all differences are equal")
+    if count < _ENOUGH_UNITS:
+        from scipy import stats
+
+        return float(stats.ttest_1samp(units_U, 0).pvalue), "Student's t"
+    observed = abs(units_U.sum()) - _ROUNDING
+    if count <= _EXACT_UNITS:
+        signs_FU = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+        return float(np.mean(np.abs(signs_FU @ units_U) >= observed)), "sign flips, all"
+    signs_FU = np.random.default_rng(0).choice((-1.0, 1.0), size=(_DRAWS, count))
+    return (1 + int((np.abs(signs_FU @ units_U) >= observed).sum())) / (1 + _DRAWS), f"sign flips, {_DRAWS}"
+
+
+def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Correct the p values of comparisons that are made together."""
+    tested = sorted((c.p, index) for index, c in enumerate(comparisons) if c.p is not None)
+    corrected = list(comparisons)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[index] = replace(comparisons[index], p_holm=largest)
+    return corrected
+
+
+def compare_all(
+    methods: Sequence[MethodScores], scores: Sequence[str], a: str | None = None, b: str | None = None
+) -> list[Comparison]:
+    """Compare every pair of methods in every score, or only those with ``a``, or ``a`` with ``b``.
+
+    Raises:
+        ValueError: if there are fewer than two methods, a name is unknown, or no samples can be paired.
+    """
+    by_name = {method.name: method for method in methods}
+    if len(by_name) < 2:
+        raise ValueError(f"the tables have only the method {', '.join(by_name)}; give a table of another method")
+    for option_name, name in (("--a", a), ("--b", b)):
+        if name is not None and name not in by_name:
+            raise ValueError(f"{option_name} is {name!r}; the methods are {', '.join(by_name)}")
+    if a is None and b is not None:
+        a, b = b, None
+    if a is not None and a == b:
+        raise ValueError(f"--a and --b are both {a!r}; give two methods")
+    if a is None:
+        pairs = list(combinations(by_name, 2))
+    else:
+        pairs = [(a, name) for name in by_name if name != a and b in (None, name)]
+    comparisons = [compare(by_name[first], by_name[second], score) for first, second in pairs for score in scores]
+    if not any(comparison.pairs for comparison in comparisons):
+        examples = (f"{name}: {min(by_name[name].values[scores[0]], default='no sample')}" for name in pairs[0])
+        raise ValueError(
+            "no samples can be paired; they are paired by concept, key (else prompt) and seed, which are in "
+            f"{' and in '.join(examples)}; write them alike"
+        )
+    return holm(comparisons)
+
+
+def report_lines(
+    methods: Sequence[MethodScores], scores: Sequence[str], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    """The tables that the command prints."""
+    rows = [["method", *(score.upper() for score in scores), "samples", "concepts"]]
+    for method in methods:
+        figures = [method.estimate(score) for score in scores]
+        counts = [str(max(figure[name] for figure in figures)) for name in ("n", "concepts")]
+        rows.append([method.name, *map(mean_cell, figures), *counts])
+    yield from text_table(rows)
+    yield ""
+    rows = [["difference", "score", "value", "p", "p, Holm", "won", "pairs", "concepts", "test", ""]]
+    for comparison in comparisons:
+        figure = {"mean": comparison.difference, "interval_95": comparison.interval_95}
+        p_values = ("-" if p is None else f"{p:.2g}" for p in (comparison.p, comparison.p_holm))
+        won = "-" if comparison.wins is None else f"{100 * comparison.wins:.0f} %"
+        counts = [str(comparison.pairs), str(comparison.concepts)]
+        row = [f"{comparison.a} - {comparison.b}", comparison.score.upper(), mean_cell(figure), *p_values, won, *counts]
+        rows.append([*row, comparison.test, comparison.verdict])
+    yield from text_table(rows)
+    if any(comparison.interval_over == ONE_CONCEPT and comparison.pairs for comparison in comparisons):
+        yield f"Comparisons of one concept hold for {ONE_CONCEPT}."
+    for comparison in comparisons:
+        if comparison.unpaired:
+            yield (
+                f"{comparison.a} and {comparison.b}, {comparison.score.upper()}: {comparison.unpaired} samples have no "
+                "partner and are left out"
+            )
+
+
+def _compare(options: CompareOptions) -> int:
+    try:
+        if options.out is not None:
+            _check_out(options.out, options.scores)
+        chosen = [name.strip() for name in options.score.split(",")] if options.score else None
+        methods, scores = read_methods(options.scores, chosen)
+        comparisons = compare_all(methods, scores, options.a, options.b)
+        for line in report_lines(methods, scores, comparisons):
+            print(line)
+        if options.out is not None:
+            figures = {method.name: {score: method.estimate(score) for score in scores} for method in methods}
+            write_json(options.out, {"methods": figures, "comparisons": [asdict(each) for each in comparisons]})
+    except (OSError, ValueError, ImportError) as error:
+        return fail(UNUSABLE, error)
+    return 0
+
+
+def _check_out(out: Path, inputs: Sequence[Path]) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out is {out}; give a file in a folder that exists")
+    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
+        raise ValueError(f"--out is {out}, which is read from; give another file")
+
+
+COMPARE = Command(
+    name="compare",
+    summary="tell which of several methods is better",
+    description="Compare methods by the differences of paired samples: the same concept, key (else prompt) and seed. "
+    "Prints each method's means, and for each pair of methods and score the difference, its 95 % interval over "
+    "concepts, p values (also corrected by Holm's method for all comparisons shown), and the share of pairs won.",
+    options=(CompareOptions,),
+    run=_compare,
+)
