@@ -132,6 +132,8 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
     for line in summary_lines(summary, run.scores):
         print(line)
     print(f"by group, with intervals: {summary_file(run)}")
+    if len(summary["by"].get("method", {})) > 1:
+        print(f"differences between methods: masc-metrics compare {run.out}")
     if summary["failed"]:
         print(f"{summary['failed']} of {len(results)} rows failed; the others are in {run.out}", file=sys.stderr)
     return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
