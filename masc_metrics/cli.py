@@ -19,7 +19,7 @@ from masc_metrics.bench.agreement.agreement_command import AGREEMENT
 from masc_metrics.bench.compare import COMPARE
 from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
-from masc_metrics.bench.score_command import NO_CHECKPOINT, SCORE, UNUSABLE, fail
+from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
 
 
@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(UNUSABLE, error)
     namespace = parser.parse_args(expanded)
     command = commands[namespace.command]
-    return command.run(*parse_options(command, namespace))
+    try:
+        return command.run(*parse_options(command, namespace))
+    except KeyboardInterrupt:  # while scoring, the command itself says where its results are kept
+        print("masc-metrics: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,44 +96,63 @@ def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> 
         OSError: if it cannot be read.
     """
     parser = argparse.ArgumentParser(prog="masc-metrics", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=Path, action="append", default=[])
     found, rest = parser.parse_known_args(arguments)
-    if found.config is None or not rest or rest[0] not in commands:
+    if not found.config or not rest or rest[0] not in commands:
         return list(arguments)
+    if len(found.config) > 1:
+        raise ValueError(f"--config is given {len(found.config)} times; put all options into one file")
     command = commands[rest[0]]
-    return [rest[0], *_config_arguments(found.config, command), *rest[1:]]
+    return [rest[0], *_config_arguments(found.config[0], command), *rest[1:]]
 
 
 def _config_arguments(file: Path, command: Command) -> list[str]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {file} cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {file} holds a {type(values).__name__}; give a mapping of options to values")
-    repeatable = {
-        item.name: item.metadata["settings"].get("action") == "append"
-        for kind in command.options
-        for item in fields(kind)
-        if not item.metadata["positional"]
-    }
+    options = {item.name: item for kind in command.options for item in fields(kind) if not item.metadata["positional"]}
     arguments: list[str] = []
-    for key, value in values.items():
+    seen: set[str] = set()
+    for key, value in _config_values(file):
         name = str(key).replace("-", "_")
-        if name not in repeatable:
-            raise ValueError(f"--config {file} has {key!r}; the options of {command.name} are {', '.join(repeatable)}")
+        if name not in options:
+            raise ValueError(f"--config {file} has {key!r}; the options of {command.name} are {', '.join(options)}")
+        if name in seen:
+            raise ValueError(f"--config {file} has {key!r} twice; give each option once")
+        seen.add(name)
+        is_flag, repeatable = (
+            options[name].default is False,
+            options[name].metadata["settings"].get("action") == "append",
+        )
+        if is_flag != isinstance(value, bool) and value is not None:
+            remedy = "true or false" if is_flag else "a value, or leave it out"
+            raise ValueError(f"--config {file}: {key} is {str(value).lower() if not is_flag else value}; give {remedy}")
         if isinstance(value, dict):
             value = [f"{part}={content}" for part, content in value.items()]
         if value is True:
             arguments.append(_flag(name))
-        elif isinstance(value, list) and repeatable[name]:
+        elif isinstance(value, list) and repeatable:
             for part in value:
                 arguments += [_flag(name), *map(str, part)] if isinstance(part, list) else [f"{_flag(name)}={part}"]
         elif value is not None and value is not False:
             arguments.append(f"{_flag(name)}={','.join(map(str, value)) if isinstance(value, list) else value}")
     return arguments
+
+
+def _config_values(file: Path) -> list[tuple[Any, Any]]:
+    """Keys and values of a YAML mapping, repeated keys included."""
+    import yaml
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ValueError(f"--config {file} is empty; give a mapping of options to values")
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"--config {file} is not a mapping; give one option a line, as in 'batch_size: 8'")
+        loader = yaml.SafeLoader(text)
+        return [(loader.construct_object(key), loader.construct_object(value, deep=True)) for key, value in node.value]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--config {file}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def _field_documentation(kind: type) -> dict[str, str]:

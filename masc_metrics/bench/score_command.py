@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
-from masc_metrics.bench.sample import COLUMNS, GROUPS
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
@@ -73,6 +74,10 @@ class Finished:
 
 def score_list(samples: SampleList, run: Run) -> Finished:
     """Score a list on all ranks, write the table of scores and print its summary."""
+    if run.out.exists() and os.path.realpath(run.out) in _files(samples):
+        return Finished(
+            fail(UNUSABLE, ValueError(f"--out is {run.out}, which is a file of a sample; give another file"))
+        )
     unused = [name for name, _ in run.baseline_model if name not in run.scores]
     if unused:
         return Finished(
@@ -135,8 +140,15 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
     if len(summary["by"].get("method", {})) > 1:
         print(f"differences between methods: masc-metrics compare {run.out}")
     if summary["failed"]:
-        print(f"{summary['failed']} of {len(results)} rows failed; the others are in {run.out}", file=sys.stderr)
+        others = f"; the others are in {run.out}" if summary["failed"] < len(results) else ""
+        print(f"{summary['failed']} of {len(results)} rows failed{others}", file=sys.stderr)
     return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
+
+
+def _files(samples: SampleList) -> set[str]:
+    """Files that the samples are read from."""
+    files = {getattr(sample, name) for sample in samples.samples for name in FILES}
+    return {os.path.realpath(file) for file in files if file}
 
 
 def check_out(run: Run, source: Path) -> None:
@@ -154,6 +166,8 @@ def check_out(run: Run, source: Path) -> None:
         raise ValueError(f"--out is {out}, which is not a regular file; give the name of a file")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"--out is {out}; give a name that ends with .csv or .parquet")
     if is_parquet(out):
         pyarrow_parquet()
     try:

@@ -142,6 +142,12 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
     if len(problems) > _SHOWN:
         lines.append(f"{samples.source}: {len(problems) - _SHOWN} more rows failed or are undefined; see the scores")
     followed = [sample for sample, result in rows if result.scores.get("pf") is not None]
+    without = sum(not (sample.subject or "").strip() for sample in followed)
+    if without:
+        lines.append(
+            f"{samples.source}: {without} of {len(followed)} samples have no subject, so their prompts were embedded as "
+            "they are"
+        )
     unstripped = [sample for sample in followed if not holds_subject(sample.prompt or "", sample.subject)]
     if unstripped:
         first = unstripped[0]

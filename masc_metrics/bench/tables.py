@@ -118,6 +118,9 @@ def _json_cells(label: str, text: str, needed: Sequence[str]) -> dict[str, str |
     missing = [name for name in needed if name not in values]
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
+    for name in needed:
+        if isinstance(values[name], (bool, list, dict)):
+            raise ValueError(f"{label}: {name} is a JSON {type(values[name]).__name__}; give text")
     return {name: _text(value) for name, value in values.items()}
 
 

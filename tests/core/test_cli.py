@@ -294,7 +294,7 @@ def test_images_are_rotated_by_their_exif_orientation(
         (["score", "file.csv", "--out", "o.csv"], 2, "file.csv, line 2: reference_mask is empty; give a file"),
         (["score", "bad.jsonl", "--out", "o.csv"], 2, "bad.jsonl, line 1 is not valid JSON: "),
         (["score", "one.csv", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
-        (["score", "one.csv", "--config", "list.yaml"], 2, "list.yaml holds a list; give a mapping of options to"),
+        (["score", "one.csv", "--config", "list.yaml"], 2, "list.yaml is not a mapping; give one option a line"),
         (["score", "one.csv", "--config", "typo.yaml"], 2, "typo.yaml has 'batchsize'; the options of score are out,"),
         (["score", "one.csv", "--config", "broken.yaml"], 2, "broken.yaml cannot be read as YAML: "),
         (["prefetch", "./nowhere"], 1, "no checkpoint folder at"),
