@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,7 +18,6 @@ from masc_metrics.bench.baselines.networks import (
     DINOv3Network,
     EmbeddingNetwork,
     SigLIP2Network,
-    find_files,
     shared_network,
 )
 from masc_metrics.bench.run import BASELINES, Run
@@ -37,8 +36,12 @@ DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
 )
 """Hub id of each baseline's network; siglip2-i and siglip2-t use MaSC's backbone instead."""
 
-_NETWORKS = {"clip": ("clip", CLIPNetwork), "dino": ("vit", DINONetwork), "dinov3": ("dinov3_vit", DINOv3Network)}
-"""model_type of config.json and network class, by the part of the name before the dash."""
+_NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtype], EmbeddingNetwork]] = {
+    "clip": CLIPNetwork,
+    "dino": DINONetwork,
+    "dinov3": DINOv3Network,
+}
+"""By the part of the name before the dash."""
 
 
 class Baseline:
@@ -60,12 +63,9 @@ class Baseline:
     """
 
     def __init__(self, name: str, network: EmbeddingNetwork, batch_size: int) -> None:
-        self.name = name
+        self.name, self.batch_size, self._network = name, batch_size, network
         self.kind: Literal["image", "text"] = "text" if name.endswith("-t") else "image"
-        self.checkpoint = network.checkpoint
-        self.commit = network.commit
-        self.batch_size = batch_size
-        self._network = network
+        self.checkpoint, self.commit = network.checkpoint, network.commit
 
     def __repr__(self) -> str:
         return f"Baseline({self.name!r}, checkpoint={self.checkpoint!r}, commit={self.commit!r})"
@@ -183,43 +183,24 @@ def load_baseline(
     check_choice("name", name, BASELINES)
     device = check_device(device)
     family = name.split("-")[0]
+    model = run.model_of(name)
     if family == "siglip2":
-        return Baseline(name, _siglip2_network(name, run, backbone), run.batch_size)
-    model_type, network_class = _NETWORKS[family]
-    if family == "dinov3":
-        _check_dinov3()
-    model = run.model_of(name) or DEFAULT_BASELINE_MODELS[name]
-    source = CheckpointSource.of(model, None, run.cache_dir, run.local_files_only)
+        if backbone is None:
+            raise ValueError(f"backbone is None; baseline {name} needs MaSC's, from masc_metrics.load_backbone")
+        if model is not None:
+            raise ValueError(
+                f"model is {model!r}, but baseline {name} uses MaSC's backbone; give its checkpoint by --model"
+            )
+        patches = run.max_num_patches
+        siglip2 = shared_network((family, backbone, patches), lambda: SigLIP2Network(backbone, patches))
+        return Baseline(name, siglip2, run.batch_size)
+    source = CheckpointSource.of(model or DEFAULT_BASELINE_MODELS[name], None, run.cache_dir, run.local_files_only)
     dtype = run.torch_dtype
-    network = shared_network(
-        (family, source, device, dtype),
-        lambda: network_class(find_files(name, source, model_type), device, dtype),
-    )
+    network = shared_network((family, source, device, dtype), lambda: _NETWORKS[family](name, source, device, dtype))
     baseline = Baseline(name, network, run.batch_size)
     if baseline.kind == "text":
         network.text_embeddings([""], 1)  # reads the tokenizer, whose errors come before a long run
     return baseline
-
-
-def _siglip2_network(name: str, run: Run, backbone: SigLIP2Backbone | None) -> EmbeddingNetwork:
-    if backbone is None:
-        raise ValueError(f"backbone is None; baseline {name} needs MaSC's, from masc_metrics.load_backbone")
-    model = run.model_of(name)
-    if model is not None:
-        raise ValueError(
-            f"model is {model!r}, but baseline {name} uses MaSC's backbone; give its checkpoint by --model"
-        )
-    return shared_network(("siglip2", backbone, run.max_num_patches), lambda: SigLIP2Network(backbone, run))
-
-
-def _check_dinov3() -> None:
-    import transformers
-
-    if not hasattr(transformers, "DINOv3ViTModel"):
-        raise ImportError(
-            f"baseline dinov3-i needs transformers 4.56 or newer, and {transformers.__version__} is installed; "
-            "pip install 'transformers>=4.56'"
-        )
 
 
 def _check_count(name: str, count: int, images: int) -> None:
