@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from masc_metrics.bench.agreement.ratings import Scores
 from masc_metrics.bench.agreement.report import Dropped
-from masc_metrics.bench.bootstrap import Numbers
 
 SampleKey = tuple[str, str]
 """Method and key."""
@@ -62,9 +56,13 @@ def kept_keys(
             f"{part.name}: {', '.join(sorted(methods))}" for part, methods in zip(parts, method_sets, strict=True)
         )
         raise ValueError(f"all scorers and groups must share a method; name methods alike. Methods of {listing}")
-    rated = {pair for keys in key_sets[len(scorers) :] for pair in keys}
-    kept = set.intersection(*key_sets) if pooled else rated & _in_two(key_sets)
-    kept = {pair for pair in kept if pair[0] in common_methods}
+    rated = set.union(*key_sets[len(scorers) :])
+    times = Counter(pair for keys in key_sets for pair in keys)
+    kept = {
+        pair
+        for pair, count in times.items()
+        if pair[0] in common_methods and (count == len(parts) if pooled else count > 1 and pair in rated)
+    }
     if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
         listing = "; ".join(
             f"{part.name} has {len(keys)}, such as {min(keys)}" for part, keys in zip(parts, key_sets, strict=True)
@@ -88,18 +86,3 @@ def kept_keys(
         reasons = Counter(reason(pair) for pair in sorted(part.values) if pair not in kept)
         dropped += [Dropped(part.name, why, count) for why, count in reasons.items()]
     return sorted(kept), dropped
-
-
-def _in_two(sets: Iterable[Iterable[SampleKey]]) -> set[SampleKey]:
-    times = Counter(pair for keys in sets for pair in keys)
-    return {pair for pair, count in times.items() if count > 1}
-
-
-def score_matrix(parts: Sequence[Scores], keys: Sequence[SampleKey]) -> Numbers:
-    """(parts, keys); NaN where a part has no number."""
-    return np.array([[part.values.get(pair, math.nan) for pair in keys] for part in parts], dtype=np.float64)
-
-
-def key_set_digest(keys: Iterable[SampleKey]) -> str:
-    """SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8."""
-    return hashlib.sha256(json.dumps(sorted(keys), ensure_ascii=False).encode()).hexdigest()

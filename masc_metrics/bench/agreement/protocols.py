@@ -5,15 +5,17 @@ Letters in names: ``K`` keys, ``G`` groups of raters, ``N`` runs of a scorer, ``
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 
 from masc_metrics.arguments import check_choice, check_integer
-from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys, key_set_digest, score_matrix
+from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys
 from masc_metrics.bench.agreement.names import concept_of
 from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, RATED_SCORES, Scores
 from masc_metrics.bench.agreement.report import (
@@ -23,7 +25,6 @@ from masc_metrics.bench.agreement.report import (
     Extreme,
     MethodAlpha,
     ScorerAgreement,
-    Source,
 )
 from masc_metrics.bench.agreement.statistics import (
     Indices,
@@ -101,7 +102,7 @@ def agreement(
     runs: dict[str, list[Scores]] = {}
     for scorer in scorers:
         runs.setdefault(scorer.name, []).append(scorer)
-    measured = {name: _measure(name, parts, sample, pooled) for name, parts in runs.items()}
+    measured = {name: _measure(name, parts, sample) for name, parts in runs.items()}
     return Agreement(
         protocol=protocol,
         score=score,
@@ -117,9 +118,9 @@ def agreement(
         keys=len(kept),
         concepts=sample.weights_RC.shape[1],
         methods=tuple(sorted({method for method, _ in kept})),
-        key_set_sha256=key_set_digest(kept),
+        key_set_sha256=hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest(),
         dropped=tuple(dropped),
-        sources=tuple(Source(part.name, part.source, part.seeds) for part in (*scorers, *groups)),
+        sources=tuple({"name": part.name, "path": part.source, "seeds": part.seeds} for part in (*scorers, *groups)),
         replicates=len(sample.weights_RC),
         seed=seed,
         confidence=CONFIDENCE,
@@ -138,7 +139,10 @@ class _Sample:
     strata: Mapping[str, Indices]
     concepts_K: Indices
     weights_RC: Numbers
-    rounded: Callable[[float], float]
+    pooled: bool
+
+    def rounded(self, value: float) -> float:
+        return round(value, _DECIMALS) if self.pooled else float(np.round(value, _DECIMALS))
 
     def alphas(self, raters_UK: Numbers) -> list[float]:
         """Alpha of each stratum, rounded."""
@@ -161,7 +165,7 @@ _Measured = tuple[ScorerAgreement, list[Numbers]]  # with resamples of STATISTIC
 
 
 def _sample(kept: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, replicates: int, seed: int) -> _Sample:
-    ratings_GK = score_matrix(groups, kept)
+    ratings_GK = _matrix(groups, kept)
     concepts, concepts_K = np.unique([concept_of(key) for _, key in kept], return_inverse=True)
     methods, methods_K = np.unique([method for method, _ in kept], return_inverse=True)
     return _Sample(
@@ -174,12 +178,17 @@ def _sample(kept: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, r
         else {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)},
         concepts_K=concepts_K,
         weights_RC=concept_weights(len(concepts), replicates, seed),
-        rounded=_rounded_by_python if pooled else _rounded_by_numpy,
+        pooled=pooled,
     )
 
 
-def _measure(name: str, runs: Sequence[Scores], sample: _Sample, pooled: bool) -> _Measured:
-    scores_NK = score_matrix(runs, sample.keys)
+def _matrix(parts: Sequence[Scores], keys: Sequence[SampleKey]) -> Numbers:
+    """(parts, keys); NaN where a part has no number."""
+    return np.array([[part.values.get(pair, math.nan) for pair in keys] for part in parts], dtype=np.float64)
+
+
+def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
+    scores_NK = _matrix(runs, sample.keys)
     like_people = all(run.rates_0_to_4 for run in runs)
     low, high = (0.0, HIGHEST_RATING) if like_people else (float(np.nanmin(scores_NK)), float(np.nanmax(scores_NK)))
     constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
@@ -220,7 +229,7 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample, pooled: bool) -
         tau=tau,
         auc=area,
         extremes=_extremes(scores_NK, sample.keys),
-        methods=() if pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
+        methods=() if sample.pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
     )
     return scorer, [alpha_R, *ranks_R3.T]
 
@@ -277,14 +286,6 @@ def _extremes(scores_NK: Numbers, keys: Sequence[SampleKey]) -> tuple[Extreme, .
         for end, outermost in (("lowest", order), ("highest", order[::-1]))
         for rank, (value, method, key) in enumerate(outermost[:_EXTREMES], start=1)
     )
-
-
-def _rounded_by_python(value: float) -> float:
-    return round(value, _DECIMALS)
-
-
-def _rounded_by_numpy(value: float) -> float:
-    return float(np.round(value, _DECIMALS))
 
 
 def _defined(value: float) -> float | None:

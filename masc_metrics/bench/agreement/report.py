@@ -132,21 +132,6 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Origin of the numbers of a scorer or group.
-
-    Attributes:
-        name: name of the scorer or group.
-        path: file or folder.
-        seeds: how several numbers of one key were combined.
-    """
-
-    name: str
-    path: str
-    seeds: str
-
-
-@dataclass(frozen=True, slots=True)
 class Agreement:
     """An agreement analysis.
 
@@ -164,7 +149,8 @@ class Agreement:
         key_set_sha256: SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests mean
             equal key sets.
         dropped: cells and keys that were left out.
-        sources: origin of the numbers.
+        sources: for each scorer and group its name, the path of its file or folder, and how several numbers of one key
+            were combined (seeds).
         replicates: number of resamples.
         seed: random seed of the resamples.
         confidence: level of the intervals.
@@ -183,7 +169,7 @@ class Agreement:
     methods: tuple[str, ...]
     key_set_sha256: str
     dropped: tuple[Dropped, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Mapping[str, str], ...]
     replicates: int
     seed: int
     confidence: float
