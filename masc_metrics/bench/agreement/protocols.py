@@ -8,32 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
 import numpy as np
 
 from masc_metrics.arguments import check_choice, check_integer
-from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys
 from masc_metrics.bench.agreement.names import concept_of
 from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, RATED_SCORES, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
     Difference,
+    Dropped,
     Estimate,
     Extreme,
     MethodAlpha,
     ScorerAgreement,
 )
 from masc_metrics.bench.agreement.statistics import (
-    Indices,
     alpha_resamples,
     krippendorff_alpha,
     rank_resamples,
     rank_statistics,
 )
 from masc_metrics.bench.bootstrap import CONFIDENCE, REPLICATES, Numbers, concept_weights, interval
+
+SampleKey = tuple[str, str]
+"""Method and key."""
 
 PROTOCOLS = ("pooled", "dreambench-plus")
 STATISTICS = ("alpha", "rho", "tau", "auc")
@@ -95,10 +97,10 @@ def agreement(
     check_choice("protocol", protocol, PROTOCOLS)
     check_integer("replicates", replicates, least=0)
     pooled = protocol == "pooled"
-    check_names(scorers, groups, compare, pooled)
+    _check_names(scorers, groups, compare, pooled)
     styles = score != "pf" if with_styles is None else with_styles
-    kept, dropped = kept_keys(scorers, groups, styles, pooled)
-    sample = _sample(kept, groups, pooled, replicates, seed)
+    kept, dropped = _kept_keys(scorers, groups, styles, pooled)
+    sample = _Sample(kept, groups, pooled, replicates, seed)
     runs: dict[str, list[Scores]] = {}
     for scorer in scorers:
         runs.setdefault(scorer.name, []).append(scorer)
@@ -128,18 +130,90 @@ def agreement(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The keys of an analysis with their ratings and resamples; each stratum of the keys has its own alpha."""
+def _check_names(
+    scorers: Sequence[Scores], groups: Sequence[Scores], compare: Sequence[tuple[str, str]], pooled: bool
+) -> None:
+    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names to compare."""
+    names = [scorer.name for scorer in scorers]
+    if not names or len(groups) < 2:
+        raise ValueError(f"there are {len(names)} scorers and {len(groups)} groups; give at least 1 and 2")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice and pooled:
+        raise ValueError(
+            f"several scorers are named {twice[0]!r}; give each its own name (NAME=FILE), or, if they are runs of one "
+            "scorer, give --protocol dreambench-plus"
+        )
+    unknown = [name for pair in compare for name in pair if name not in names]
+    if unknown:
+        raise ValueError(f"compare names {unknown[0]!r}; give two of {', '.join(dict.fromkeys(names))}")
 
-    keys: Sequence[SampleKey]
-    groups: Sequence[str]
-    ratings_GK: Numbers
-    mean_ratings_K: Numbers
-    strata: Mapping[str, Indices]
-    concepts_K: Indices
-    weights_RC: Numbers
-    pooled: bool
+
+def _kept_keys(
+    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, pooled: bool
+) -> tuple[list[SampleKey], list[Dropped]]:
+    """Select the keys of an analysis.
+
+    In a pooled analysis, all scorers and groups must have a key; else one group and any other must.
+
+    Returns:
+        The sorted keys, of methods that all scorers and groups have, and what was left out, here and by the readers.
+    """
+    parts = [*scorers, *groups]
+    key_sets = [{pair for pair in part.values if styles or not pair[1].startswith("style_")} for part in parts]
+    method_sets = [{method for method, _ in keys} for keys in key_sets]
+    lacking: dict[str, str] = {}  # first part without a method
+    for part, methods in zip(parts, method_sets, strict=True):
+        for method in set.union(*method_sets) - methods:
+            lacking.setdefault(method, part.name)
+    if lacking.keys() >= set.union(*method_sets):
+        listing = "; ".join(
+            f"{part.name}: {', '.join(sorted(methods))}" for part, methods in zip(parts, method_sets, strict=True)
+        )
+        raise ValueError(f"all scorers and groups must share a method; name methods alike. Methods of {listing}")
+    rated = set.union(*key_sets[len(scorers) :])
+    times = Counter(pair for keys in key_sets for pair in keys)
+    kept = {
+        pair
+        for pair, count in times.items()
+        if pair[0] not in lacking and (count == len(parts) if pooled else count > 1 and pair in rated)
+    }
+    if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
+        listing = "; ".join(
+            f"{part.name} has {len(keys)}, such as {min(keys)}" for part, keys in zip(parts, key_sets, strict=True)
+        )
+        raise ValueError(
+            f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
+        )
+
+    def reason(pair: SampleKey) -> str:
+        if not styles and pair[1].startswith("style_"):
+            return "style collection"
+        if pair[0] in lacking:
+            return f"method {pair[0]}, which {lacking[pair[0]]} lacks"
+        return "key that another scorer or group lacks" if pooled else "key without a second number to compare with"
+
+    dropped = [Dropped(part.name, why, count) for part in parts for why, count in part.dropped.items()]
+    for part in parts:
+        reasons = Counter(reason(pair) for pair in sorted(part.values) if pair not in kept)
+        dropped += [Dropped(part.name, why, count) for why, count in reasons.items()]
+    return sorted(kept), dropped
+
+
+class _Sample:
+    """The keys of an analysis with their ratings in [0, 1] and resamples; each stratum of keys has its own alpha."""
+
+    def __init__(
+        self, keys: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, replicates: int, seed: int
+    ) -> None:
+        self.keys, self.groups, self.pooled = keys, [group.name for group in groups], pooled
+        ratings_GK = _matrix(groups, keys)
+        self.ratings_GK = ratings_GK / HIGHEST_RATING
+        self.mean_ratings_K = ratings_GK.mean(axis=0)  # of 0..4; NaN where a group has a gap
+        concepts, self.concepts_K = np.unique([concept_of(key) for _, key in keys], return_inverse=True)
+        self.weights_RC = concept_weights(len(concepts), replicates, seed)
+        methods, methods_K = np.unique([method for method, _ in keys], return_inverse=True)
+        strata = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
+        self.strata = {"": np.arange(len(keys))} if pooled else strata
 
     def rounded(self, value: float) -> float:
         return round(value, _DECIMALS) if self.pooled else float(np.round(value, _DECIMALS))
@@ -162,24 +236,6 @@ class _Sample:
 
 
 _Measured = tuple[ScorerAgreement, list[Numbers]]  # with resamples of STATISTICS
-
-
-def _sample(kept: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, replicates: int, seed: int) -> _Sample:
-    ratings_GK = _matrix(groups, kept)
-    concepts, concepts_K = np.unique([concept_of(key) for _, key in kept], return_inverse=True)
-    methods, methods_K = np.unique([method for method, _ in kept], return_inverse=True)
-    return _Sample(
-        keys=kept,
-        groups=[group.name for group in groups],
-        ratings_GK=ratings_GK / HIGHEST_RATING,
-        mean_ratings_K=ratings_GK.mean(axis=0),  # NaN where a group has a gap
-        strata={"": np.arange(len(kept))}
-        if pooled
-        else {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)},
-        concepts_K=concepts_K,
-        weights_RC=concept_weights(len(concepts), replicates, seed),
-        pooled=pooled,
-    )
 
 
 def _matrix(parts: Sequence[Scores], keys: Sequence[SampleKey]) -> Numbers:

@@ -83,7 +83,7 @@ class Baseline:
             One score per sample in [-1, 1].
 
         Raises:
-            TypeError: if this is a baseline of kind "text", or an image has a form that is not accepted.
+            TypeError: if this is a baseline of the other kind, or an image has a form that is not accepted.
             ValueError: if an image has a wrong shape or value range, or the numbers of images differ.
             RuntimeError: if the network's features are not finite, as by overflow in float16.
         """
@@ -102,18 +102,15 @@ class Baseline:
         CLIP reads the first 77 tokens of a prompt, including its begin and end tokens, SigLIP2 the first 64.
 
         Args:
-            generated_images: images in any form that :func:`masc_metrics.images.check_images` accepts.
+            generated_images: as of :meth:`score`.
             prompts: one for each generated image.
 
         Returns:
             One score per sample in [-1, 1].
 
         Raises:
-            TypeError: if this is a baseline of kind "image", an image has a form that is not accepted, or a prompt is
-                not a string.
-            ValueError: if an image has a wrong shape or value range, or the numbers of images and prompts differ.
+            TypeError, ValueError, RuntimeError: as :meth:`score`, and TypeError if a prompt is not a string.
             OSError: if the checkpoint has no tokenizer.
-            RuntimeError: if the network's features are not finite, as by overflow in float16.
         """
         self._check_kind("text")
         generated = check_images(generated_images, "generated_images")
