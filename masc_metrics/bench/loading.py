@@ -62,14 +62,7 @@ def _received(pixels: np.ndarray, mask: np.ndarray | None, *measures: Any) -> Lo
 
 @dataclass(frozen=True, slots=True)
 class LoadedSample:
-    """A sample and its images.
-
-    Attributes:
-        number: the sample's position in its list, from 0.
-        sample: the sample.
-        generated: the generated image.
-        reference: the image of the subject.
-    """
+    """A sample, its position in its list, from 0, and its images."""
 
     number: int
     sample: Sample
@@ -168,13 +161,7 @@ def open_image(file: Path, label: str) -> Image.Image:
 def loaded_batches(
     samples: Sequence[Sample], numbers: Sequence[int], processing: ImageProcessing, run: Run
 ) -> Iterator[list[Loaded]]:
-    """Load samples in batches, in order, ahead of their use.
-
-    Args:
-        samples: the sample list.
-        numbers: positions of the samples to load, in order.
-        processing: the checkpoint's image processing.
-        run: the settings.
+    """Load the samples at some positions of a list, in batches, in order, ahead of their use.
 
     Returns:
         An iterator whose worker processes have started, so that they are forked before the parent has tokenizers and

@@ -97,10 +97,7 @@ class RunFolder:
         return ResultFile(self.folder / f"{rank:05}-{uuid.uuid4().hex}.jsonl")
 
     def results(self, count: int) -> list[SampleResult]:
-        """All results in the order of the sample list.
-
-        Args:
-            count: number of samples in the list.
+        """All results of a list of ``count`` samples, in its order.
 
         Raises:
             FileNotFoundError: if some are missing.

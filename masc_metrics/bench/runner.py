@@ -100,14 +100,10 @@ def score_samples(
     file: ResultFile,
     on_batch: Callable[[int], object],
 ) -> None:
-    """Score some samples and write each batch's results as soon as they are computed.
+    """Score the samples at some positions of the list, from :func:`begin`.
 
-    Args:
-        samples: the sample list.
-        numbers: positions in it, from :func:`begin`.
-        scorer: the networks.
-        file: receives the results.
-        on_batch: called with the number of samples of each batch.
+    Each batch's results are written to the file as soon as they are computed; then ``on_batch`` is called with the
+    number of its samples.
 
     Raises:
         OSError: if the disk or the memory is full, or a worker process was killed; earlier results are kept.

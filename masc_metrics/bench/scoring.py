@@ -21,13 +21,7 @@ from masc_metrics.prompts import strip_subject
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """The networks of a run, and how they score samples; made by :func:`load_scorer`.
-
-    Attributes:
-        run: the settings.
-        backbone: MaSC's network.
-        baselines: baselines by name.
-    """
+    """The settings of a run, MaSC's backbone and the baselines by name; made by :func:`load_scorer`."""
 
     run: Run
     backbone: SigLIP2Backbone

@@ -33,8 +33,7 @@ class Extreme:
     Attributes:
         end: "lowest" or "highest".
         rank: rank from that end, from 1.
-        method: method of the image.
-        key: key of the image.
+        method, key: the image.
         value: the score before scaling.
     """
 
@@ -50,7 +49,6 @@ class MethodAlpha:
     """A scorer's alpha on the images of one method, a row of DreamBench++'s table.
 
     Attributes:
-        method: the method.
         keys: number of keys that at least one run and one group have.
         ceiling: alpha of the groups with each other; None if undefined.
         runs: for each run the mean of its alphas to the groups; None if undefined.
@@ -102,8 +100,7 @@ class Difference:
     """A paired test of two scorers on the same resamples.
 
     Attributes:
-        a: name of one scorer.
-        b: name of the other.
+        a, b: names of the scorers.
         statistic: "alpha" (the mean over groups), "rho", "tau" or "auc".
         difference: value of a minus value of b.
         p_value: two-sided p-value in (0, 1]; None without resamples.

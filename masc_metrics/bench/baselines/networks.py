@@ -264,6 +264,14 @@ class SigLIP2Network(EmbeddingNetwork):
         return self._backbone.encode_texts(texts, batch_size=len(texts))
 
 
+NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtype], CheckpointNetwork]] = {
+    "clip": CLIPNetwork,
+    "dino": DINONetwork,
+    "dinov3": DINOv3Network,
+}
+"""By the part of the baseline's name before the dash."""
+
+
 def _find(baseline: str, source: CheckpointSource, model_type: str) -> tuple[Path, str | None]:
     """Folder and commit of a checkpoint, downloaded if necessary."""
     folder = Path(source.model)

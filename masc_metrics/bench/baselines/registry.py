@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,14 +12,7 @@ from torch import Tensor
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.networks import (
-    CLIPNetwork,
-    DINONetwork,
-    DINOv3Network,
-    EmbeddingNetwork,
-    SigLIP2Network,
-    shared_network,
-)
+from masc_metrics.bench.baselines.networks import NETWORKS, EmbeddingNetwork, SigLIP2Network, shared_network
 from masc_metrics.bench.run import BASELINES, Run
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
@@ -35,13 +28,6 @@ DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Hub id of each baseline's network; siglip2-i and siglip2-t use MaSC's backbone instead."""
-
-_NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtype], EmbeddingNetwork]] = {
-    "clip": CLIPNetwork,
-    "dino": DINONetwork,
-    "dinov3": DINOv3Network,
-}
-"""By the part of the name before the dash."""
 
 
 class Baseline:
@@ -193,7 +179,7 @@ def load_baseline(
         return Baseline(name, siglip2, run.batch_size)
     source = CheckpointSource.of(model or DEFAULT_BASELINE_MODELS[name], None, run.cache_dir, run.local_files_only)
     dtype = run.torch_dtype
-    network = shared_network((family, source, device, dtype), lambda: _NETWORKS[family](name, source, device, dtype))
+    network = shared_network((family, source, device, dtype), lambda: NETWORKS[family](name, source, device, dtype))
     baseline = Baseline(name, network, run.batch_size)
     if baseline.kind == "text":
         network.text_embeddings([""], 1)  # reads the tokenizer, whose errors come before a long run
