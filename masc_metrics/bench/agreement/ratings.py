@@ -162,7 +162,7 @@ def _scores(
     dropped: Counter[str] = Counter()
     all_integers, some_above_one = True, False
     for method, key, cell, label in cells:
-        if not method.strip() or not key.strip():
+        if column and not (method.strip() and key.strip()):  # cells of a table may be empty
             dropped["row without method or key"] += 1
             continue
         number = _number(cell, label)
