@@ -109,13 +109,7 @@ def end_connection() -> None:
 
 
 def rank_share(references: Sequence[str], rank: int, world_size: int) -> list[int]:
-    """Positions of the samples that a rank scores: an equal part, with samples of one reference next to each other.
-
-    Args:
-        references: file of each sample's reference image.
-        rank: the rank.
-        world_size: number of ranks.
-    """
+    """Positions of the samples that a rank scores: an equal part, with samples of one reference next to each other."""
     first = {reference: position for position, reference in reversed(list(enumerate(references)))}
     order = sorted(range(len(references)), key=lambda position: first[references[position]])
     return order[len(order) * rank // world_size : len(order) * (rank + 1) // world_size]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import Sample
+from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.images import ImageProcessing, check_image
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage
 from masc_metrics.prompts import is_unicode
@@ -55,63 +56,59 @@ class LoadedImage:
         return _received, (self.pixels.numpy(), mask, self.coverage, self.patches, self.subject_patches)
 
 
-def _received(
-    pixels: np.ndarray, mask: np.ndarray | None, coverage: float | None, patches: int, subject_patches: int | None
-) -> LoadedImage:
-    mask_tensor = None if mask is None else torch.from_numpy(mask)
-    return LoadedImage(torch.from_numpy(pixels), mask_tensor, coverage, patches, subject_patches)
+def _received(pixels: np.ndarray, mask: np.ndarray | None, *measures: Any) -> LoadedImage:
+    return LoadedImage(torch.from_numpy(pixels), None if mask is None else torch.from_numpy(mask), *measures)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSample:
-    """A sample's images, or the reason why they cannot be scored.
-
-    Attributes:
-        number: the sample's position in its list, from 0.
-        generated: the generated image; None if there is an error.
-        reference: the image of the subject; None if there is an error.
-        error: why it cannot be scored; empty if it can.
-    """
+    """A sample, its position in its list, from 0, and its images."""
 
     number: int
-    generated: LoadedImage | None
-    reference: LoadedImage | None
-    error: str = ""
+    sample: Sample
+    generated: LoadedImage
+    reference: LoadedImage
 
 
-@dataclass(frozen=True, slots=True)
-class Loader:
-    """Loads samples.
+Loaded = LoadedSample | SampleResult
+"""A sample to score, or the result of one that cannot be scored."""
 
-    Attributes:
-        samples: the sample list.
-        processing: the checkpoint's image processing, which determines patch grids.
-        run: the settings.
-    """
+
+@dataclass(frozen=True)
+class Loader(Dataset[list[Loaded]]):
+    """Batches of samples, given by their positions in the list, loaded on access."""
 
     samples: Sequence[Sample]
     processing: ImageProcessing
     run: Run
+    batches: Sequence[Sequence[int]]
 
-    def load(self, number: int, references: dict[tuple[str, str | None], LoadedImage]) -> LoadedSample:
-        """Read, decode and check one sample's files.
+    def __len__(self) -> int:
+        return len(self.batches)
 
-        Args:
-            number: the sample's position in the list.
-            references: references loaded already, by image and mask file; a new one is added.
-        """
+    def __getitem__(self, index: int) -> list[Loaded]:
+        # A reference is decoded, and sent to the parent, once per batch.
+        references: dict[tuple[str, str | None], LoadedImage] = {}
+        return [self.load(number, references) for number in self.batches[index]]
+
+    def load(self, number: int, references: dict[tuple[str, str | None], LoadedImage]) -> Loaded:
+        """Read, decode and check one sample's files; loaded references are kept by image and mask file."""
         sample = self.samples[number]
         try:
             if sample.error:
                 raise ValueError(sample.error)
-            _check_prompt(sample)
+            if sample.prompt is not None and not sample.prompt.strip():
+                file = sample.generated_image
+                raise ValueError(f"prompt is empty; give the text that generated_image {file} was made from")
+            if sample.prompt is not None and not is_unicode(sample.prompt):
+                raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
             key = (sample.reference_image, sample.reference_mask)
             if key not in references:
                 references[key] = self._image("reference", *key)
             generated = self._image("generated", sample.generated_image, sample.generated_mask)
-            return LoadedSample(number, generated, references[key])
+            return LoadedSample(number, sample, generated, references[key])
         except (OSError, ValueError, TypeError) as error:
-            return LoadedSample(number, None, None, str(error))
+            return SampleResult(number, dict.fromkeys(self.run.scores), {}, error=str(error))
 
     def _image(self, which: str, image_file: str, mask_file: str | None) -> LoadedImage:
         label = f"{which}_image"
@@ -127,15 +124,6 @@ class Loader:
         return LoadedImage(
             pixels, mask, int(mask.count_nonzero()) / mask.numel(), grid[0] * grid[1], int(subject_N.sum())
         )
-
-
-def _check_prompt(sample: Sample) -> None:
-    if sample.prompt is None:
-        return
-    if not sample.prompt.strip():
-        raise ValueError(f"prompt is empty; give the text that generated_image {sample.generated_image} was made from")
-    if not is_unicode(sample.prompt):
-        raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
 
 
 def _mask(file: Path, label: str, size: tuple[int, int]) -> Tensor:
@@ -170,40 +158,22 @@ def open_image(file: Path, label: str) -> Image.Image:
         raise OSError(f"{label} {file}: cannot be read as an image ({error})") from error
 
 
-class _Batches(Dataset[list[LoadedSample]]):
-    """Batches of samples, loaded on access."""
-
-    def __init__(self, loader: Loader, batches: Sequence[Sequence[int]]) -> None:
-        self._loader, self._batches = loader, batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> list[LoadedSample]:
-        # A reference is decoded, and sent to the parent, once per batch.
-        references: dict[tuple[str, str | None], LoadedImage] = {}
-        return [self._loader.load(number, references) for number in self._batches[index]]
-
-
-def loaded_batches(loader: Loader, numbers: Sequence[int]) -> Iterator[list[LoadedSample]]:
-    """Load samples in batches, in order, ahead of their use.
-
-    Args:
-        loader: loads a sample.
-        numbers: positions of the samples to load, in order.
+def loaded_batches(
+    samples: Sequence[Sample], numbers: Sequence[int], processing: ImageProcessing, run: Run
+) -> Iterator[list[Loaded]]:
+    """Load the samples at some positions of a list, in batches, in order, ahead of their use.
 
     Returns:
         An iterator whose worker processes have started, so that they are forked before the parent has tokenizers and
         GPU contexts.
     """
-    size = loader.run.batch_size
-    batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    batches = [numbers[start : start + run.batch_size] for start in range(0, len(numbers), run.batch_size)]
     return iter(
         DataLoader(
-            _Batches(loader, batches),
+            Loader(samples, processing, run, batches),
             batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=min(loader.run.workers, len(batches)),
+            collate_fn=list,
+            num_workers=min(run.workers, len(batches)),
             worker_init_fn=functools.partial(_follow_parent, os.getpid()),
         )
     )
@@ -220,7 +190,3 @@ def _follow_parent(parent: int, worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _unchanged(batch: list[LoadedSample]) -> list[LoadedSample]:
-    return batch

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from masc_metrics.bench.sample import SampleResult
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_SYNCS = 5.0
 """Work lost at most if the machine loses power; if the process is killed, it is the current batch."""
-
-Settings = Mapping[str, Any]
 
 _LOCK = "lock"
 
@@ -43,7 +40,9 @@ class RunFolder:
         self._settings_file = folder / "settings.json"
         self._lock: FileLock | None = None
 
-    def begin(self, settings: Settings, *, not_compared: Collection[str] = (), restart: bool = False) -> list[int]:
+    def begin(
+        self, settings: Mapping[str, Any], *, not_compared: Collection[str] = (), restart: bool = False
+    ) -> list[int]:
         """Start or resume a run; locks the folder until :meth:`release`.
 
         Args:
@@ -79,7 +78,7 @@ class RunFolder:
             )
         return [number for number, result in self._results().items() if not result.error]
 
-    def settings(self) -> Settings:
+    def settings(self) -> dict[str, Any]:
         """Settings that the run was started with.
 
         Raises:
@@ -98,10 +97,7 @@ class RunFolder:
         return ResultFile(self.folder / f"{rank:05}-{uuid.uuid4().hex}.jsonl")
 
     def results(self, count: int) -> list[SampleResult]:
-        """All results in the order of the sample list.
-
-        Args:
-            count: number of samples in the list.
+        """All results of a list of ``count`` samples, in its order.
 
         Raises:
             FileNotFoundError: if some are missing.
@@ -148,9 +144,12 @@ class RunFolder:
         """Result of each sample; where there are several, the first without an error."""
         results: dict[int, SampleResult] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
-            for line in file.read_bytes().splitlines(keepends=True):
-                result = _parse_result(line)
-                if result is not None and (result.number not in results or results[result.number].error):
+            for line in file.read_bytes().splitlines():
+                try:
+                    result = SampleResult(**json.loads(line))
+                except (ValueError, TypeError):  # cut short, or zeroed by a loss of power
+                    continue
+                if result.number not in results or results[result.number].error:
                     results[result.number] = result
         return results
 
@@ -165,8 +164,8 @@ class ResultFile:
     def __enter__(self) -> ResultFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self._sync()
         with suppress(OSError):  # write has raised for a full disk
             self._stream.close()
@@ -205,13 +204,3 @@ def _differences(earlier: Any, now: Any, not_compared: Collection[str] = (), nam
                 yield from _differences(earlier.get(key), now.get(key), name=f"{name}.{key}" if name else key)
     elif earlier != now:
         yield f"{name} was {json.dumps(earlier)} and is {json.dumps(now)}"
-
-
-def _parse_result(line: bytes) -> SampleResult | None:
-    """The result on a line; None if the line was cut short, or zeroed by a loss of power."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return SampleResult(**json.loads(line))
-    except (ValueError, TypeError):
-        return None

@@ -14,7 +14,7 @@ import torch
 
 from masc_metrics import __version__
 from masc_metrics.bench.distributed import Ranks, rank_share
-from masc_metrics.bench.loading import Loader, loaded_batches
+from masc_metrics.bench.loading import loaded_batches
 from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
 from masc_metrics.bench.sample import MEASURES, SampleResult, columns, table_row
@@ -100,22 +100,18 @@ def score_samples(
     file: ResultFile,
     on_batch: Callable[[int], object],
 ) -> None:
-    """Score some samples and write each batch's results as soon as they are computed.
+    """Score the samples at some positions of the list, from :func:`begin`.
 
-    Args:
-        samples: the sample list.
-        numbers: positions in it, from :func:`begin`.
-        scorer: the networks.
-        file: receives the results.
-        on_batch: called with the number of samples of each batch.
+    Each batch's results are written to the file as soon as they are computed; then ``on_batch`` is called with the
+    number of its samples.
 
     Raises:
         OSError: if the disk or the memory is full, or a worker process was killed; earlier results are kept.
     """
-    loader = Loader(samples.samples, scorer.backbone.checkpoint.processing, scorer.run)
+    processing = scorer.backbone.checkpoint.processing
     try:
-        for batch in loaded_batches(loader, numbers):
-            file.write(scorer.score(samples.samples, batch))
+        for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
+            file.write(scorer.score(batch))
             on_batch(len(batch))
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         raise OSError(f"out of memory; give a smaller --batch-size or fewer --workers ({error})") from error

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
-from masc_metrics.bench.loading import LoadedImage, LoadedSample
+from masc_metrics.bench.loading import Loaded, LoadedSample
 from masc_metrics.bench.run import BASELINES, Run
-from masc_metrics.bench.sample import MEASURES, Sample, SampleResult
+from masc_metrics.bench.sample import MEASURES, SampleResult
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
@@ -19,37 +20,19 @@ from masc_metrics.prompts import strip_subject
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    sample: Sample
-    number: int
-    generated: LoadedImage
-    reference: LoadedImage
-
-
-@dataclass(frozen=True, slots=True)
 class Scorer:
-    """The networks of a run, and how they score samples; made by :func:`load_scorer`.
-
-    Attributes:
-        run: the settings.
-        backbone: MaSC's network.
-        baselines: baselines by name.
-    """
+    """The settings of a run, MaSC's backbone and the baselines by name; made by :func:`load_scorer`."""
 
     run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
 
-    def score(self, samples: Sequence[Sample], batch: Sequence[LoadedSample]) -> list[SampleResult]:
-        """Score a batch of a sample list.
-
-        Args:
-            samples: the list.
-            batch: some of it, loaded.
+    def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
+        """Score a batch.
 
         Returns:
-            Results in the order of the batch. A sample that could not be loaded has an error, one that a filter leaves
-            out a reason.
+            Results in the order of the batch. A sample that could not be loaded keeps its error, one that a filter
+            leaves out has a reason.
 
         Raises:
             RuntimeError: if a network's features are not finite.
@@ -57,74 +40,63 @@ class Scorer:
         results: dict[int, SampleResult] = {}
         pairs = []
         for loaded in batch:
-            if loaded.generated is None or loaded.reference is None:
-                results[loaded.number] = self._without_scores(loaded.number, {}, error=loaded.error)
-                continue
-            pair = _Pair(samples[loaded.number], loaded.number, loaded.generated, loaded.reference)
-            if left_out := self._left_out(pair):
-                results[pair.number] = self._without_scores(pair.number, _measures(pair), left_out=left_out)
+            if isinstance(loaded, SampleResult):
+                results[loaded.number] = loaded
+            elif left_out := self._left_out(loaded):
+                no_scores = dict.fromkeys(self.run.scores)
+                results[loaded.number] = SampleResult(loaded.number, no_scores, _measures(loaded), left_out=left_out)
             else:
-                pairs.append(pair)
-        if pairs:
-            scores = {name: self._scores(name, pairs) for name in self.run.scores}
-            for index, pair in enumerate(pairs):
-                results[pair.number] = SampleResult(
-                    number=pair.number,
-                    scores={name: values[index] for name, values in scores.items()},
-                    measures=_measures(pair),
-                    stripped_prompt=_stripped_prompt(pair.sample) if "pf" in self.run.scores else "",
-                )
+                pairs.append(loaded)
+        scores = {name: self._scores(name, pairs) for name in self.run.scores}
+        for pair in pairs:
+            prompt = pair.sample.prompt if "pf" in self.run.scores else None
+            results[pair.number] = SampleResult(
+                number=pair.number,
+                scores={name: values.get(pair.number) for name, values in scores.items()},
+                measures=_measures(pair),
+                stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
+            )
         return [results[loaded.number] for loaded in batch]
 
-    def _without_scores(
-        self, number: int, measures: dict[str, float | None], left_out: str = "", error: str = ""
-    ) -> SampleResult:
-        return SampleResult(number, dict.fromkeys(self.run.scores), measures, left_out=left_out, error=error)
-
-    def _left_out(self, pair: _Pair) -> str:
+    def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
         for name, image in (("reference_mask", pair.reference), ("generated_mask", pair.generated)):
             if minimum is not None and image.coverage is not None and image.coverage <= minimum:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
-    def _scores(self, name: str, pairs: list[_Pair]) -> list[float | None]:
-        """Scores of the pairs that have the input of a score, None for the others."""
+    def _scores(self, name: str, pairs: list[LoadedSample]) -> dict[int, float]:
+        """Scores by the sample's number, of the pairs that have the input of a score."""
+        baseline = self.baselines.get(name)
         if name == "cp":
-            return _where(pairs, lambda pair: pair.reference.mask is not None, self._cp)
-        if name == "pf":
-            return _where(pairs, _has_pf_input, self._pf)
-        baseline = self.baselines[name]
-        if baseline.kind == "image":
-            return list(baseline.score(_generated(pairs), _references(pairs)))
-        return _where(
-            pairs,
-            lambda pair: pair.sample.prompt is not None,
-            lambda kept: baseline.score_texts(_generated(kept), [pair.sample.prompt or "" for pair in kept]),
-        )
-
-    def _cp(self, pairs: list[_Pair]) -> list[float]:
-        scores: list[float] = concept_preservation(
-            _generated(pairs),
-            _references(pairs),
-            MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None)),
-            backbone=self.backbone,
-            max_num_patches=self.run.max_num_patches,
-            encode_batch_size=self.run.batch_size,
-        ).tolist()
-        return scores
-
-    def _pf(self, pairs: list[_Pair]) -> list[float]:
-        scores: list[float] = prompt_following(
-            _generated(pairs),
-            MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None)),
-            [pair.sample.prompt or "" for pair in pairs],
-            [pair.sample.subject for pair in pairs],
-            backbone=self.backbone,
-            max_num_patches=self.run.max_num_patches,
-            encode_batch_size=self.run.batch_size,
-        ).tolist()
-        return scores
+            pairs = [pair for pair in pairs if pair.reference.mask is not None]
+        elif name == "pf":
+            pairs = [pair for pair in pairs if pair.generated.mask is not None and pair.sample.prompt is not None]
+        elif baseline and baseline.kind == "text":
+            pairs = [pair for pair in pairs if pair.sample.prompt is not None]
+        if not pairs:
+            return {}
+        generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
+        references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+        prompts = [pair.sample.prompt or "" for pair in pairs]
+        settings: dict[str, Any] = {
+            "backbone": self.backbone,
+            "max_num_patches": self.run.max_num_patches,
+            "encode_batch_size": self.run.batch_size,
+        }
+        scores: list[float]
+        if baseline and baseline.kind == "text":
+            scores = baseline.score_texts(generated, prompts)
+        elif baseline:
+            scores = baseline.score(generated, references)
+        elif name == "cp":
+            masks = MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None))
+            scores = concept_preservation(generated, references, masks, **settings).tolist()
+        else:
+            masks = MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None))
+            subjects = [pair.sample.subject for pair in pairs]
+            scores = prompt_following(generated, masks, prompts, subjects, **settings).tolist()
+        return dict(zip((pair.number for pair in pairs), scores, strict=True))
 
 
 def load_scorer(run: Run, device: torch.device) -> Scorer:
@@ -152,37 +124,6 @@ def load_scorer(run: Run, device: torch.device) -> Scorer:
     return Scorer(run, backbone, baselines)
 
 
-def _where(
-    pairs: list[_Pair], has_input: Callable[[_Pair], bool], score: Callable[[list[_Pair]], list[float]]
-) -> list[float | None]:
-    kept = [pair for pair in pairs if has_input(pair)]
-    scores = iter(score(kept) if kept else [])
-    return [next(scores) if has_input(pair) else None for pair in pairs]
-
-
-def _has_pf_input(pair: _Pair) -> bool:
-    return pair.generated.mask is not None and pair.sample.prompt is not None
-
-
-def _generated(pairs: list[_Pair]) -> ImageBatch:
-    return ImageBatch(tuple(pair.generated.pixels for pair in pairs))
-
-
-def _references(pairs: list[_Pair]) -> ImageBatch:
-    return ImageBatch(tuple(pair.reference.pixels for pair in pairs))
-
-
-def _stripped_prompt(sample: Sample) -> str:
-    return "" if sample.prompt is None else strip_subject(sample.prompt, sample.subject)
-
-
-def _measures(pair: _Pair) -> dict[str, float | None]:
-    values = (
-        pair.reference.coverage,
-        pair.generated.coverage,
-        pair.reference.patches,
-        pair.reference.subject_patches,
-        pair.generated.patches,
-        pair.generated.subject_patches,
-    )
-    return dict(zip(MEASURES, values, strict=True))
+def _measures(pair: LoadedSample) -> dict[str, float | None]:
+    split = (name.split("_", 1) for name in MEASURES)
+    return {f"{which}_{measure}": getattr(getattr(pair, which), measure) for which, measure in split}

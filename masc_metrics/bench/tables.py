@@ -32,9 +32,7 @@ class Row:
 def read_rows(file: Path, needed: Sequence[str] = ()) -> list[Row]:
     """Read all rows of a file: .jsonl or .ndjson, .parquet, and CSV in UTF-8 for any other suffix.
 
-    Args:
-        file: the file.
-        needed: columns that the file must have.
+    It must have the ``needed`` columns.
 
     Raises:
         OSError: if it cannot be read.
@@ -149,13 +147,7 @@ def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbe
     """Write rows to a Parquet file if the name ends with .parquet, else to CSV.
 
     The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV, None is
-    an empty cell; in Parquet it is null. NaN is nan in both.
-
-    Args:
-        file: the file to write.
-        rows: cells by column.
-        columns: names of the columns, in order.
-        numbers: columns that hold numbers.
+    an empty cell; in Parquet it is null, and ``numbers`` are the columns that hold numbers. NaN is nan in both.
 
     Raises:
         OSError: if the file cannot be written.

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,7 @@ def test_killed_worker_is_reported_and_the_run_can_be_resumed(
     samples = written(tmp_path, 24)
     real = loading.Loader.load
 
-    def killed_at_the_ninth(self: loading.Loader, number: int, references: Any) -> loading.LoadedSample:
+    def killed_at_the_ninth(self: loading.Loader, number: int, references: Any) -> loading.Loaded:
         if number == 9:
             time.sleep(1)  # until the samples before it are scored
             os.kill(os.getpid(), signal.SIGKILL)
@@ -149,10 +148,11 @@ def test_killed_worker_is_reported_and_the_run_can_be_resumed(
 
 
 @patched_workers
-def test_workers_ignore_control_c() -> None:
+def test_workers_ignore_control_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that ends by itself waits for its last batch to be read, and the run waits for the worker."""
-    loader: Any = SimpleNamespace(load=lambda *_: signal.getsignal(signal.SIGINT), run=Run(Path(), workers=1))
-    batches: Any = loading.loaded_batches(loader, [0])
+    monkeypatch.setattr(loading.Loader, "load", lambda *_: signal.getsignal(signal.SIGINT))
+    processing: Any = None
+    batches: Any = loading.loaded_batches([], [0], processing, Run(Path(), workers=1))
     assert list(batches) == [[signal.SIG_IGN]]
 
 

@@ -160,11 +160,8 @@ def _report_lines(report: Agreement) -> Iterator[str]:
         yield from text_table(tests)
     yield ""
     for scorer in report.scorers:
-        ends = {extreme.end: extreme for extreme in reversed(scorer.extremes)}
-        texts = (
-            f"{end} {item.value:.4g} ({item.method}, {item.key})" for end, item in sorted(ends.items(), reverse=True)
-        )
-        yield f"{scorer.name}: {', '.join(texts)}"
+        ends = (f"{end.end} {end.value:.4g} ({end.method}, {end.key})" for end in scorer.extremes if end.rank == 1)
+        yield f"{scorer.name}: {', '.join(ends)}"
     for dropped in report.dropped:
         yield f"left out of {dropped.source}: {dropped.count} x {dropped.reason}"
 

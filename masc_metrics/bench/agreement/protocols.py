@@ -5,34 +5,37 @@ Letters in names: ``K`` keys, ``G`` groups of raters, ``N`` runs of a scorer, ``
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
 import numpy as np
 
 from masc_metrics.arguments import check_choice, check_integer
-from masc_metrics.bench.agreement.keys import SampleKey, check_names, kept_keys, key_set_digest, score_matrix
 from masc_metrics.bench.agreement.names import concept_of
 from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, RATED_SCORES, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
     Difference,
+    Dropped,
     Estimate,
     Extreme,
     MethodAlpha,
     ScorerAgreement,
-    Source,
 )
 from masc_metrics.bench.agreement.statistics import (
-    Indices,
     alpha_resamples,
     krippendorff_alpha,
     rank_resamples,
     rank_statistics,
 )
 from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
+
+SampleKey = tuple[str, str]
+"""Method and key."""
 
 PROTOCOLS = ("pooled", "dreambench-plus")
 STATISTICS = ("alpha", "rho", "tau", "auc")
@@ -94,14 +97,14 @@ def agreement(
     check_choice("protocol", protocol, PROTOCOLS)
     check_integer("replicates", replicates, least=0)
     pooled = protocol == "pooled"
-    check_names(scorers, groups, compare, pooled)
+    _check_names(scorers, groups, compare, pooled)
     styles = score != "pf" if with_styles is None else with_styles
-    kept, dropped = kept_keys(scorers, groups, styles, pooled)
-    sample = _sample(kept, groups, pooled, replicates, seed)
+    kept, dropped = _kept_keys(scorers, groups, styles, pooled)
+    sample = _Sample(kept, groups, pooled, replicates, seed)
     runs: dict[str, list[Scores]] = {}
     for scorer in scorers:
         runs.setdefault(scorer.name, []).append(scorer)
-    measured = {name: _measure(name, parts, sample, pooled) for name, parts in runs.items()}
+    measured = {name: _measure(name, parts, sample) for name, parts in runs.items()}
     return Agreement(
         protocol=protocol,
         score=score,
@@ -117,9 +120,9 @@ def agreement(
         keys=len(kept),
         concepts=sample.weights_RC.shape[1],
         methods=tuple(sorted({method for method, _ in kept})),
-        key_set_sha256=key_set_digest(kept),
+        key_set_sha256=hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest(),
         dropped=tuple(dropped),
-        sources=tuple(Source(part.name, part.source, part.seeds) for part in (*scorers, *groups)),
+        sources=tuple({"name": part.name, "path": part.source, "seeds": part.seeds} for part in (*scorers, *groups)),
         replicates=len(sample.weights_RC),
         seed=seed,
         confidence=CONFIDENCE,
@@ -127,18 +130,93 @@ def agreement(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The keys of an analysis with their ratings and resamples; each stratum of the keys has its own alpha."""
+def _check_names(
+    scorers: Sequence[Scores], groups: Sequence[Scores], compare: Sequence[tuple[str, str]], pooled: bool
+) -> None:
+    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names to compare."""
+    names = [scorer.name for scorer in scorers]
+    if not names or len(groups) < 2:
+        raise ValueError(f"there are {len(names)} scorers and {len(groups)} groups; give at least 1 and 2")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice and pooled:
+        raise ValueError(
+            f"several scorers are named {twice[0]!r}; give each its own name (NAME=FILE), or, if they are runs of one "
+            "scorer, give --protocol dreambench-plus"
+        )
+    unknown = [name for pair in compare for name in pair if name not in names]
+    if unknown:
+        raise ValueError(f"compare names {unknown[0]!r}; give two of {', '.join(dict.fromkeys(names))}")
 
-    keys: Sequence[SampleKey]
-    groups: Sequence[str]
-    ratings_GK: Numbers
-    mean_ratings_K: Numbers
-    strata: Mapping[str, Indices]
-    concepts_K: Indices
-    weights_RC: Numbers
-    rounded: Callable[[float], float]
+
+def _kept_keys(
+    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, pooled: bool
+) -> tuple[list[SampleKey], list[Dropped]]:
+    """Select the keys of an analysis.
+
+    In a pooled analysis, all scorers and groups must have a key; else one group and any other must.
+
+    Returns:
+        The sorted keys, of methods that all scorers and groups have, and what was left out, here and by the readers.
+    """
+    parts = [*scorers, *groups]
+    key_sets = [{pair for pair in part.values if styles or not pair[1].startswith("style_")} for part in parts]
+    method_sets = [{method for method, _ in keys} for keys in key_sets]
+    lacking: dict[str, str] = {}  # first part without a method
+    for part, methods in zip(parts, method_sets, strict=True):
+        for method in set.union(*method_sets) - methods:
+            lacking.setdefault(method, part.name)
+    if lacking.keys() >= set.union(*method_sets):
+        listing = "; ".join(
+            f"{part.name}: {', '.join(sorted(methods))}" for part, methods in zip(parts, method_sets, strict=True)
+        )
+        raise ValueError(f"all scorers and groups must share a method; name methods alike. Methods of {listing}")
+    rated = set.union(*key_sets[len(scorers) :])
+    times = Counter(pair for keys in key_sets for pair in keys)
+    kept = {
+        pair
+        for pair, count in times.items()
+        if pair[0] not in lacking and (count == len(parts) if pooled else count > 1 and pair in rated)
+    }
+    if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
+        listing = "; ".join(
+            f"{part.name} has {len(keys)}, such as {min(keys)}" for part, keys in zip(parts, key_sets, strict=True)
+        )
+        raise ValueError(
+            f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
+        )
+
+    def reason(pair: SampleKey) -> str:
+        if not styles and pair[1].startswith("style_"):
+            return "style collection"
+        if pair[0] in lacking:
+            return f"method {pair[0]}, which {lacking[pair[0]]} lacks"
+        return "key that another scorer or group lacks" if pooled else "key without a second number to compare with"
+
+    dropped = [Dropped(part.name, why, count) for part in parts for why, count in part.dropped.items()]
+    for part in parts:
+        reasons = Counter(reason(pair) for pair in sorted(part.values) if pair not in kept)
+        dropped += [Dropped(part.name, why, count) for why, count in reasons.items()]
+    return sorted(kept), dropped
+
+
+class _Sample:
+    """The keys of an analysis with their ratings in [0, 1] and resamples; each stratum of keys has its own alpha."""
+
+    def __init__(
+        self, keys: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, replicates: int, seed: int
+    ) -> None:
+        self.keys, self.groups, self.pooled = keys, [group.name for group in groups], pooled
+        ratings_GK = _matrix(groups, keys)
+        self.ratings_GK = ratings_GK / HIGHEST_RATING
+        self.mean_ratings_K = ratings_GK.mean(axis=0)  # of 0..4; NaN where a group has a gap
+        concepts, self.concepts_K = np.unique([concept_of(key) for _, key in keys], return_inverse=True)
+        self.weights_RC = concept_weights(len(concepts), replicates, seed)
+        methods, methods_K = np.unique([method for method, _ in keys], return_inverse=True)
+        strata = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
+        self.strata = {"": np.arange(len(keys))} if pooled else strata
+
+    def rounded(self, value: float) -> float:
+        return round(value, _DECIMALS) if self.pooled else float(np.round(value, _DECIMALS))
 
     def alphas(self, raters_UK: Numbers) -> list[float]:
         """Alpha of each stratum, rounded."""
@@ -160,26 +238,13 @@ class _Sample:
 _Measured = tuple[ScorerAgreement, list[Numbers]]  # with resamples of STATISTICS
 
 
-def _sample(kept: Sequence[SampleKey], groups: Sequence[Scores], pooled: bool, replicates: int, seed: int) -> _Sample:
-    ratings_GK = score_matrix(groups, kept)
-    concepts, concepts_K = np.unique([concept_of(key) for _, key in kept], return_inverse=True)
-    methods, methods_K = np.unique([method for method, _ in kept], return_inverse=True)
-    return _Sample(
-        keys=kept,
-        groups=[group.name for group in groups],
-        ratings_GK=ratings_GK / HIGHEST_RATING,
-        mean_ratings_K=ratings_GK.mean(axis=0),  # NaN where a group has a gap
-        strata={"": np.arange(len(kept))}
-        if pooled
-        else {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)},
-        concepts_K=concepts_K,
-        weights_RC=concept_weights(len(concepts), replicates, seed),
-        rounded=_rounded_by_python if pooled else _rounded_by_numpy,
-    )
+def _matrix(parts: Sequence[Scores], keys: Sequence[SampleKey]) -> Numbers:
+    """(parts, keys); NaN where a part has no number."""
+    return np.array([[part.values.get(pair, math.nan) for pair in keys] for part in parts], dtype=np.float64)
 
 
-def _measure(name: str, runs: Sequence[Scores], sample: _Sample, pooled: bool) -> _Measured:
-    scores_NK = score_matrix(runs, sample.keys)
+def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
+    scores_NK = _matrix(runs, sample.keys)
     like_people = all(run.rates_0_to_4 for run in runs)
     low, high = (0.0, HIGHEST_RATING) if like_people else (float(np.nanmin(scores_NK)), float(np.nanmax(scores_NK)))
     constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
@@ -220,7 +285,7 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample, pooled: bool) -
         tau=tau,
         auc=area,
         extremes=_extremes(scores_NK, sample.keys),
-        methods=() if pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
+        methods=() if sample.pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
     )
     return scorer, [alpha_R, *ranks_R3.T]
 
@@ -277,14 +342,6 @@ def _extremes(scores_NK: Numbers, keys: Sequence[SampleKey]) -> tuple[Extreme, .
         for end, outermost in (("lowest", order), ("highest", order[::-1]))
         for rank, (value, method, key) in enumerate(outermost[:_EXTREMES], start=1)
     )
-
-
-def _rounded_by_python(value: float) -> float:
-    return round(value, _DECIMALS)
-
-
-def _rounded_by_numpy(value: float) -> float:
-    return float(np.round(value, _DECIMALS))
 
 
 def _defined(value: float) -> float | None:

@@ -75,23 +75,19 @@ def read_scores(
     if source.suffix.lower() in _TABLES and not source.is_dir():
         rows, available = _table(source, "scores")
         wanted = tuple(columns) or (score,)
-        named = [column for column in wanted if column in available]
-        if not named:
+        found = [column for column in wanted if column in available]
+        if not found:
             raise ValueError(f"{source} has no column {' or '.join(wanted)}; give one of {', '.join(available)}")
-        found = _columns(source, rows, named, seeds)
-        names = [f"{name}:{part.name}" if name and len(found) > 1 else name or part.name for part in found]
-        return [part.scores(scorer, column=part.name) for scorer, part in zip(names, found, strict=True)]
+        names = [f"{name}:{column}" if name and len(found) > 1 else name or column for column in found]
+        return [
+            _scores(scorer, source, _table_cells(source, rows, column), seeds, column=column)
+            for scorer, column in zip(names, found, strict=True)
+        ]
     files = _json_files(source) if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source} holds no <method>.json; give a folder such as data_dino_rating, or a CSV file")
-    collected = _Collected(source.resolve().name if source.is_dir() else source.stem, source, seeds)
-    for file in files:
-        method, _, suffix = file.stem.rpartition("-")
-        if suffix not in RATED_SCORES:
-            method, suffix = file.stem, score
-        if suffix == score:
-            _read_json(file, method, score, collected)
-    return [collected.scores(name or collected.name)]
+    name = name or (source.resolve().name if source.is_dir() else source.stem)
+    return [_scores(name, source, _json_cells(files, score), seeds)]
 
 
 def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds: str = "mean") -> list[Scores]:
@@ -122,18 +118,23 @@ def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds:
         rows, columns = _table(source, "ratings")
         _check_groups(source, groups, columns)
         try:
-            parts = _columns(source, rows, dict.fromkeys(groups or columns), seeds, HIGHEST_RATING)
+            found = [
+                _scores(name, source, _table_cells(source, rows, name), seeds, HIGHEST_RATING, name)
+                for name in dict.fromkeys(groups or columns)
+            ]
         except ValueError as error:
             if groups:
                 raise
             raise ValueError(f"{error}; if only other columns are raters, name those by --group") from error
-        found = [part.scores(part.name, column=part.name) for part in parts]
     else:
         for choices in (("data_human_rating",), ("merged_data", "raw_data")):
             source = next((source / choice for choice in choices if (source / choice).is_dir()), source)
         folders = {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and _json_files(path)}
         _check_groups(source, groups, list(folders))
-        found = [_read_group(folders[name], score) for name in dict.fromkeys(groups or folders)]
+        found = [
+            _scores(name, folders[name], _json_cells(_json_files(folders[name]), score, True), "last", HIGHEST_RATING)
+            for name in dict.fromkeys(groups or folders)
+        ]
     if len(found) < 2:
         raise ValueError(
             f"{source} has {len(found)} groups of raters ({', '.join(group.name for group in found)}); give two or "
@@ -148,63 +149,46 @@ def _check_groups(source: Path, groups: Sequence[str], available: Sequence[str])
             raise ValueError(f"--group is {group!r}; the groups of {source} are {', '.join(available) or 'none'}")
 
 
-def _read_group(folder: Path, score: str) -> Scores:
-    collected = _Collected(folder.name, folder, "last", HIGHEST_RATING)
-    for file in _json_files(folder):
-        method, _, last = file.stem.rpartition("-")
-        if last not in RATED_SCORES:  # raw data: the name holds a rater before the method, the file both scores
-            method = last
-        if last in (score, method):
-            _read_json(file, method, score, collected)
-    return collected.scores(folder.name)
+_Cell = tuple[str, str, object, str]  # method, key, number as found, and label for error texts
 
 
-class _Collected:
-    """Collects the numbers of one scorer."""
-
-    def __init__(self, name: str, source: Path, seeds: str, highest: float | None = None) -> None:
-        check_choice("seeds", seeds, SEEDS)
-        self.name = name
-        self._source, self._seeds, self._highest = source, seeds, highest
-        self._numbers: dict[tuple[str, str], list[float]] = {}
-        self._spellings: dict[str, str] = {}
-        self._dropped: Counter[str] = Counter()
-        self._all_integers, self._some_above_one = True, False
-
-    def drop(self, reason: str) -> None:
-        self._dropped[reason] += 1
-
-    def add(self, method: str, key: str, cell: object, label: str) -> None:
+def _scores(
+    name: str, source: Path, cells: Iterable[_Cell], seeds: str, highest: float | None = None, column: str = ""
+) -> Scores:
+    """Check and combine the cells of one scorer, or of one group of raters, whose ``highest`` rating is given."""
+    check_choice("seeds", seeds, SEEDS)
+    numbers: dict[tuple[str, str], list[float]] = {}
+    spellings: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    all_integers, some_above_one = True, False
+    for method, key, cell, label in cells:
+        if column and not (method.strip() and key.strip()):  # cells of a table may be empty
+            dropped["row without method or key"] += 1
+            continue
         number = _number(cell, label)
         if number is None:
-            return self.drop("empty or nan")
-        if self._highest is not None and not 0 <= number <= self._highest:
-            raise ValueError(
-                f"{label}: {cell!r} is not a rating from 0 to {self._highest:g}; correct it, or leave it empty"
-            )
-        self._all_integers = self._all_integers and number in (0, 1, 2, 3, 4)
-        self._some_above_one = self._some_above_one or number > 1
+            dropped["empty or nan"] += 1
+            continue
+        if highest is not None and not 0 <= number <= highest:
+            raise ValueError(f"{label}: {cell!r} is not a rating from 0 to {highest:g}; correct it, or leave it empty")
+        all_integers = all_integers and number in (0, 1, 2, 3, 4)
+        some_above_one = some_above_one or number > 1
         short = method_name(method)
-        if self._spellings.setdefault(short, method) != method:
+        if spellings.setdefault(short, method) != method:
             raise ValueError(
-                f"{label}: the methods {self._spellings[short]!r} and {method!r} are both {short!r} without their run "
+                f"{label}: the methods {spellings[short]!r} and {method!r} are both {short!r} without their run "
                 "settings; rename one, or give them in separate files"
             )
-        numbers = self._numbers.setdefault((short, sample_key(key)), [])
-        if numbers and self._seeds == "last":
-            numbers.clear()
-            self.drop("overwritten by a later number of its key")
-        numbers.append(number)
-
-    def scores(self, name: str, column: str = "") -> Scores:
-        if not self._numbers:
-            dropped = ", ".join(f"{count} x {reason}" for reason, count in self._dropped.items()) or "it is empty"
-            raise ValueError(
-                f"{self._source} holds no number for {self.name!r} ({dropped}); check the file and the name"
-            )
-        values = {pair: math.fsum(numbers) / len(numbers) for pair, numbers in self._numbers.items()}
-        are_ratings = self._all_integers and self._some_above_one
-        return Scores(name, values, are_ratings, dict(self._dropped), str(self._source), self._seeds, column)
+        of_key = numbers.setdefault((short, sample_key(key)), [])
+        if of_key and seeds == "last":
+            of_key.clear()
+            dropped["overwritten by a later number of its key"] += 1
+        of_key.append(number)
+    if not numbers:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "it is empty"
+        raise ValueError(f"{source} holds no number for {(column or name)!r} ({reasons}); check the file and the name")
+    values = {pair: math.fsum(of_key) / len(of_key) for pair, of_key in numbers.items()}
+    return Scores(name, values, all_integers and some_above_one, dict(dropped), str(source), seeds, column)
 
 
 def _number(cell: object, label: str) -> float | None:
@@ -228,41 +212,36 @@ def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
     return rows, list(dict.fromkeys(name for row in rows for name in row.cells if name not in ("method", "key")))
 
 
-def _columns(
-    file: Path, rows: Sequence[Row], names: Iterable[str], seeds: str, highest: float | None = None
-) -> list[_Collected]:
-    """Numbers of each column."""
-    parts = [_Collected(name, file, seeds, highest) for name in names]
+def _table_cells(file: Path, rows: Iterable[Row], column: str) -> Iterator[_Cell]:
     for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
-        for part in parts:
-            if not method.strip() or not key.strip():
-                part.drop("row without method or key")
-            else:
-                label = f"{file}, line {row.line}, method {method}, key {key}, column {part.name}"
-                part.add(method, key, row.cells.get(part.name), label)
-    return parts
+        label = f"{file}, line {row.line}, method {method}, key {key}, column {column}"
+        yield method, key, row.cells.get(column), label
 
 
 def _json_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
 
 
-def _read_json(file: Path, method: str, score: str, collected: _Collected) -> None:
-    for key, value in _json_items(file):
-        label = f"{file}, key {key}"
-        if isinstance(value, list):
-            if len(value) != len(RATED_SCORES):
-                raise ValueError(f"{label}: {value} is not a pair of numbers; give one number, or [cp, pf]")
-            value = value[RATED_SCORES.index(score)]
-        collected.add(method, key, value, label)
-
-
-def _json_items(file: Path) -> Iterator[tuple[str, object]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # invalid JSON or UTF-8
-        raise ValueError(f"{file} cannot be read as JSON: {error}; correct it, or remove it from the folder") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a JSON {type(content).__name__}; give a mapping of keys to numbers")
-    yield from content.items()
+def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> Iterator[_Cell]:
+    for file in files:
+        method, _, suffix = file.stem.rpartition("-")
+        if suffix not in RATED_SCORES:  # the file holds both scores; in raw data a rater comes before the method
+            method = suffix if of_raters else file.stem
+        elif suffix != score:
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
+        except ValueError as error:  # invalid JSON or UTF-8
+            raise ValueError(
+                f"{file} cannot be read as JSON: {error}; correct it, or remove it from the folder"
+            ) from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} holds a JSON {type(content).__name__}; give a mapping of keys to numbers")
+        for key, value in content.items():
+            label = f"{file}, key {key}"
+            if isinstance(value, list):
+                if len(value) != len(RATED_SCORES):
+                    raise ValueError(f"{label}: {value} is not a pair of numbers; give one number, or [cp, pf]")
+                value = value[RATED_SCORES.index(score)]
+            yield method, key, value, label

@@ -33,8 +33,7 @@ class Extreme:
     Attributes:
         end: "lowest" or "highest".
         rank: rank from that end, from 1.
-        method: method of the image.
-        key: key of the image.
+        method, key: the image.
         value: the score before scaling.
     """
 
@@ -50,7 +49,6 @@ class MethodAlpha:
     """A scorer's alpha on the images of one method, a row of DreamBench++'s table.
 
     Attributes:
-        method: the method.
         keys: number of keys that at least one run and one group have.
         ceiling: alpha of the groups with each other; None if undefined.
         runs: for each run the mean of its alphas to the groups; None if undefined.
@@ -102,8 +100,7 @@ class Difference:
     """A paired test of two scorers on the same resamples.
 
     Attributes:
-        a: name of one scorer.
-        b: name of the other.
+        a, b: names of the scorers.
         statistic: "alpha" (the mean over groups), "rho", "tau" or "auc".
         difference: value of a minus value of b.
         p_value: two-sided p-value in (0, 1]; None without resamples.
@@ -132,21 +129,6 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Origin of the numbers of a scorer or group.
-
-    Attributes:
-        name: name of the scorer or group.
-        path: file or folder.
-        seeds: how several numbers of one key were combined.
-    """
-
-    name: str
-    path: str
-    seeds: str
-
-
-@dataclass(frozen=True, slots=True)
 class Agreement:
     """An agreement analysis.
 
@@ -164,7 +146,8 @@ class Agreement:
         key_set_sha256: SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests mean
             equal key sets.
         dropped: cells and keys that were left out.
-        sources: origin of the numbers.
+        sources: for each scorer and group its name, the path of its file or folder, and how several numbers of one key
+            were combined (seeds).
         replicates: number of resamples.
         seed: random seed of the resamples.
         confidence: level of the intervals.
@@ -183,7 +166,7 @@ class Agreement:
     methods: tuple[str, ...]
     key_set_sha256: str
     dropped: tuple[Dropped, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Mapping[str, str], ...]
     replicates: int
     seed: int
     confidence: float

@@ -140,16 +140,6 @@ def rank_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
 
 
 def rank_resamples(scores_K: Numbers, ratings_K: Numbers, concepts_K: Indices, weights_RC: Numbers) -> Numbers:
-    """:func:`rank_statistics` of every resample.
-
-    Args:
-        scores_K: finite scores.
-        ratings_K: mean ratings, 0..4.
-        concepts_K: concept of each key, 0..C-1.
-        weights_RC: how often each resample holds each concept.
-
-    Returns:
-        (R, 3): rho, tau-b, AUC.
-    """
+    """:func:`rank_statistics` of every resample, (R, 3), with concepts and weights as of :func:`alpha_resamples`."""
     resamples = (np.repeat(np.arange(len(scores_K)), weights_C[concepts_K]) for weights_C in weights_RC.astype(np.intp))
     return np.array([rank_statistics(scores_K[keys], ratings_K[keys]) for keys in resamples]).reshape(-1, 3)

@@ -12,15 +12,7 @@ from torch import Tensor
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.baselines.networks import (
-    CLIPNetwork,
-    DINONetwork,
-    DINOv3Network,
-    EmbeddingNetwork,
-    SigLIP2Network,
-    find_files,
-    shared_network,
-)
+from masc_metrics.bench.baselines.networks import NETWORKS, EmbeddingNetwork, SigLIP2Network, shared_network
 from masc_metrics.bench.run import BASELINES, Run
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
@@ -36,9 +28,6 @@ DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Hub id of each baseline's network; siglip2-i and siglip2-t use MaSC's backbone instead."""
-
-_NETWORKS = {"clip": ("clip", CLIPNetwork), "dino": ("vit", DINONetwork), "dinov3": ("dinov3_vit", DINOv3Network)}
-"""model_type of config.json and network class, by the part of the name before the dash."""
 
 
 class Baseline:
@@ -60,12 +49,9 @@ class Baseline:
     """
 
     def __init__(self, name: str, network: EmbeddingNetwork, batch_size: int) -> None:
-        self.name = name
+        self.name, self.batch_size, self._network = name, batch_size, network
         self.kind: Literal["image", "text"] = "text" if name.endswith("-t") else "image"
-        self.checkpoint = network.checkpoint
-        self.commit = network.commit
-        self.batch_size = batch_size
-        self._network = network
+        self.checkpoint, self.commit = network.checkpoint, network.commit
 
     def __repr__(self) -> str:
         return f"Baseline({self.name!r}, checkpoint={self.checkpoint!r}, commit={self.commit!r})"
@@ -83,7 +69,7 @@ class Baseline:
             One score per sample in [-1, 1].
 
         Raises:
-            TypeError: if this is a baseline of kind "text", or an image has a form that is not accepted.
+            TypeError: if this is a baseline of the other kind, or an image has a form that is not accepted.
             ValueError: if an image has a wrong shape or value range, or the numbers of images differ.
             RuntimeError: if the network's features are not finite, as by overflow in float16.
         """
@@ -102,18 +88,15 @@ class Baseline:
         CLIP reads the first 77 tokens of a prompt, including its begin and end tokens, SigLIP2 the first 64.
 
         Args:
-            generated_images: images in any form that :func:`masc_metrics.images.check_images` accepts.
+            generated_images: as of :meth:`score`.
             prompts: one for each generated image.
 
         Returns:
             One score per sample in [-1, 1].
 
         Raises:
-            TypeError: if this is a baseline of kind "image", an image has a form that is not accepted, or a prompt is
-                not a string.
-            ValueError: if an image has a wrong shape or value range, or the numbers of images and prompts differ.
+            TypeError, ValueError, RuntimeError: as :meth:`score`, and TypeError if a prompt is not a string.
             OSError: if the checkpoint has no tokenizer.
-            RuntimeError: if the network's features are not finite, as by overflow in float16.
         """
         self._check_kind("text")
         generated = check_images(generated_images, "generated_images")
@@ -183,43 +166,24 @@ def load_baseline(
     check_choice("name", name, BASELINES)
     device = check_device(device)
     family = name.split("-")[0]
+    model = run.model_of(name)
     if family == "siglip2":
-        return Baseline(name, _siglip2_network(name, run, backbone), run.batch_size)
-    model_type, network_class = _NETWORKS[family]
-    if family == "dinov3":
-        _check_dinov3()
-    model = run.model_of(name) or DEFAULT_BASELINE_MODELS[name]
-    source = CheckpointSource.of(model, None, run.cache_dir, run.local_files_only)
+        if backbone is None:
+            raise ValueError(f"backbone is None; baseline {name} needs MaSC's, from masc_metrics.load_backbone")
+        if model is not None:
+            raise ValueError(
+                f"model is {model!r}, but baseline {name} uses MaSC's backbone; give its checkpoint by --model"
+            )
+        patches = run.max_num_patches
+        siglip2 = shared_network((family, backbone, patches), lambda: SigLIP2Network(backbone, patches))
+        return Baseline(name, siglip2, run.batch_size)
+    source = CheckpointSource.of(model or DEFAULT_BASELINE_MODELS[name], None, run.cache_dir, run.local_files_only)
     dtype = run.torch_dtype
-    network = shared_network(
-        (family, source, device, dtype),
-        lambda: network_class(find_files(name, source, model_type), device, dtype),
-    )
+    network = shared_network((family, source, device, dtype), lambda: NETWORKS[family](name, source, device, dtype))
     baseline = Baseline(name, network, run.batch_size)
     if baseline.kind == "text":
         network.text_embeddings([""], 1)  # reads the tokenizer, whose errors come before a long run
     return baseline
-
-
-def _siglip2_network(name: str, run: Run, backbone: SigLIP2Backbone | None) -> EmbeddingNetwork:
-    if backbone is None:
-        raise ValueError(f"backbone is None; baseline {name} needs MaSC's, from masc_metrics.load_backbone")
-    model = run.model_of(name)
-    if model is not None:
-        raise ValueError(
-            f"model is {model!r}, but baseline {name} uses MaSC's backbone; give its checkpoint by --model"
-        )
-    return shared_network(("siglip2", backbone, run.max_num_patches), lambda: SigLIP2Network(backbone, run))
-
-
-def _check_dinov3() -> None:
-    import transformers
-
-    if not hasattr(transformers, "DINOv3ViTModel"):
-        raise ImportError(
-            f"baseline dinov3-i needs transformers 4.56 or newer, and {transformers.__version__} is installed; "
-            "pip install 'transformers>=4.56'"
-        )
 
 
 def _check_count(name: str, count: int, images: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -60,22 +59,17 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
     try:
         check_out(run, source.root)
         tree = dreambench_plus.read_dreambench_plus(source.root, source.method, source.masks, source.pf_without)
-        _print_missing(tree.missing)
+        for path, purpose in tree.missing[:_SHOWN]:
+            print(f"missing: {path}: {purpose}", file=sys.stderr)
+        if len(tree.missing) > _SHOWN:
+            counts = Counter(purpose for _, purpose in tree.missing)
+            listing = ", ".join(f"{count} x {purpose}" for purpose, count in counts.items())
+            print(f"missing in all: {listing}", file=sys.stderr)
         if tree.missing and not source.allow_missing:
             raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return score_list(SampleList(tree.samples, source.root), run).exit_code
-
-
-def _print_missing(missing: Sequence[tuple[Path, str]]) -> None:
-    for path, purpose in missing[:_SHOWN]:
-        print(f"missing: {path}: {purpose}", file=sys.stderr)
-    if len(missing) > _SHOWN:
-        counts = Counter(purpose for _, purpose in missing)
-        print(
-            "missing in all: " + ", ".join(f"{count} x {purpose}" for purpose, count in counts.items()), file=sys.stderr
-        )
 
 
 DREAMBENCH_PLUS = Command(

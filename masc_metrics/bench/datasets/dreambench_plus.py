@@ -17,9 +17,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
@@ -117,7 +118,7 @@ def read_dreambench_plus(
     if not samples:
         raise ValueError(f"{root / 'samples'} holds no generated images; {_LAYOUT}")
     numbered = (replace(sample, line=position) for position, sample in enumerate(samples, start=1))
-    return DreamBenchPlus(tuple(numbered), reader.tree.missing())
+    return DreamBenchPlus(tuple(numbered), tuple(sorted(reader.tree.missing)))
 
 
 def _method_folders(samples: Path, methods: Sequence[str], tree: _Tree) -> dict[str, str]:
@@ -150,102 +151,78 @@ def _may_be_one_run(folder: str, other: str) -> bool:
     return method_name(folder) == method_name(other) and all(settings[name] == others[name] for name in shared)
 
 
-@dataclass(frozen=True, slots=True)
-class _Collection:
-    """One subject of the benchmark.
+class _Collection(NamedTuple):
+    """One subject of the benchmark: its category path, and the number in its file names, such as "07"."""
 
-    Attributes:
-        prefix: a key of ``CATEGORY_PATHS``. The rest of the name does not count: a subject's name may hold "style".
-        number: number in its file names, such as "07".
-    """
-
-    prefix: str
+    path: str
     number: str
 
     @classmethod
     def from_folder(cls, folder: str) -> _Collection | None:
-        """Parse a folder name such as ``object_07_mug``; None for any other name."""
+        """Parse a folder name such as ``object_07_mug``, whose noun may hold "style"; None for any other name."""
         found = _COLLECTION_NAME.fullmatch(folder)
-        return cls(found[1], found[2]) if found else None
-
-    @property
-    def path(self) -> str:
-        """Folder of its image below ``images``."""
-        return CATEGORY_PATHS[self.prefix]
+        return cls(CATEGORY_PATHS[found[1]], found[2]) if found else None
 
     @property
     def category(self) -> str:
         """One of animal, human, object, style."""
         return self.path.rpartition("/")[2]
 
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    files: dict[str, Path] = field(default_factory=dict)
-    folders: list[str] = field(default_factory=list)
+    def file(self, folder: Path, suffix: str) -> Path:
+        """Its file below ``images``, ``captions`` or the reference masks."""
+        return folder / self.path / f"{self.number}{suffix}"
 
 
 class _Tree:
-    """Finds files, and remembers those that are missing."""
+    """Finds files, and remembers those that are missing, with their purposes."""
 
     def __init__(self) -> None:
-        self._listings: dict[Path, _Listing] = {}
-        self._lines: dict[Path, list[str]] = {}
-        self._missing: set[tuple[Path, str]] = set()
+        self.missing: set[tuple[Path, str]] = set()
+        self.lines = cache(self._lines)
+        self._listing = cache(_listing)
 
     def folders(self, folder: Path) -> list[str]:
         """Names of the folders in a folder, sorted, without hidden ones; empty if it does not exist."""
-        return self._listing(folder).folders
+        return self._listing(folder)[1]
 
     def stems(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
         """Names, without suffix, of the files in a folder with one of the suffixes; distinct and sorted."""
-        names = (os.path.splitext(name) for name in self._listing(folder).files)
+        names = (os.path.splitext(name) for name in self._listing(folder)[0])
         return sorted({stem for stem, suffix in names if suffix in suffixes})
 
     def file(self, wanted: Path) -> Path | None:
         """The file if it exists; its suffix may be in capitals."""
-        return self._listing(wanted.parent).files.get(wanted.name)
+        return self._listing(wanted.parent)[0].get(wanted.name)
 
     def image(self, wanted: Path) -> Path | None:
         """The file if it exists with any of the suffixes of ``IMAGE_SUFFIXES``."""
-        found = (self.file(wanted.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES)
-        return next((file for file in found if file), None)
+        return next(filter(None, (self.file(wanted.with_suffix(suffix)) for suffix in IMAGE_SUFFIXES)), None)
 
-    def lines(self, wanted: Path) -> list[str]:
+    def _lines(self, wanted: Path) -> list[str]:
         """Lines of a text file; empty if it does not exist, is empty, or is not UTF-8."""
-        if wanted not in self._lines:
-            file = self.file(wanted)
-            try:
-                text = file.read_text(encoding="utf-8-sig") if file else ""
-            except UnicodeDecodeError:
-                text = ""
-            self._lines[wanted] = [line.strip() for line in text.rstrip().splitlines()]
-        return self._lines[wanted]
+        file = self.file(wanted)
+        try:
+            text = file.read_text(encoding="utf-8-sig") if file else ""
+        except UnicodeDecodeError:
+            text = ""
+        return [line.strip() for line in text.rstrip().splitlines()]
 
-    def add_missing(self, wanted: Path, purpose: str) -> None:
-        """Remember that a file is missing, and what it is for."""
-        self._missing.add((wanted, purpose))
 
-    def missing(self) -> tuple[tuple[Path, str], ...]:
-        """Missing files with their purposes, sorted."""
-        return tuple(sorted(self._missing))
-
-    def _listing(self, folder: Path) -> _Listing:
-        if folder not in self._listings:
-            self._listings[folder] = listing = _Listing()
-            try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except (FileNotFoundError, NotADirectoryError):
-                entries = []
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    listing.folders.append(entry.name)
-                else:
-                    stem, suffix = os.path.splitext(entry.name)
-                    listing.files[stem + suffix.lower()] = folder / entry.name
-        return self._listings[folder]
+def _listing(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Files by name with a lower-case suffix, and names of folders; sorted, without hidden ones."""
+    files: dict[str, Path] = {}
+    folders: list[str] = []
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    for entry in entries:
+        if entry.is_dir() and not entry.name.startswith("."):
+            folders.append(entry.name)
+        elif not entry.name.startswith("."):
+            stem, suffix = os.path.splitext(entry.name)
+            files[stem + suffix.lower()] = folder / entry.name
+    return files, folders
 
 
 class _Reader:
@@ -283,38 +260,36 @@ class _Reader:
         name = f"{sample.concept}/{Path(sample.generated_image).stem}"
         lacks: list[str] = []
 
-        def needed(file: Path | None, wanted: Path, purpose: str) -> str | None:
-            if file:
+        def needed(wanted: Path, purpose: str, file: Path | None = None) -> str | None:
+            if file := file or tree.file(wanted):
                 return str(file)
-            tree.add_missing(wanted, purpose)
+            tree.missing.add((wanted, purpose))
             lacks.append(f"{purpose} {wanted}")
             return None
 
-        image = self._root / "images" / collection.path / f"{collection.number}.jpg"
+        generated_mask = needed(masks / f"{name}.png", "generated mask")
+        image = collection.file(self._root / "images", ".jpg")
         reference = tree.image(image)
         if not reference and (reference := tree.image(run / "src_image" / f"{name}.jpg")):
-            tree.add_missing(image, "reference image (its copy in src_image is used)")
-        reference_mask = self._masks / "refs" / collection.path / f"{collection.number}.png"
-        generated_mask = masks / f"{name}.png"
+            tree.missing.add((image, "reference image (its copy in src_image is used)"))
+        reference_image = needed(image, "reference image", reference)
+        reference_mask = needed(collection.file(self._masks / "refs", ".png"), "reference mask")
         text, caption = run / "text" / f"{name}.txt", self._caption(collection)
         subject, *prompts = tree.lines(caption) or [""]
-        sample = replace(
-            sample,
-            generated_mask=needed(tree.file(generated_mask), generated_mask, "generated mask"),
-            reference_image=needed(reference, image, "reference image") or "",
-            reference_mask=needed(tree.file(reference_mask), reference_mask, "reference mask"),
-        )
         prompt_text = None
         if not self._without_pf(collection, prompt):
             prompt_text = " ".join(tree.lines(text)) or "".join(prompts[prompt : prompt + 1])
             if not prompt_text:
-                tree.add_missing(text if prompts else caption, "prompt (UTF-8 text)")
+                tree.missing.add((text if prompts else caption, "prompt (UTF-8 text)"))
                 lacks.append(f"prompt in {text} or line {prompt + 2} of {caption}")
             if not subject:
-                tree.add_missing(caption, "subject (UTF-8 text, first line)")
+                tree.missing.add((caption, "subject (UTF-8 text, first line)"))
                 lacks.append(f"subject in line 1 of {caption}")
         return replace(
             sample,
+            generated_mask=generated_mask,
+            reference_image=reference_image or "",
+            reference_mask=reference_mask,
             prompt=prompt_text,
             subject=subject or None,
             category=collection.category,
@@ -330,15 +305,15 @@ class _Reader:
             numbers = {*self.tree.stems(self._root / "images" / path), *self.tree.stems(captions, (".txt",))}
             for number in sorted(filter(str.isdigit, numbers)):
                 noun = (self.tree.lines(captions / f"{number}.txt") or ["*"])[0]
-                known.setdefault(_Collection(prefix, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
+                known.setdefault(_Collection(path, number), f"{prefix}_{number}_{noun.lower().replace(' ', '_')}")
         for folder in folders:
             generated = self._generated(folder)
             own_names = {_Collection.from_folder(name): name for name in self.tree.folders(generated)}
             for collection, name in known.items():
                 images = generated / own_names.get(collection, name)
                 prompts = range(len(self.tree.lines(self._caption(collection))[1:]) or PROMPTS)
-                for prompt in sorted(set(prompts) - {prompt for prompt, _, _ in self._images(images)}):
-                    self.tree.add_missing(images / f"{prompt}_*.jpg", "generated image")
+                lacking = set(prompts) - {prompt for prompt, _, _ in self._images(images)}
+                self.tree.missing |= {(images / f"{prompt}_*.jpg", "generated image") for prompt in lacking}
 
     def _images(self, folder: Path) -> list[tuple[int, str, Path]]:
         """Prompt, seed and file of the generated images in a folder, in numeric order; other images are ignored."""
@@ -352,7 +327,7 @@ class _Reader:
         return self._root / "samples" / folder / "tgt_image"
 
     def _caption(self, collection: _Collection) -> Path:
-        return self._root / "captions" / collection.path / f"{collection.number}.txt"
+        return collection.file(self._root / "captions", ".txt")
 
     def _without_pf(self, collection: _Collection, prompt: int) -> bool:
         is_style = collection.category == "style" and self._pf_without in ("style-collections", "both")

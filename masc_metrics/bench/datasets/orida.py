@@ -12,7 +12,6 @@ A scene is the second part of a stem split at ``_``. Its last character is the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -43,13 +42,11 @@ class Orida:
 
     Attributes:
         samples: pairs of one subject, then pairs of two.
-        subjects: subjects of the pairs, in order.
         skipped: a line for each subject with too few backgrounds, with the faults of the others.
         notes: deviations from the protocol, such as too few subjects.
     """
 
     samples: tuple[Sample, ...]
-    subjects: tuple[str, ...]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -70,20 +67,6 @@ class SameAgainstCross:
     same: int
     cross: int
     left_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One image of a subject, with its mask."""
-
-    image: Path
-    mask: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    name: str
-    views: tuple[_View, ...]
 
 
 def read_orida(
@@ -127,31 +110,45 @@ def read_orida(
     folders = [entry for entry in _entries(train) if entry.name.isdecimal() and entry.is_dir()]
     if not folders:
         raise FileNotFoundError(f"{train} holds no folders of numbered subjects; {_LAYOUT}")
-    chosen: list[_Subject] = []
+    chosen: list[tuple[str, list[Path]]] = []  # subjects, each with its images
     skipped: list[str] = []
     for folder in sorted(folders, key=lambda folder: (int(folder.name), folder.name)):
         if len(chosen) == subjects:
             break
-        views, faults = _views(folder, backgrounds)
-        if len(views) == backgrounds:
-            chosen.append(_Subject(folder.name, tuple(views)))
+        images, faults = _images_of(folder, backgrounds)
+        if len(images) == backgrounds:
+            chosen.append((folder.name, images))
         else:
-            reasons = "".join(f"; {fault}" for fault in faults)
-            skipped.append(f"{folder}: {len(views)} of {backgrounds} backgrounds{reasons}")
+            skipped.append("; ".join([f"{folder}: {len(images)} of {backgrounds} backgrounds", *faults]))
     if not chosen:
         raise ValueError(f"no subject of {train} has {backgrounds} backgrounds (first {skipped[0]}); {_LAYOUT}")
     notes = [] if len(chosen) == subjects else [f"{len(chosen)} of {subjects} subjects have enough backgrounds"]
-    pairs = [
+    same = [(a, a, i, j) for a in range(len(chosen)) for i, j in combinations(range(backgrounds), 2)]
+    cross = [
         (a, b, i, j) for a, b in combinations(range(len(chosen)), 2) for i, j in product(range(backgrounds), repeat=2)
     ]
-    if len(pairs) < cross_pairs:
-        notes.append(f"all {len(pairs)} pairs of two subjects are used, since there are fewer than {cross_pairs}")
+    if len(cross) < cross_pairs:
+        notes.append(f"all {len(cross)} pairs of two subjects are used, since there are fewer than {cross_pairs}")
     else:
-        drawn = np.random.default_rng(seed).choice(len(pairs), size=cross_pairs, replace=False)
-        pairs = [pairs[index] for index in drawn.tolist()]
-    same = [(a, a, i, j) for a in range(len(chosen)) for i, j in combinations(range(backgrounds), 2)]
-    samples = tuple(_samples(chosen, [*same, *pairs]))
-    return Orida(samples, tuple(subject.name for subject in chosen), tuple(skipped), tuple(notes))
+        drawn = np.random.default_rng(seed).choice(len(cross), size=cross_pairs, replace=False)
+        cross = [cross[index] for index in drawn.tolist()]
+    samples = []
+    for line, (a, b, i, j) in enumerate([*same, *cross], start=1):
+        (concept, references), (other, generated) = chosen[a], chosen[b]
+        sample = Sample(
+            line=line,
+            sample_id=f"{SAME}/{concept}/{i}-{j}" if a == b else f"{CROSS}/{concept}.{i}/{other}.{j}",
+            generated_image=str(generated[j]),
+            generated_mask=None,
+            reference_image=str(references[i]),
+            reference_mask=str(_mask_of(references[i])),
+            prompt=None,
+            subject=None,
+            concept=concept,
+            category=SAME if a == b else CROSS,
+        )
+        samples.append(sample)
+    return Orida(tuple(samples), tuple(skipped), tuple(notes))
 
 
 def same_against_cross(table: Path, score: str) -> SameAgainstCross:
@@ -175,60 +172,45 @@ def same_against_cross(table: Path, score: str) -> SameAgainstCross:
     return SameAgainstCross(auc(same, cross), len(same), len(cross), pairs - len(same) - len(cross))
 
 
-def _samples(subjects: Sequence[_Subject], pairs: Iterable[tuple[int, int, int, int]]) -> Iterator[Sample]:
-    for line, (a, b, i, j) in enumerate(pairs, start=1):
-        reference, generated = subjects[a], subjects[b]
-        yield Sample(
-            line=line,
-            sample_id=f"{SAME}/{reference.name}/{i}-{j}"
-            if a == b
-            else f"{CROSS}/{reference.name}.{i}/{generated.name}.{j}",
-            generated_image=str(generated.views[j].image),
-            generated_mask=None,
-            reference_image=str(reference.views[i].image),
-            reference_mask=str(reference.views[i].mask),
-            prompt=None,
-            subject=None,
-            concept=reference.name,
-            category=SAME if a == b else CROSS,
-        )
-
-
-def _views(subject: Path, wanted: int) -> tuple[list[_View], list[str]]:
-    """Views of the first backgrounds, and the faults of backgrounds without a view."""
-    first: dict[str, Path] = {}
+def _images_of(subject: Path, wanted: int) -> tuple[list[Path], list[str]]:
+    """Images of the first backgrounds, and the faults of backgrounds without a usable image."""
+    factual: dict[str, Path] = {}
     for image in _images(subject / "factual_only"):
         parts = image.stem.split("_")
         if len(parts) > 1 and len(parts[1]) > 1:
-            first.setdefault(parts[1][:-1], image)
+            factual.setdefault(parts[1][:-1], image)
     scenes: dict[str, Path] = {}
     for folder in _entries(subject / "factual_counterfactual"):
         if folder.is_dir() and len(folder.name) > 1:
             scenes.setdefault(folder.name[:-1], folder)
-    views: list[_View] = []
+    usable: list[Path] = []
     faults: list[str] = []
-    for background in sorted({*first, *scenes}):
-        background_faults: list[str] = []
-        for image in filter(None, (first.get(background), _with_object(subject, scenes.get(background)))):
-            view = _View(image, image.parent.parent / "annotations" / "masks" / f"{image.stem}_mask.jpg")
-            if not (fault := _fault(view.mask)):
-                views.append(view)
+    for background in sorted({*factual, *scenes}):
+        candidates = [factual[background]] if background in factual else []
+        if background in scenes:
+            candidates += _with_object(subject, scenes[background])
+        unusable: list[str] = []
+        for image in candidates:
+            if not (fault := _fault(_mask_of(image))):
+                usable.append(image)
                 break
-            background_faults.append(fault)
+            unusable.append(fault)
         else:
-            faults.append(", ".join(background_faults) or f"{scenes[background]} has no image with the object")
-        if len(views) == wanted:
+            faults.append(", ".join(unusable) or f"{scenes[background]} has no image with the object")
+        if len(usable) == wanted:
             break
-    return views, faults
+    return usable, faults
 
 
-def _with_object(subject: Path, scene: Path | None) -> Path | None:
-    """A counterfactual scene's image with the object."""
-    if scene is None:
-        return None
+def _with_object(subject: Path, scene: Path) -> list[Path]:
+    """A counterfactual scene's image with the object; empty if it has none."""
     images = _images(scene)
     expected = scene / "images" / f"00{int(subject.name):03d}_{scene.name}_1.jpg"
-    return expected if expected in images else next((image for image in images if image.stem.endswith("_1")), None)
+    return [expected] if expected in images else [image for image in images if image.stem.endswith("_1")][:1]
+
+
+def _mask_of(image: Path) -> Path:
+    return image.parent.parent / "annotations" / "masks" / f"{image.stem}_mask.jpg"
 
 
 def _fault(mask: Path) -> str:

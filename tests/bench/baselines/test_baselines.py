@@ -293,7 +293,7 @@ def test_dinov3_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[in
     image = _image(*size, 5)
     network = _load("dinov3-i", dinov3)._network
     assert isinstance(network, networks.DINOv3Network)
-    torch.testing.assert_close(network._prepared(image), _tensor(_dinov3_pixels(image)), atol=2e-5, rtol=0)
+    torch.testing.assert_close(network._processor([image]), _tensor(_dinov3_pixels(image)), atol=2e-5, rtol=0)
 
 
 def _any_image_baseline(name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone) -> Baseline:
