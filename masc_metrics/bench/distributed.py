@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # A rank waits for the slowest, however long that takes; a rank that dies breaks the connection at once.
 _TIMEOUT = timedelta(days=30)
 
+_LAUNCHER_VARIABLES = ("SLURM_NTASKS", "LT_CLI_USED", "NODE_RANK", "GROUP_RANK")
+"""Without one of them, Lightning would wait for the other nodes until the timeout."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -69,6 +72,11 @@ def start_ranks(run: Run) -> Ranks:
     if launched:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if num_nodes > 1 and not launched and not any(name in os.environ for name in _LAUNCHER_VARIABLES):
+        raise ValueError(
+            f"--num-nodes is {num_nodes}, but no launcher has started this process on each node; start it by srun, "
+            "torchrun or fabric run"
+        )
     if devices * num_nodes == 1 and not launched:
         return Ranks(0, 1, device)
     if device.type not in ("cpu", "cuda"):

@@ -6,7 +6,7 @@ The layout of a folder is::
     ROOT/<concept>/<method>/<name>.png  <name>_mask.png  <name>.txt
 
 ``<name>.txt`` holds the prompt, ``subject.txt`` the subject's name in the prompts; without it prompts are kept as they
-are. Images may be .png, .jpg, .jpeg or .webp.
+are. Images may be .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ _NEEDED = {
     "pf": ("generated_mask", "prompt", "subject"),
 }
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 _LAYOUT = "ROOT/<concept>/reference.png and ROOT/<concept>/<method>/<name>.png, with <name>_mask.png and <name>.txt"
 
@@ -77,9 +77,9 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
             or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    if source.is_dir():
-        return SampleList(tuple(_folder_samples(source)), source)
     needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in _NEEDED.get(score, ()))}
+    if source.is_dir():
+        return SampleList(tuple(_folder_samples(source, needed)), source)
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(tuple(scores))} - _KNOWN_COLUMNS
     samples = tuple(_samples(read_rows(source, columns), source, columns, written))
@@ -124,38 +124,36 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
         )
 
 
-def _folder_samples(root: Path) -> list[Sample]:
+def _folder_samples(root: Path, needed: Collection[str]) -> list[Sample]:
     """Find every generated image below the folder, ordered by concept, method and name.
 
-    An image without its mask, prompt or reference becomes a sample with an error.
+    An image without a needed mask, prompt or reference becomes a sample with an error.
 
     Raises:
         OSError: if a folder cannot be read.
-        ValueError: if there are no generated images.
+        ValueError: if there are no generated images, or two of one name.
     """
     methods = ((concept, method) for concept in _folders(root) for method in _folders(concept))
-    found = (sample for concept, method in methods for sample in _method_samples(concept, method))
+    found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed))
     samples = [replace(sample, line=position) for position, sample in enumerate(found, start=1)]
     if not samples:
         raise ValueError(f"{root} holds no generated images; the layout is {_LAYOUT}")
     return samples
 
 
-def _method_samples(concept: Path, method: Path) -> Iterator[Sample]:
+def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Iterator[Sample]:
     references, images = _images(concept), _images(method)
     for name, image in images.items():
         if name.endswith("_mask") and name.removesuffix("_mask") in images:
             continue
-        files = {
-            concept / "reference.png": references.get("reference"),
-            concept / "reference_mask.png": references.get("reference_mask"),
-            method / f"{name}_mask.png": images.get(f"{name}_mask"),
+        found = {
+            "reference_image": (concept / "reference.png", references.get("reference")),
+            "reference_mask": (concept / "reference_mask.png", references.get("reference_mask")),
+            "generated_mask": (method / f"{name}_mask.png", images.get(f"{name}_mask")),
+            "prompt": (method / f"{name}.txt", _text(method / f"{name}.txt")),
         }
-        prompt = _text(method / f"{name}.txt")
-        missing = [str(expected) for expected, file in files.items() if file is None]
-        if prompt is None:
-            missing.append(str(method / f"{name}.txt"))
-        reference, reference_mask, mask = (None if file is None else str(file) for file in files.values())
+        missing = [str(file) for column, (file, content) in found.items() if content is None and column in needed]
+        reference, reference_mask, mask, prompt = (None if part is None else str(part) for _, part in found.values())
         yield Sample(
             line=0,
             sample_id=f"{concept.name}/{method.name}/{name}",
@@ -178,9 +176,16 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> dict[str, Path]:
     """Image files by name without suffix."""
-    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _IMAGE_SUFFIXES}
+    images: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in _IMAGE_SUFFIXES and images.setdefault(file.stem, file) != file:
+            raise ValueError(f"{images[file.stem]} and {file} have one name; rename or remove one")
+    return images
 
 
 def _text(file: Path) -> str | None:
     """Content of a text file; None if it is missing or empty."""
-    return (file.read_text(encoding="utf-8-sig").strip() or None) if file.is_file() else None
+    try:
+        return (file.read_text(encoding="utf-8-sig").strip() or None) if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from error

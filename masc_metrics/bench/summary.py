@@ -145,8 +145,8 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
     without = sum(not (sample.subject or "").strip() for sample in followed)
     if without:
         lines.append(
-            f"{samples.source}: {without} of {len(followed)} samples have no subject, so their prompts were embedded as "
-            "they are"
+            f"{samples.source}: {without} of {len(followed)} samples have no subject, so nothing was stripped from "
+            "their prompts"
         )
     unstripped = [sample for sample in followed if not holds_subject(sample.prompt or "", sample.subject)]
     if unstripped:

@@ -182,3 +182,29 @@ def test_column_with_the_name_of_a_score_is_refused(listed: Path) -> None:
     with pytest.raises(ValueError, match="has a column 'cp', which the table of scores has too; rename or remove it"):
         read_samples(file)
     assert read_samples(file, ("pf",)).samples[0].extra == {"cp": "0.5"}
+
+
+def test_image_of_a_sample_is_never_overwritten(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = listed.parent / "out" / "0.csv"  # an image with a misleading name
+    shutil.copy(listed.parent / "out" / "0.png", copy)
+    cells = [row | {"generated_image": "out/0.csv"} for row in rows(listed)[:1]]
+    file = listed.with_name("misnamed.jsonl")
+    file.write_text(json.dumps(cells[0]), encoding="utf-8")
+    before = copy.read_bytes()
+    assert main(["score", str(file), "--out", str(copy), "--model", "tiny"]) == 2
+    assert "which is a file of a sample; give another file" in capsys.readouterr().err
+    assert copy.read_bytes() == before
+
+
+def test_folder_needs_only_what_the_scores_need(folder: Path) -> None:
+    for file in [*folder.glob("*/*/*_mask.png"), *folder.glob("*/*/*.txt")]:
+        file.unlink()
+    assert not any(sample.error for sample in read_samples(folder, ("cp",)).samples)
+    assert all(sample.error for sample in read_samples(folder, ("pf",)).samples)
+
+
+def test_two_images_of_one_name_in_a_folder_are_refused(folder: Path) -> None:
+    image = next(path for path in sorted(folder.glob("*/*/*.png")) if not path.stem.endswith("_mask"))
+    shutil.copy(image, image.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match="have one name; rename or remove one"):
+        read_samples(folder)

@@ -297,6 +297,18 @@ def test_images_are_rotated_by_their_exif_orientation(
         (["score", "one.csv", "--config", "list.yaml"], 2, "list.yaml is not a mapping; give one option a line"),
         (["score", "one.csv", "--config", "typo.yaml"], 2, "typo.yaml has 'batchsize'; the options of score are out,"),
         (["score", "one.csv", "--config", "broken.yaml"], 2, "broken.yaml cannot be read as YAML: "),
+        (["score", "one.csv", "--config", "flag.yaml"], 2, "flag.yaml: out is true; give a value, or leave it out"),
+        (["score", "one.csv", "--config", "text.yaml"], 2, "text.yaml: quiet is maybe; give true or false"),
+        (["score", "one.csv", "--config", "twice.yaml"], 2, "twice.yaml has 'batch-size' twice; give each option once"),
+        (["score", "one.csv", "--config", "empty.yaml"], 2, "empty.yaml is empty; give a mapping of options to values"),
+        (["score", "one.csv", "--config", "a.yaml", "--config", "b.yaml"], 2, "--config is given 2 times"),
+        (["score", "one.csv", "--out", "o.xlsx"], 2, "--out is o.xlsx; give a name that ends with .csv or .parquet"),
+        (
+            ["score", "one.csv", "--out", "o.csv", "--num-nodes", "2"],
+            2,
+            "--num-nodes is 2, but no launcher has started",
+        ),
+        (["score", "list.jsonl", "--out", "o.csv"], 2, "list.jsonl, line 1: prompt is a JSON list; give text"),
         (["prefetch", "./nowhere"], 1, "no checkpoint folder at"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -326,6 +338,11 @@ def test_unusable_arguments_are_reported_in_one_line(
     Path("list.yaml").write_text("- a\n")
     Path("typo.yaml").write_text("batchsize: 3\n")
     Path("broken.yaml").write_text("a: [\n")
+    Path("flag.yaml").write_text("out: true\n")
+    Path("text.yaml").write_text("quiet: maybe\n")
+    Path("twice.yaml").write_text("batch_size: 1\nbatch-size: 2\n")
+    Path("empty.yaml").write_text("# nothing\n")
+    Path("list.jsonl").write_text(json.dumps(dict.fromkeys(COLUMNS, "a") | {"prompt": ["a", "b"]}) + "\n")
     before = Path("one.csv").read_text()
     assert main(change) == code
     printed = capsys.readouterr()
