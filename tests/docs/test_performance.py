@@ -35,7 +35,8 @@ def test_gpu_program_runs_every_stage_on_a_cpu(rehearsed: dict[str, Any]) -> Non
 
 @pytest.mark.timeout(300)
 def test_gpu_tables_hold_every_stage_and_judge_the_aims(rehearsed: dict[str, Any]) -> None:
-    as_if = rehearsed | {"where": rehearsed["where"] | {"gpu": "a card"}}
+    plan = rehearsed["plan"] | {"device": "cuda", "shape": {}}
+    as_if = rehearsed | {"where": rehearsed["where"] | {"gpu": "a card"}, "plan": plan}
     batches = rehearsed["evaluation_bfloat16"]["batches"]
     found = {**batches["2"], "share_of_products": 0.59, "peak_bytes": 3.1e9, "above_weights_bytes": 0.95e9}
     as_if["evaluation_bfloat16"] = {"batches": {"8": found, "16": found}}
@@ -54,8 +55,11 @@ def test_page_without_gpu_results_says_so() -> None:
     assert page.gpu({}) == page.NOT_MEASURED
 
 
-def test_rehearsal_on_a_cpu_is_not_taken_for_gpu_results() -> None:
-    assert page.gpu({"where": {"gpu": "none"}}) == page.NOT_MEASURED
+@pytest.mark.timeout(300)
+def test_rehearsal_is_not_taken_for_gpu_results(rehearsed: dict[str, Any]) -> None:
+    assert page.gpu(rehearsed) == page.NOT_MEASURED
+    on_cuda = rehearsed | {"plan": rehearsed["plan"] | {"device": "cuda"}, "where": {"gpu": "a card"}}
+    assert page.gpu(on_cuda) == page.NOT_MEASURED
 
 
 def test_page_holds_the_figures_of_the_results_files() -> None:

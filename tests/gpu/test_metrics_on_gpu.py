@@ -38,15 +38,17 @@ Record = Callable[[str, object], None]
 
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
-    precision = torch.get_float32_matmul_precision()
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # the patch embedding of fixed-resolution checkpoints is a convolution
     yield
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
-@pytest.fixture(params=["tiny", "random"])
-def model(request: pytest.FixtureRequest, checkpoint: Path) -> str | Path:
-    return "tiny" if request.param == "tiny" else checkpoint
+@pytest.fixture(params=["tiny", "random", "fixed"])
+def model(request: pytest.FixtureRequest, checkpoint: Path, fixed_checkpoint: Path) -> str | Path:
+    return {"tiny": "tiny", "random": checkpoint, "fixed": fixed_checkpoint}[request.param]
 
 
 def scores(backbone: SigLIP2Backbone, arguments: dict[str, Any], **settings: Any) -> Tensor:

@@ -103,6 +103,7 @@ def trained_by_fsdp(rank: int, world: int, checkpoint: str, folder: Path) -> dic
 def test_fsdp_on_one_gpu_trains_validates_and_saves_a_full_state(
     checkpoint: Path, gpu: torch.device, tmp_path: Path
 ) -> None:
+    """On one GPU torch replaces sharding by NO_SHARD: wrapping and the full state are tested, not sharding."""
     if gpu.type == "cpu":
         pytest.skip("torch's full state of FSDP modules crashes on a CPU")
     (results,) = processes.run(

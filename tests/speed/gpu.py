@@ -1,9 +1,10 @@
 """All GPU figures in one process: ``python tests/speed/gpu.py`` on a machine with CUDA, with nothing else running.
 
-The stages run in the order of their worth. Each result is written to ``$OUT/gpu.json`` (by default beside
-``results.json``) as soon as it exists, so a run that is cut short keeps what it has measured; a stage that fails is
-recorded with its error and the next one runs. ``page.py`` turns the file into the GPU tables of docs/performance.md.
-``--layers 1 --quick --device cpu`` rehearses all stages on a CPU in less than a minute.
+The stages run most important first. Each stage's results, and each batch size of the evaluation, are written to
+``$OUT/gpu.json`` (by default next to ``results.json``) as soon as they exist, so a run that is cut short keeps what it
+has measured. A stage that fails is recorded with its error, and the next one runs. ``page.py`` turns the file into the
+GPU tables of docs/performance.md. ``--layers 1 --quick --device cpu`` rehearses all stages on a CPU in less than a
+minute, into ``gpu-rehearsal.json``.
 """
 
 from __future__ import annotations
@@ -91,11 +92,17 @@ class Plan:
 class Bench:
     """What the stages share: the plan, the checkpoint, the work, and the results so far."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, out: Path) -> None:
         self.plan = plan
         self.folder = folder
+        self.out = out
         self.device = torch.device(plan.device)
-        self.results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {"where": workload.where(), "plan": asdict(plan)}
+
+    def save(self, stage: str, found: dict[str, Any]) -> None:
+        """Write a stage's results so far."""
+        self.results[stage] = found
+        self.out.write_text(json.dumps(self.results, indent=1) + "\n")
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -171,7 +178,11 @@ def evaluation(bench: Bench, dtype: torch.dtype) -> dict[str, Any]:
     for batch in bench.plan.batches:
         ours = bench.ours(dtype, batch)
         ours.forget()
-        ours(arguments)
+        try:
+            ours(arguments)
+        except torch.cuda.OutOfMemoryError:
+            found["out_of_memory_at"] = batch
+            break
         ours.forget()
         bench.reset_peak()
         start = bench.memory()
@@ -186,6 +197,7 @@ def evaluation(bench: Bench, dtype: torch.dtype) -> dict[str, Any]:
             "peak_bytes": peak - before,
             "above_weights_bytes": peak - start,
         }
+        bench.save(f"evaluation_{name_of(dtype)}", found)
     return found
 
 
@@ -251,6 +263,7 @@ def pair(bench: Bench) -> dict[str, Any]:
             "PF": median(ours_only(ours, "pf")),
             "CP and PF": median(ours_only(ours, "cp", "pf")),
         }
+        bench.save("pair", {"seconds": found})
         if workload.rival_is_installed():
             theirs = Theirs(bench.checkpoint, bench.plan.device, theirs_dtype)
             found[name_of(dtype)]["masc-metric"] = median(lambda theirs=theirs: theirs(single))
@@ -259,7 +272,10 @@ def pair(bench: Bench) -> dict[str, Any]:
 
 
 def overhead(bench: Bench) -> dict[str, Any]:
-    """What ``update`` takes beyond the bare tower, for new and known pictures, given on the CPU and on the device."""
+    """What ``update`` takes beyond the bare tower, for new and known pictures, given on the CPU and on the device.
+
+    Pictures of 512 x 512 need no resize. Prompts are known in all cases.
+    """
     ours, count = bench.ours(torch.bfloat16), bench.plan.standard_batch
     work = Evaluation.of(count)
     arguments = work.arguments
@@ -326,27 +342,34 @@ def profile(bench: Bench) -> dict[str, Any]:
     on_cuda = bench.plan.device == "cuda"
     with counted_synchronizations(bench.device) as synchronizations:
         ours(arguments)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with profiler(activities=activities) as run:
-        ours(arguments)
-        if on_cuda:
-            torch.cuda.synchronize()
-    events = run.events() or []
-    kind = DeviceType.CUDA if on_cuda else DeviceType.CPU
-    kernels = [event for event in events if event.device_type == kind]
+
+    def events(*activities: ProfilerActivity) -> list[Any]:
+        for _ in range(2):  # the first profile pays for the profiler's own start
+            with profiler(activities=list(activities)) as run:
+                ours(arguments)
+                if on_cuda:
+                    torch.cuda.synchronize()
+        return list(run.events() or [])
+
+    # Recording every operation of the host would slow it down and leave the GPU idle.
+    kind, activity = (DeviceType.CUDA, ProfilerActivity.CUDA) if on_cuda else (DeviceType.CPU, ProfilerActivity.CPU)
+    on_device = [event for event in events(activity) if event.device_type == kind]
+    kernels = [event for event in on_device if not event.name.startswith(("Memcpy", "Memset"))]
     by_name: dict[str, list[float]] = {}
     for event in kernels:
         by_name.setdefault(event.name, []).append(event.time_range.elapsed_us())
-    busy, idle = _busy_and_idle([(event.time_range.start, event.time_range.end) for event in kernels])
+    busy, idle = _busy_and_idle([(event.time_range.start, event.time_range.end) for event in on_device])
     total = sum(map(sum, by_name.values())) or 1.0
     expensive = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:10]
-    calls = [event.name for event in events if event.name in SYNCHRONIZING]
+    on_host = events(ProfilerActivity.CPU, ProfilerActivity.CUDA) if on_cuda else []
+    calls = [event.name for event in on_host if event.name in SYNCHRONIZING]
     return {
         "kernels": [
             {"name": name[:120], "calls": len(times), "milliseconds": sum(times) / 1e3, "share": sum(times) / total}
             for name, times in expensive
         ],
         "launched": len(kernels),
+        "copies": len(on_device) - len(kernels),
         "busy_milliseconds": busy / 1e3,
         "idle_milliseconds": idle / 1e3,
         "idle_share": idle / (busy + idle) if busy + idle else 0.0,
@@ -380,11 +403,14 @@ def size(bench: Bench) -> dict[str, Any]:
     patches = [rows * columns for height, width in ASPECTS for rows, columns in [processing.grid(height, width, 1024)]]
     alike = [noise(512, 512) for _ in range(count)]
 
+    # Enough a call for full passes of every aspect ratio.
+    a_call = len(ASPECTS) * bench.plan.standard_batch
+
     def encode(pictures: list[Tensor]) -> Callable[[], None]:
         def run() -> None:
             ours.backbone.cache.clear()
-            for start in range(0, len(pictures), 64):
-                ours.backbone.encode_images(pictures[start : start + 64], batch_size=bench.plan.standard_batch)
+            for start in range(0, len(pictures), a_call):
+                ours.backbone.encode_images(pictures[start : start + a_call], batch_size=bench.plan.standard_batch)
 
         return run
 
@@ -417,6 +443,8 @@ def deviation(bench: Bench) -> dict[str, Any]:
     for dtype in (torch.bfloat16, torch.float16):
         try:
             moved = abs(bench.ours(dtype)(arguments) - exact)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # an overflow of float16 is an answer too
             found[name_of(dtype)] = {"error": str(error)}
             continue
@@ -450,13 +478,16 @@ def variants(bench: Bench) -> dict[str, Any]:
             start = time.perf_counter()
             with torch.no_grad(), changed(vision.network, batch, bench.device):
                 moved = (encode().float() - expected).abs().max().item()
+                set_up = time.perf_counter() - start
                 took = bench.time(encode)["median"]
                 found[name] = {
                     "seconds": took,
                     "gain": plain / took,
                     "largest_feature_difference": moved,
-                    "set_up_seconds": time.perf_counter() - start - (bench.plan.rounds + 2) * took,
+                    "set_up_seconds": set_up,
                 }
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:  # a variant that does not work here is a result
             found[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     return found
@@ -506,7 +537,8 @@ def _graphed_encoder(network: Any, batch: int, device: torch.device) -> Iterator
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        forward(inputs_embeds=static, attention_mask=None)
+        for _ in range(3):
+            forward(inputs_embeds=static, attention_mask=None)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -547,8 +579,7 @@ def run(plan: Plan, out: Path, limit_s: float, only: list[str] | None = None) ->
     """Run the stages, write each result at once; returns how many failed."""
     start, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(plan, Path(folder))
-        bench.results = {"where": workload.where(), "plan": asdict(plan)}
+        bench = Bench(plan, Path(folder), out)
         for stage in STAGES:
             name, began = stage.__name__, time.monotonic()
             if only and name not in only and name != "products":
@@ -565,9 +596,8 @@ def run(plan: Plan, out: Path, limit_s: float, only: list[str] | None = None) ->
                 except Exception as error:  # the other stages are worth having
                     traceback.print_exc()
                     failed += 1
-                    result = {"error": f"{type(error).__name__}: {error}"}
-            bench.results[name] = result | {"stage_seconds": time.monotonic() - began}
-            out.write_text(json.dumps(bench.results, indent=1) + "\n")
+                    result = bench.results.get(name, {}) | {"error": f"{type(error).__name__}: {error}"}
+            bench.save(name, result | {"stage_seconds": time.monotonic() - began})
             print(f"{time.monotonic() - start:6.1f} s  {name}: {json.dumps(result)[:2000]}", flush=True)
     workload.release()
     return failed
@@ -580,12 +610,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every stage on a narrow network and a few samples")
     parser.add_argument("--limit", type=float, default=400, help="seconds after which no stage starts [%(default)s]")
     parser.add_argument("--only", nargs="+", choices=[stage.__name__ for stage in STAGES], help="stages to run")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", Path(__file__).parent)) / "gpu.json")
+    parser.add_argument("--out", type=Path, help="JSON file to write [$OUT/gpu.json, or next to results.json]")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --layers 1 --quick rehearses the stages on a CPU")
     plan = (Plan.quick if arguments.quick else Plan)(arguments.device, arguments.layers)
-    sys.exit(1 if run(plan, arguments.out, arguments.limit, arguments.only) else 0)
+    name = "gpu.json" if plan == Plan("cuda", workload.LAYERS) else "gpu-rehearsal.json"
+    out = arguments.out or Path(os.environ.get("OUT", Path(__file__).parent)) / name
+    try:
+        out.open("a").close()
+    except OSError as error:
+        parser.error(f"--out is {out}, which cannot be written: {error.strerror}")
+    sys.exit(1 if run(plan, out, arguments.limit, arguments.only) else 0)
 
 
 if __name__ == "__main__":

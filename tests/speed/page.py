@@ -173,8 +173,8 @@ NOT_MEASURED = (
 
 def gpu(results: Results) -> str:
     """Tables of gpu.json, which may have been cut short: what is missing is left out."""
-    if not results or results["where"]["gpu"] == "none":
-        return NOT_MEASURED
+    if not results or results["plan"]["device"] != "cuda" or results["plan"]["shape"]:
+        return NOT_MEASURED  # a rehearsal measures nothing
     where, plan = results["where"], results["plan"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "torchmetrics", "masc-metric"))
     head = (
@@ -271,7 +271,7 @@ def _profile(stage: Results, plan: Results) -> str:
 def _size(stage: Results, plan: Results) -> str:
     mixed = (
         f"{stage['pictures']} images of 8 aspect ratios ({stage['mean_patches_mixed']:.0f} patches in the mean) over "
-        f"as many of one ({stage['patches_alike']}): {spread(stage['mixed_over_alike'])}."
+        f"as many of one ({stage['patches_alike']}): {spread(stage['mixed_over_alike'])} times as long."
     )
     rows = [
         [

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +78,12 @@ class Evaluation:
         pictures = tuple(picture(1 + index, scene=scene) for index, scene in enumerate(scenes))
         return cls(picture(0), pictures)
 
+    @cached_property
+    def for_the_rival(self) -> list[tuple[Any, ...]]:
+        """Arguments of masc-metric's ``score`` for each sample, converted once."""
+        reference, mask = pil(self.reference), mask_of(self.reference)
+        return [(reference, mask, pil(one), mask_of(one), one.caption, self.subject) for one in self.generated]
+
     @property
     def arguments(self) -> dict[str, Any]:
         """What both metrics take."""
@@ -128,11 +134,7 @@ class Theirs:
         self.scorer = MaSC(str(folder), device=device, dtype=dtype)
 
     def __call__(self, evaluation: Evaluation) -> np.ndarray:
-        reference, mask = pil(evaluation.reference), mask_of(evaluation.reference)
-        results = [
-            self.scorer.score(reference, mask, pil(one), mask_of(one), one.caption, evaluation.subject)
-            for one in evaluation.generated
-        ]
+        results = [self.scorer.score(*sample) for sample in evaluation.for_the_rival]
         return np.array([(result.cp, result.pf) for result in results])
 
 
