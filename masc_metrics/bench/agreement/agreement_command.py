@@ -34,8 +34,8 @@ class AgreementOptions:
         seed: random seed of the resamples.
         compare: two scorers to test against each other; repeatable (default: both, if there are two).
         out: JSON file to write all results to.
-        without_styles: leave out the collections style_* (default for pf).
-        with_styles: keep the collections style_* (default for cp).
+        without_styles: leave out the collections style_* (default for pf by the protocol pooled).
+        with_styles: keep the collections style_* (default otherwise).
     """
 
     scores: tuple[str, ...] = option(positional=True, nargs="+", metavar="SCORES")

@@ -44,7 +44,7 @@ _EXTREMES = 3  # at each end
 _DECIMALS = 3  # of every alpha, in the paper's code
 _NO_ALPHA = "fewer than two keys with two numbers, or no two different numbers"
 _NO_ORDER = "the scores or the mean ratings are all equal"
-_NO_AUC = "no image is rated 3.5 or more, or none 0.5 or less"
+_NO_AUC = "fewer than two images are rated 3.5 or more, or 0.5 or less"
 
 
 def agreement(
@@ -82,7 +82,8 @@ def agreement(
         groups: two or more groups of raters, 0..4.
         score: "cp" or "pf".
         protocol: one of ``PROTOCOLS``.
-        with_styles: whether collections named ``style_*`` count. None: for CP they do, for PF they do not.
+        with_styles: whether collections named ``style_*`` count. None: they do, but not for PF by the
+            protocol "pooled".
         compare: pairs of scorers' names to test against each other.
         replicates: number of resamples; 0 gives no intervals.
         seed: random seed of the resamples.
@@ -98,7 +99,7 @@ def agreement(
     check_integer("replicates", replicates, least=0)
     pooled = protocol == "pooled"
     _check_names(scorers, groups, compare, pooled)
-    styles = score != "pf" if with_styles is None else with_styles
+    styles = (score, protocol) != ("pf", PROTOCOLS[0]) if with_styles is None else with_styles
     kept, dropped = _kept_keys(scorers, groups, styles, pooled)
     sample = _Sample(kept, groups, pooled, replicates, seed)
     runs: dict[str, list[Scores]] = {}

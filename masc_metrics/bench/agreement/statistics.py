@@ -33,7 +33,7 @@ def auc(positives: Sequence[float] | Numbers, negatives: Sequence[float] | Numbe
         negatives: scores that should be lower.
 
     Returns:
-        A number in [0, 1], 0.5 at chance; NaN if one side is empty.
+        A number in [0, 1], 0.5 at chance; NaN if one side has fewer than two scores.
 
     Raises:
         ValueError: if a score is NaN.
@@ -42,7 +42,7 @@ def auc(positives: Sequence[float] | Numbers, negatives: Sequence[float] | Numbe
     for name, side in (("positives", positive), ("negatives", negative)):
         if np.isnan(side).any():
             raise ValueError(f"{name} hold {int(np.isnan(side).sum())} NaN; leave out undefined scores")
-    if not positive.size or not negative.size:
+    if positive.size < 2 or negative.size < 2:
         return math.nan
     negative = np.sort(negative)
     below = np.searchsorted(negative, positive, side="left")

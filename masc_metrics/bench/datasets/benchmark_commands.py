@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.options import Command, option, positive_integer
@@ -46,13 +47,13 @@ class OridaInput:
         root: folder that holds train, or train itself.
         subjects: largest number of subjects.
         backgrounds: images per subject.
-        cross_pairs: pairs of two subjects.
+        cross_pairs: pairs of two subjects (default: as many as of one, which is 2250 in full).
     """
 
     root: Path = option(type=Path, positional=True)
     subjects: int = option(50, type=positive_integer, metavar="N")
     backgrounds: int = option(10, type=positive_integer, metavar="N")
-    cross_pairs: int = option(2250, type=positive_integer, metavar="N")
+    cross_pairs: int | None = option(None, type=positive_integer, metavar="N")
 
 
 def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
@@ -103,10 +104,21 @@ def _orida(source: OridaInput, run: Run) -> int:
     results = {name: orida.same_against_cross(run.out, name) for name in run.scores}
     for name, result in results.items():
         print(f"{name.upper()}  AUC {result.auc:.4f}  {result.same} pairs of one subject against {result.cross} of two")
+        print(
+            f"{name.upper()}  {result.same_mean:.4f} (deviation {result.same_deviation:.4f}) against "
+            f"{result.cross_mean:.4f} ({result.cross_deviation:.4f}), difference {result.difference:.4f}, of scores "
+            f"scaled to [0, 1] {result.scaled_difference:.4f}"
+        )
     write_json(
-        run.out.with_name(f"{run.out.stem}.auc.json"), {name: asdict(result) for name, result in results.items()}
+        run.out.with_name(f"{run.out.stem}.auc.json"),
+        {name: _defined(asdict(result)) for name, result in results.items()},
     )
     return finished.exit_code
+
+
+def _defined(figures: dict[str, Any]) -> dict[str, Any]:
+    """With None for NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def _mib_of_all_features(pairs: orida.Orida, run: Run) -> int:

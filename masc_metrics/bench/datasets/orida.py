@@ -6,7 +6,8 @@
     ROOT/train/<subject>/factual_counterfactual/<scene>/images/<stem>.jpg and annotations/masks/ likewise
 
 A scene is the second part of a stem split at ``_``. Its last character is the camera angle, the rest the background. In
-``factual_counterfactual``, images whose stem ends in ``_1`` show the object, those that end in ``_0`` do not.
+``factual_counterfactual``, images whose stem ends in ``_1`` show the object, those that end in ``_0`` do not. Images
+may also be .jpeg or .png, in upper or lower case.
 """
 
 from __future__ import annotations
@@ -57,20 +58,32 @@ class SameAgainstCross:
 
     Attributes:
         auc: probability that a pair of one subject has the higher score, ties counted half, in [0, 1]; NaN if one
-            category has no scores.
+            category has fewer than two scores.
         same: number of scored pairs of one subject.
         cross: number of scored pairs of two subjects.
         left_out: number of pairs without a defined score.
+        same_mean: mean score of pairs of one subject; NaN without any.
+        same_deviation: their standard deviation; NaN for fewer than two.
+        cross_mean: mean score of pairs of two subjects; NaN without any.
+        cross_deviation: their standard deviation; NaN for fewer than two.
+        difference: ``same_mean`` minus ``cross_mean``.
+        scaled_difference: the same after scaling all scores to [0, 1]; NaN if they are all equal.
     """
 
     auc: float
     same: int
     cross: int
     left_out: int
+    same_mean: float
+    same_deviation: float
+    cross_mean: float
+    cross_deviation: float
+    difference: float
+    scaled_difference: float
 
 
 def read_orida(
-    root: Path, *, subjects: int = 50, backgrounds: int = 10, cross_pairs: int = 2250, seed: int = 0
+    root: Path, *, subjects: int = 50, backgrounds: int = 10, cross_pairs: int | None = None, seed: int = 0
 ) -> Orida:
     r"""Build the protocol's pairs; the defaults are the paper's.
 
@@ -93,7 +106,7 @@ def read_orida(
         root: folder that holds ``train``, or ``train`` itself.
         subjects: largest number of subjects.
         backgrounds: images per subject.
-        cross_pairs: pairs of two subjects.
+        cross_pairs: pairs of two subjects; None for as many as there are pairs of one.
         seed: random seed of the draw.
 
     Raises:
@@ -105,7 +118,8 @@ def read_orida(
     Source: MaSC, arXiv 2605.22469, on the train split of ORIDa.
     """
     for name, value in (("subjects", subjects), ("backgrounds", backgrounds), ("cross_pairs", cross_pairs)):
-        check_positive(name, value)
+        if value is not None:
+            check_positive(name, value)
     train = root / "train" if (root / "train").is_dir() else root
     folders = [entry for entry in _entries(train) if entry.name.isdecimal() and entry.is_dir()]
     if not folders:
@@ -127,6 +141,8 @@ def read_orida(
     cross = [
         (a, b, i, j) for a, b in combinations(range(len(chosen)), 2) for i, j in product(range(backgrounds), repeat=2)
     ]
+    if cross_pairs is None:
+        cross_pairs = len(same)
     if len(cross) < cross_pairs:
         notes.append(f"all {len(cross)} pairs of two subjects are used, since there are fewer than {cross_pairs}")
     else:
@@ -167,9 +183,22 @@ def same_against_cross(table: Path, score: str) -> SameAgainstCross:
         category = row.cells["category"] or ""
         check_choice(f"{table}, line {row.line}: category", category, (SAME, CROSS))
         scores[category].append(float(row.cells[score] or "nan"))
-    same, cross = ([value for value in values if not math.isnan(value)] for values in scores.values())
-    pairs = sum(map(len, scores.values()))
-    return SameAgainstCross(auc(same, cross), len(same), len(cross), pairs - len(same) - len(cross))
+    same, cross = (np.array([value for value in values if not math.isnan(value)]) for values in scores.values())
+    same_mean, cross_mean = (float(side.mean()) if len(side) else math.nan for side in (same, cross))
+    same_deviation, cross_deviation = (float(side.std(ddof=1)) if len(side) > 1 else math.nan for side in (same, cross))
+    spread = float(np.ptp([*same, *cross])) if len(same) + len(cross) else 0.0
+    return SameAgainstCross(
+        auc=auc(same, cross),
+        same=len(same),
+        cross=len(cross),
+        left_out=sum(map(len, scores.values())) - len(same) - len(cross),
+        same_mean=same_mean,
+        same_deviation=same_deviation,
+        cross_mean=cross_mean,
+        cross_deviation=cross_deviation,
+        difference=same_mean - cross_mean,
+        scaled_difference=(same_mean - cross_mean) / spread if spread else math.nan,
+    )
 
 
 def _images_of(subject: Path, wanted: int) -> tuple[list[Path], list[str]]:
@@ -205,8 +234,9 @@ def _images_of(subject: Path, wanted: int) -> tuple[list[Path], list[str]]:
 def _with_object(subject: Path, scene: Path) -> list[Path]:
     """A counterfactual scene's image with the object; empty if it has none."""
     images = _images(scene)
-    expected = scene / "images" / f"00{int(subject.name):03d}_{scene.name}_1.jpg"
-    return [expected] if expected in images else [image for image in images if image.stem.endswith("_1")][:1]
+    expected = f"00{int(subject.name):03d}_{scene.name}_1"
+    with_object = [image for image in images if image.stem.endswith("_1")]
+    return ([image for image in with_object if image.stem == expected] or with_object)[:1]
 
 
 def _mask_of(image: Path) -> Path:
@@ -224,7 +254,7 @@ def _fault(mask: Path) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in _entries(folder / "images") if file.suffix == ".jpg"]
+    return [file for file in _entries(folder / "images") if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
 
 
 def _entries(folder: Path) -> list[Path]:

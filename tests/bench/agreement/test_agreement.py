@@ -112,6 +112,7 @@ def test_digest_of_the_key_set_does_not_depend_on_order_or_scores() -> None:
 def test_prompt_following_leaves_out_style_collections_by_default() -> None:
     good = scores("good", SCORERS["good"])
     assert report(good).keys == report(good, score="pf", with_styles=True).keys == len(KEYS)
+    assert report(good, score="pf", protocol="dreambench-plus").keys == len(KEYS), "the benchmark's own table"
     for found in (report(good, score="pf"), report(good, with_styles=False)):
         assert found.keys == len(KEYS) - 6
         assert [(each.reason, each.count) for each in found.dropped] == [("style collection", 6)] * 3
@@ -186,7 +187,7 @@ def test_undefined_values_are_null_with_a_reason() -> None:
 
     middling = [scores(name, {pair: 2.0 + (pair[1][-1] == "0") for pair in KEYS}) for name in ("a", "b")]
     no_ends = report(scores("good", SCORERS["good"]), groups=middling).scorers[0].auc
-    assert (no_ends.value, no_ends.reason) == (None, "no image is rated 3.5 or more, or none 0.5 or less")
+    assert (no_ends.value, no_ends.reason) == (None, "fewer than two images are rated 3.5 or more, or 0.5 or less")
 
 
 @pytest.mark.parametrize(

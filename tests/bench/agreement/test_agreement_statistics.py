@@ -115,9 +115,9 @@ def test_alpha_of_small_differences_far_from_zero_is_exact() -> None:
 
 def test_auc_counts_pairs_and_halves_ties() -> None:
     assert auc([3, 2], [1, 0]) == 1
-    assert auc([0], [1, 2]) == 0
+    assert auc([0, 0], [1, 2]) == 0
     assert auc([1, 2], [1, 3]) == (0.5 + 0 + 1 + 0) / 4
-    assert auc([1, 1], [1]) == 0.5
+    assert auc([1, 1], [1, 1]) == 0.5
     rng = np.random.default_rng(5)
     positives, negatives = rng.integers(0, 9, 70), rng.integers(0, 7, 40)
     u = stats.mannwhitneyu(positives, negatives).statistic

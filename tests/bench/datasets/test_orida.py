@@ -137,7 +137,7 @@ def test_files_without_a_scene_are_ignored(small: Path) -> None:
     expected = read_orida(small, backgrounds=3)
     subject = small / "train" / "1"
     images, masks = subject / "factual_only" / "images", subject / "factual_only" / "annotations" / "masks"
-    for name in ("readme.txt", "00000.jpg", "00000_a_1.jpg", "._00001_00a_1.jpg", "00001_00a_1.png"):
+    for name in ("readme.txt", "00000.jpg", "00000_a_1.jpg", "._00001_00a_1.jpg", "00001_00a_1.gif"):
         shutil.copy(images / "00001_01a_1.jpg", images / name)
         shutil.copy(masks / "00001_01a_1_mask.jpg", masks / f"{Path(name).stem}_mask.jpg")
     orida_picture(subject / "factual_counterfactual" / "x", 1, "x")
@@ -156,8 +156,23 @@ def test_missing_mask_removes_the_background_and_the_subject(small: Path) -> Non
     assert orida.skipped == (f"{small}/train/1: 2 of 3 backgrounds; mask {mask}: no such file",)
     assert orida.notes == (
         "1 of 50 subjects have enough backgrounds",
-        "all 0 pairs of two subjects are used, since there are fewer than 2250",
+        "all 0 pairs of two subjects are used, since there are fewer than 3",
     )
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".PNG"])
+def test_images_of_every_suffix_are_used(suffix: str, small: Path) -> None:
+    for image in (small / "train").glob("*/**/images/*.jpg"):
+        image.rename(image.with_suffix(suffix))
+    orida = read_orida(small, backgrounds=3)
+    assert subjects(orida) == ("1", "2")
+    assert all(sample.generated_image.endswith(suffix) for sample in orida.samples)
+
+
+def test_fewer_subjects_have_as_many_cross_as_same_pairs(full: Path) -> None:
+    orida = read_orida(full, backgrounds=3)
+    same, cross = (len(ids(orida, category)) for category in ("same", "cross"))
+    assert same == cross == 12 * 3
 
 
 def test_empty_mask_is_replaced_by_the_counterfactual_scene(small: Path) -> None:
@@ -257,6 +272,10 @@ def test_auc_counts_ties_half_and_leaves_out_undefined_scores(tmp_path: Path) ->
     found = same_against_cross(table(tmp_path, [("cross", "nan"), *scores, ("same", ""), ("same", "nan")]), "cp")
     assert found.auc == pytest.approx(wins / 12)
     assert (found.same, found.cross, found.left_out) == (4, 3, 3)
+    assert (found.same_mean, found.cross_mean) == pytest.approx((0.5, 0.7 / 3))
+    assert (found.same_deviation, found.cross_deviation) == pytest.approx((np.std(same, ddof=1), np.std(cross, ddof=1)))
+    assert found.difference == pytest.approx(0.5 - 0.7 / 3)
+    assert found.scaled_difference == pytest.approx((0.5 - 0.7 / 3) / 0.9)
 
 
 def test_auc_of_one_category_is_undefined(tmp_path: Path) -> None:
