@@ -27,7 +27,7 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.empty(0, dtype=torch.float32, device=device).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # depends on the device
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on with a list of its backends
         raise ValueError(f"device {str(device)!r} is not available: {reason}; 'cpu' always is") from error
     if resolved.type == "meta":
         raise ValueError("device 'meta' cannot compute values; give 'cpu' or an accelerator")

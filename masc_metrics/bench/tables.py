@@ -16,6 +16,9 @@ from typing import IO
 Cells = Mapping[str, str | float | None]
 
 
+_OTHER_FORMATS = (".json", ".ods", ".xls", ".xlsx")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of a file.
@@ -40,6 +43,10 @@ def read_rows(file: Path, needed: Sequence[str] = ()) -> list[Row]:
         ImportError: for Parquet without pyarrow.
     """
     suffix = file.suffix.lower()
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file")
+    if suffix in _OTHER_FORMATS:
+        raise ValueError(f"{file} is not a table that can be read; save it as .csv, .jsonl or .parquet")
     if suffix in (".jsonl", ".ndjson"):
         return list(_json_rows(file, needed))
     if suffix == ".parquet":
@@ -77,7 +84,11 @@ def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
         reader = csv.reader(stream, skipinitialspace=True, strict=True)
         try:
             names = next(reader, [])
-            _check_columns(file, names, needed, f"give a comma-separated header line with {', '.join(needed)}")
+            separator = next((each for each in (";", "\t") if len(names) == 1 and each in names[0]), None)
+            remedy = f"give a comma-separated header line with {', '.join(needed)}"
+            if separator:
+                remedy = f"its cells are separated by {separator!r}; {remedy}"
+            _check_columns(file, names, needed, remedy)
             for cells in reader:
                 if not cells:  # an empty line
                     continue
@@ -90,6 +101,8 @@ def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
                 yield Row(line, dict(zip(names, cells, strict=True)))
         except (csv.Error, UnicodeDecodeError) as error:
             hint = "; close the open quote" if "unexpected end" in str(error) else ""
+            if isinstance(error, UnicodeDecodeError):
+                hint = "; save it as CSV UTF-8"
             raise ValueError(
                 f"{file} cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}{hint}"
             ) from error

@@ -268,14 +268,20 @@ def test_images_are_rotated_by_their_exif_orientation(
         (["score", "nowhere.csv", "--out", "o.csv"], 2, "nowhere.csv"),
         (["score", "empty.csv", "--out", "o.csv"], 2, "lacks the columns generated_image, generated_mask"),
         (["score", "header.csv", "--out", "o.csv"], 2, "header.csv lists no samples"),
-        (["score", "latin.csv", "--out", "o.csv"], 2, "cannot be read as CSV in UTF-8"),
+        (["score", "latin.csv", "--out", "o.csv"], 2, "save it as CSV UTF-8"),
         (
             ["score", "open.csv", "--out", "o.csv"],
             2,
             "open.csv cannot be read as CSV in UTF-8 after line 3: unexpected end of data; close the open quote",
         ),
         (["score", "twice.csv", "--out", "o.csv"], 2, "has two columns of one name"),
-        (["score", "semicolons.csv", "--out", "o.csv"], 2, "give a comma-separated header line with generated_image"),
+        (
+            ["score", "semicolons.csv", "--out", "o.csv"],
+            2,
+            "its cells are separated by ';'; give a comma-separated header",
+        ),
+        (["score", "nowhere.csv", "--out", "o.csv"], 2, "nowhere.csv: no such file"),
+        (["score", "samples.xlsx", "--out", "o.csv"], 2, "save it as .csv, .jsonl or .parquet"),
         (["score", "one.csv", "--out", "/proc/o.csv"], 2, "--out is /proc/o.csv, which cannot be written"),
         (["score", "one.csv", "--out", "o.csv", "--device", "meta"], 2, "device 'meta' cannot compute values"),
         (["score", "one.csv", "--out", "missing/o.csv"], 2, "but the folder missing does not exist; create it first"),
@@ -328,6 +334,7 @@ def test_unusable_arguments_are_reported_in_one_line(
     Path("one.csv").write_text(f"{header}\na,b,c,d,e,f\n")
     Path("open.csv").write_text(f'{header}\na,b,c,d,"e,f\na,b,c,d,e,f\n')
     Path("twice.csv").write_text(f"{header},subject\n")
+    Path("samples.xlsx").write_bytes(b"PK")
     Path("semicolons.csv").write_text(header.replace(",", ";") + "\n")
     Path("latin.csv").write_bytes(f"{header}\na,b,c,d,caf".encode() + b"\xe9,f\n")
     Path("cells.csv").write_text(f"{header}\na,b,c,d,e,f\na,b\n")
