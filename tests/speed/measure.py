@@ -56,7 +56,7 @@ def evaluation(layers: int, rounds: int) -> dict[str, Any]:
 
 
 def tower(layers: int, rounds: int) -> dict[str, Any]:
-    """The evaluation's updates against the towers alone, ours and transformers' own, on its 37 distinct pictures."""
+    """The evaluation's updates against the bare towers, ours and transformers' own, on its 37 distinct pictures."""
     from transformers import Siglip2VisionModel
 
     ours, work = Ours(checkpoint(layers)), Evaluation.of()

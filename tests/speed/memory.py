@@ -49,11 +49,11 @@ def ours_cp_in_eights(layers: int, samples: int) -> None:
     """Ever new pictures, 8 an update, with the mean: what an evaluation of any size keeps."""
     metric = MaSCConceptPreservation(workload.checkpoint(layers))
     first = Evaluation.of(8).arguments
-    dice = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     metric.update(**{name: first[name] for name in CP_NAMES})  # the tower is read, the reference met
     start = time.perf_counter()
     for _ in range(samples // 8):
-        images = torch.randint(0, 256, (8, 3, 512, 512), dtype=torch.uint8, generator=dice)
+        images = torch.randint(0, 256, (8, 3, 512, 512), dtype=torch.uint8, generator=generator)
         metric.update(images, first["reference_images"], first["reference_masks"])
     print(f"seconds {time.perf_counter() - start}", file=sys.stderr)
     state = sum(value.nbytes for value in metric.metric_state.values() if isinstance(value, torch.Tensor))
@@ -68,7 +68,7 @@ def _resident_now() -> float:
 
 
 def _peak() -> int:
-    """Of this process alone; what getrusage says starts at the parent's."""
+    """Of this process only; getrusage starts at the parent's."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
