@@ -2,7 +2,7 @@
 
 Samples are paired by concept, key (else prompt) and, where the tables have one, ``seed``. Samples of one concept depend
 on each other, so the differences of a concept count as one: intervals and tests are over concepts. With one concept,
-they are over its pairs, and hold for this concept only.
+they are over its keys, with the seeds of a key averaged, and hold for this concept only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from masc_metrics.bench.intervals import ONE_CONCEPT, Estimate, Numbers, mean, unit_means
+from masc_metrics.bench.intervals import ONE_CONCEPT, OVER_CONCEPTS, Estimate, Numbers, mean, unit_means
 from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES
-from masc_metrics.bench.run_folder import write_json
+from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell
 from masc_metrics.bench.tables import Row, read_rows, text_table
@@ -28,10 +28,11 @@ from masc_metrics.bench.tables import Row, read_rows, text_table
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
 
-_ENOUGH_UNITS = 8  # with fewer, the smallest p value of a sign-flip test is too large to survive a correction
+_ENOUGH_UNITS = 12  # the smallest p value of their sign flips, 0.0005, survives the correction for 100 comparisons
 _EXACT_UNITS = 14  # up to 16 384 sign patterns are all tried
 _DRAWS = 20_000
-_ROUNDING = 1e-12
+_DRAWN_SIGNS = 2**22  # at a time, so that memory does not grow with the number of units
+_ROUNDING = 1e-12  # relative
 
 Cell = tuple[str, str, str]
 """What pairs two samples: concept, key (else prompt), seed."""
@@ -96,7 +97,7 @@ class Comparison:
         concepts: concepts of the pairs.
         unpaired: cells that only one of the two has.
         difference: mean of a minus b, in which every concept counts equally; None without pairs.
-        interval_95: its 95 % interval; None for fewer than two concepts, or of one concept fewer than two pairs.
+        interval_95: its 95 % interval; None for fewer than two concepts, or of one concept fewer than two keys.
         p: p value of the hypothesis that the methods are equal; None if it cannot be tested.
         p_holm: p value corrected by Holm's method for all comparisons made together.
         wins: share of pairs in which a is higher, ties counted half.
@@ -151,18 +152,22 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
     names = list(dict.fromkeys(scores)) if scores else shared
     for file, header in zip(tables, headers, strict=True):
         if missing := [name for name in names if name not in header]:
-            raise ValueError(f"{file} lacks the column {missing[0]}; --score accepts {', '.join(shared) or 'none'}")
+            raise ValueError(
+                f"{file} lacks the column {missing[0]}; --score accepts {', '.join([*shared, 'any column of numbers'])}"
+            )
         if not header & {"concept", "reference_image"}:
             raise ValueError(f"{file} has neither a column concept nor reference_image; samples cannot be paired")
     if not names:
         raise ValueError(f"the tables share no score; name a column with --score: {', '.join(sorted(headers[0]))}")
     found: dict[str, dict[str, dict[Cell, list[float]]]] = {}
     file_of: dict[str, Path] = {}
+    stems = [file.stem for file in tables]
     for file, rows in tables.items():
+        unnamed = file.stem if stems.count(file.stem) == 1 else f"{file.resolve().parent.name}/{file.stem}"
         for row in rows:
-            method = (row.cells.get("method") or "").strip() or file.stem
+            method = _text(row, "method") or unnamed
             if file_of.setdefault(method, file) != file:
-                raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename one of them")
+                raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename it in one of them")
             values = found.setdefault(method, {name: {} for name in names})
             for name in names:
                 value = _number(file, row, name)
@@ -172,19 +177,29 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
 
 
 def _cell(file: Path, row: Row) -> Cell:
-    cells = {
-        name: (row.cells.get(name) or "").strip() for name in ("concept", "reference_image", "key", "prompt", "seed")
-    }
-    reference = os.path.normpath(file.parent / cells["reference_image"])  # tables may lie in different folders
-    return cells["concept"] or reference, cells["key"] or cells["prompt"], cells["seed"]
+    concept, reference = _text(row, "concept"), _text(row, "reference_image")
+    if not concept and not reference:
+        raise ValueError(f"{file}, line {row.line} has neither a concept nor a reference_image; give one to pair it by")
+    # Paths are relative to the table, and tables may lie in different folders.
+    subject = concept or os.path.abspath(file.parent / reference)
+    return subject, _text(row, "key") or _text(row, "prompt"), _text(row, "seed")
+
+
+def _text(row: Row, name: str) -> str:
+    """Text of a cell; empty for a missing cell, and for NaN, which dataframes write for one."""
+    text = (row.cells.get(name) or "").strip()
+    return "" if text.lower() == "nan" else text
 
 
 def _number(file: Path, row: Row, name: str) -> float:
     text = row.cells.get(name)
     try:
-        return float(text) if text else math.nan
+        value = float(text) if text else math.nan
     except ValueError:
-        raise ValueError(f"{file}, line {row.line}: {name} is {text!r}; give a number, or an empty cell") from None
+        value = math.inf
+    if math.isinf(value):
+        raise ValueError(f"{file}, line {row.line}: {name} is {text!r}; give a finite number, or an empty cell")
+    return value
 
 
 def compare(a: MethodScores, b: MethodScores, score: str) -> Comparison:
@@ -192,8 +207,9 @@ def compare(a: MethodScores, b: MethodScores, score: str) -> Comparison:
     first, second = a.values[score], b.values[score]
     cells = sorted(first.keys() & second.keys())
     differences_P = np.array([np.mean(first[cell]) - np.mean(second[cell]) for cell in cells], dtype=np.float64)
-    concepts = [concept for concept, _, _ in cells]
-    units_US, over = unit_means(differences_P[:, None], np.array(concepts))
+    concepts, keys = ([cell[index] for cell in cells] for index in (0, 1))
+    over = OVER_CONCEPTS if len(set(concepts)) > 1 else ONE_CONCEPT
+    units_US, _ = unit_means(differences_P[:, None], np.array(concepts if over == OVER_CONCEPTS else keys))
     estimate: Estimate = mean(units_US[:, 0])
     p, test = _p_value(units_US[:, 0])
     return Comparison(
@@ -218,19 +234,25 @@ def _p_value(units_U: Numbers) -> tuple[float | None, str]:
     count = len(units_U)
     if count < 2:
         return None, "none: fewer than two concepts or pairs"
-    if np.ptp(units_U) < _ROUNDING:
-        zero = abs(units_U[0]) < _ROUNDING
-        return (1.0, "none: all differences are zero") if zero else (None, "none: all differences are equal")
+    if not units_U.any():
+        return 1.0, "none: all differences are zero"
     if count < _ENOUGH_UNITS:
+        if np.ptp(units_U) <= _ROUNDING * np.abs(units_U).max():
+            return None, "none: all differences are equal"
         from scipy import stats
 
         return float(stats.ttest_1samp(units_U, 0).pvalue), "Student's t"
-    observed = abs(units_U.sum()) - _ROUNDING
+    observed = abs(units_U.sum()) - _ROUNDING * np.abs(units_U).sum()
     if count <= _EXACT_UNITS:
         signs_FU = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         return float(np.mean(np.abs(signs_FU @ units_U) >= observed)), "sign flips, all"
-    signs_FU = np.random.default_rng(0).choice((-1.0, 1.0), size=(_DRAWS, count))
-    return (1 + int((np.abs(signs_FU @ units_U) >= observed).sum())) / (1 + _DRAWS), f"sign flips, {_DRAWS}"
+    generator = np.random.default_rng(0)
+    block = max(1, _DRAWN_SIGNS // count)
+    as_large = 0
+    for start in range(0, _DRAWS, block):
+        signs_FU = 1 - 2 * generator.integers(0, 2, size=(min(block, _DRAWS - start), count), dtype=np.int8)
+        as_large += int((np.abs(signs_FU @ units_U) >= observed).sum())
+    return (1 + as_large) / (1 + _DRAWS), f"sign flips, {_DRAWS}"
 
 
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -298,6 +320,13 @@ def report_lines(
     yield from text_table(rows)
     if any(comparison.interval_over == ONE_CONCEPT and comparison.pairs for comparison in comparisons):
         yield f"Comparisons of one concept hold for {ONE_CONCEPT}."
+    for method in methods:
+        repeated = max(sum(len(values) - 1 for values in method.values[score].values()) for score in scores)
+        if repeated:
+            yield (
+                f"{method.name}: {repeated} samples have the concept, key (else prompt) and seed of another; their "
+                "mean is compared"
+            )
     for comparison in comparisons:
         if comparison.unpaired:
             yield (
@@ -309,25 +338,18 @@ def report_lines(
 def _compare(options: CompareOptions) -> int:
     try:
         if options.out is not None:
-            _check_out(options.out, options.scores)
-        chosen = [name.strip() for name in options.score.split(",")] if options.score else None
+            check_json_file(options.out, options.scores)
+        chosen = [name.strip() for name in (options.score or "").split(",") if name.strip()]
         methods, scores = read_methods(options.scores, chosen)
         comparisons = compare_all(methods, scores, options.a, options.b)
-        for line in report_lines(methods, scores, comparisons):
-            print(line)
-        if options.out is not None:
+        if options.out is not None:  # first, because printing can fail
             figures = {method.name: {score: method.estimate(score) for score in scores} for method in methods}
             write_json(options.out, {"methods": figures, "comparisons": [asdict(each) for each in comparisons]})
+        for line in report_lines(methods, scores, comparisons):
+            print(line)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0
-
-
-def _check_out(out: Path, inputs: Sequence[Path]) -> None:
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"--out is {out}; give a file in a folder that exists")
-    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
-        raise ValueError(f"--out is {out}, which is read from; give another file")
 
 
 COMPARE = Command(

@@ -187,6 +187,14 @@ class ResultFile:
         self._synced = time.monotonic()
 
 
+def check_json_file(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise ValueError unless JSON can be written to ``--out`` without overwriting an input."""
+    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
+        raise ValueError(f"--out is {out}, which is an input; give another file")
+    if out.suffix.lower() != ".json" or out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out is {out}; give a name that ends with .json, in a folder that exists")
+
+
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file that appears complete or not at all."""
     with replacing(file) as stream:

@@ -198,6 +198,8 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
         OSError: if it cannot be written.
     """
     file = file.resolve()  # replace the target of a link, not the link
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file} is not a regular file; give another name")
     part = file.with_name(file.name + ".part")
     try:
         with part.open("wb") as stream:

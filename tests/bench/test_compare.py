@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from itertools import product
 from pathlib import Path
 
@@ -84,12 +85,49 @@ def test_seeds_pair_where_they_are_known_and_average_where_not() -> None:
 
 
 def test_sign_flips_equal_the_enumeration_of_all_signs() -> None:
-    units = np.random.default_rng(3).normal(0.3, 1, 8)
+    units = np.random.default_rng(3).normal(0.3, 1, 12)
     first: Values = {(str(i), "k", ""): [float(value)] for i, value in enumerate(units)}
     found = compare(method("a", first), method("b", {cell: [0.0] for cell in first}), "cp")
-    sums = [abs(sum(s * u for s, u in zip(signs, units, strict=True))) for signs in product((1, -1), repeat=8)]
+    sums = [abs(sum(s * u for s, u in zip(signs, units, strict=True))) for signs in product((1, -1), repeat=12)]
     assert found.p == pytest.approx(np.mean([total >= abs(units.sum()) - 1e-12 for total in sums]))
     assert found.test == "sign flips, all"
+
+
+def test_seeds_of_one_prompt_are_not_independent() -> None:
+    """Equal methods with a prompt's own difference, shared by its seeds: 9 prompts x 4 seeds of one concept."""
+    generator = np.random.default_rng(6)
+    called = 0
+    for _ in range(400):
+        own = generator.standard_normal((9, 1)) + generator.standard_normal((9, 4))
+        first: Values = {("x", str(k), str(s)): [float(own[k, s])] for k in range(9) for s in range(4)}
+        found = compare(method("a", first), method("b", {cell: [0.0] for cell in first}), "cp")
+        called += found.p is not None and found.p < 0.05
+    assert called / 400 <= 0.07
+
+
+def test_corrected_differences_can_be_significant_for_every_number_of_concepts() -> None:
+    for concepts in range(3, 16):
+        generator = np.random.default_rng(concepts)
+        pairs = [drawn(generator, concepts, 20.0) for _ in range(30)]
+        assert all(each.p_holm < 0.05 for each in holm([compare(*pair, "cp") for pair in pairs]))  # type: ignore[operator]
+
+
+def test_random_sign_flips_agree_with_scipy_and_need_little_memory() -> None:
+    units = np.random.default_rng(8).normal(0.2, 1, 40)
+    first: Values = {(str(i), "k", ""): [float(value)] for i, value in enumerate(units)}
+    found = compare(method("a", first), method("b", {cell: [0.0] for cell in first}), "cp")
+    expected = stats.permutation_test((units,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.02)
+    assert found.test == "sign flips, 20000"
+
+
+def test_scale_of_the_scores_does_not_change_a_p_value() -> None:
+    units = np.random.default_rng(19).normal(1.0, 1, 12)
+    p_values = set()
+    for scale in (1e-9, 1.0, 1e9):
+        first: Values = {(str(i), "k", ""): [float(value) * scale] for i, value in enumerate(units)}
+        p_values.add(compare(method("a", first), method("b", {cell: [0.0] for cell in first}), "cp").p)
+    assert len(p_values) == 1
 
 
 def test_p_values_of_identical_and_of_shifted_methods() -> None:
@@ -177,8 +215,8 @@ def test_command_compares_only_the_methods_and_scores_asked_for(
     [
         (["--a", "nobody"], "--a is 'nobody'; the methods are rank4, rank16"),
         (["--a", "rank4", "--b", "rank4"], "give two methods"),
-        (["--score", "dino-i"], "lacks the column dino-i; --score accepts cp, pf"),
-        (["--score", "prompt"], "line 2: prompt is 'a dog in scene 0'; give a number"),
+        (["--score", "dino-i"], "lacks the column dino-i; --score accepts cp, pf, any column of numbers"),
+        (["--score", "prompt"], "line 2: prompt is 'a dog in scene 0'; give a finite number"),
     ],
 )
 def test_unusable_arguments_are_named(
@@ -193,14 +231,38 @@ def test_tables_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest
     same = table(tmp_path / "same.csv", [{"method": "m", "concept": "y", "key": "1", "cp": 0.5}])
     other = table(tmp_path / "other.csv", [{"method": "n", "concept": "x", "key": "2", "cp": 0.5}])
     bare = table(tmp_path / "bare.csv", [{"method": "n", "key": "2", "cp": 0.5}])
+    blank = table(tmp_path / "blank.csv", [{"method": "n", "concept": "", "key": "2", "cp": 0.5}])
+    infinite = table(tmp_path / "infinite.csv", [{"method": "n", "concept": "x", "key": "1", "cp": "inf"}])
     for files, message in (
         ([one], "the tables have only the method m; give a table of another method"),
         ([one, same], "method 'm' is in"),
         ([one, other], "no samples can be paired"),
         ([one, bare], "has neither a column concept nor reference_image"),
+        ([one, blank], "blank.csv, line 2 has neither a concept nor a reference_image"),
+        ([one, infinite], "infinite.csv, line 2: cp is 'inf'; give a finite number, or an empty cell"),
         ([one, tmp_path / "none.csv"], "none.csv"),
     ):
         assert main(["compare", *map(str, files)]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_only_a_json_file_is_written(tables: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("precious")
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for out, message in ((other, "give a name that ends with .json"), (pipe, "is not a regular file")):
+        assert main(["compare", *map(str, tables), "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    assert other.read_text() == "precious"
+    assert pipe.is_fifo()
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    tables: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [file.rename(file.with_name("scores.csv")) for file in tables]
+    assert main(["compare", *map(str, files)]) == 0
+    assert "rank4/scores - rank16/scores" in capsys.readouterr().out

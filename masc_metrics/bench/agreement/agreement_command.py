@@ -11,8 +11,9 @@ from masc_metrics.bench.agreement.ratings import RATED_SCORES, SEEDS, Scores, re
 from masc_metrics.bench.agreement.report import Agreement, Estimate
 from masc_metrics.bench.intervals import REPLICATES
 from masc_metrics.bench.options import Command, non_negative_integer, option
+from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
-from masc_metrics.bench.tables import text_table
+from masc_metrics.bench.tables import replacing, text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ def _agreement(options: AgreementOptions) -> int:
         for line in _report_lines(report):
             print(line)
         if options.out:
-            options.out.write_text(report.to_json(), encoding="utf-8")
+            with replacing(options.out) as stream:
+                stream.write(report.to_json().encode())
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0
@@ -93,14 +95,9 @@ def _check_options(options: AgreementOptions) -> None:
     """Before minutes of reading: the report must be writable, and must not replace an input."""
     if options.with_styles and options.without_styles:
         raise ValueError("--with-styles and --without-styles exclude each other; give one of them")
-    out = options.out
-    if out is None:
-        return
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"--out is {out}; give a file in a folder that exists")
-    inputs = [_name_and_source(text)[1] for text in options.scores] + [options.ratings]
-    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
-        raise ValueError(f"--out is {out}, which is an input; give another file")
+    if options.out is not None:
+        inputs = [_name_and_source(text)[1] for text in options.scores] + [options.ratings]
+        check_json_file(options.out, inputs)
 
 
 def _read_scorers(options: AgreementOptions) -> list[Scores]:

@@ -162,7 +162,10 @@ def test_undefined_statistics_are_explained_below_the_table(run: Run, capsys: py
         (["scores.csv", "ratings.csv", "--compare", "cp", "x"], "compare names 'x'"),
         (["scores.csv", "ratings.csv", "--out", "ratings.csv"], "--out is ratings.csv, which is an input"),
         (["a=scores.csv", "ratings.csv", "--out", "scores.csv"], "--out is scores.csv, which is an input"),
-        (["scores.csv", "ratings.csv", "--out", "no/found.json"], "give a file in a folder that exists"),
+        (
+            ["scores.csv", "ratings.csv", "--out", "no/found.json"],
+            "give a name that ends with .json, in a folder that exists",
+        ),
         (["scores.csv", "ratings.csv", "--with-styles", "--without-styles"], "exclude each other; give one of them"),
     ],
 )
