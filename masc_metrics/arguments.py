@@ -42,6 +42,12 @@ def check_integer(name: str, value: object, *, least: int, hint: str = "") -> No
         raise ValueError(f"{name} is {value}; give at least {least}{hint}")
 
 
+def check_count(name: str, count: int, images: int) -> None:
+    """Raise ValueError unless there is one sample for each generated image."""
+    if count != images:
+        raise ValueError(f"{name} holds {count} samples but generated_images holds {images}; give one for each")
+
+
 def check_positive(name: str, value: object) -> None:
     """:func:`check_integer` with 1 as the smallest value accepted."""
     check_integer(name, value, least=1)

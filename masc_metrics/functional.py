@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masc_metrics.arguments import check_choice, check_positive, check_sequence, check_type
+from masc_metrics.arguments import check_choice, check_count, check_positive, check_sequence, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
@@ -194,13 +194,8 @@ def _check_pairs(
 ) -> tuple[ImageBatch, ImageBatch, MaskBatch]:
     generated = check_images(generated_images, "generated_images")
     references = check_images(reference_images, "reference_images")
-    _check_count("reference_images", len(references), len(generated))
+    check_count("reference_images", len(references), len(generated))
     return generated, references, check_masks(reference_masks, "reference_masks", references.sizes)
-
-
-def _check_count(name: str, count: int, images: int) -> None:
-    if count != images:
-        raise ValueError(f"{name} holds {count} samples but generated_images holds {images}; give one for each")
 
 
 def _check_texts(
@@ -209,7 +204,7 @@ def _check_texts(
     """Return the texts to embed. Prompts must not be empty, but a prompt may become empty by stripping."""
     subjects = [None] * count if subjects is None else subjects
     for name, values in (("prompts", prompts), ("subjects", subjects)):
-        _check_count(name, len(check_sequence(name, values, "a list of strings, one for each sample")), count)
+        check_count(name, len(check_sequence(name, values, "a list of strings, one for each sample")), count)
     texts = []
     for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
         check_type(f"prompts[{index}]", prompt, str, "a string")

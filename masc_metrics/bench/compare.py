@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from masc_metrics.bench.intervals import ONE_CONCEPT, OVER_CONCEPTS, Estimate, Numbers, mean, unit_means
+from masc_metrics.bench.intervals import ONE_CONCEPT, Numbers, mean, unit_means
 from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
-from masc_metrics.bench.summary import mean_cell
+from masc_metrics.bench.summary import mean_cell, mean_figure
 from masc_metrics.bench.tables import Row, read_rows, text_table
 
 LEVEL = 0.05
@@ -69,20 +69,11 @@ class MethodScores:
     name: str
     values: Mapping[str, Mapping[Cell, Sequence[float]]]
 
-    def estimate(self, score: str) -> dict[str, Any]:
+    def figure(self, score: str) -> dict[str, Any]:
         """Mean over concepts, its interval, and the numbers of samples and concepts."""
         samples = [(cell[0], value) for cell, values in self.values[score].items() for value in values]
-        values_NS = np.array([[value] for _, value in samples], dtype=np.float64).reshape(-1, 1)
-        units_US, over = unit_means(values_NS, np.array([concept for concept, _ in samples]))
-        found = mean(units_US[:, 0])
-        concepts = len({concept for concept, _ in samples})
-        return {
-            "mean": found.value,
-            "interval_95": found.interval,
-            "n": len(samples),
-            "concepts": concepts,
-            "interval_over": over,
-        }
+        values_N = np.array([value for _, value in samples], dtype=np.float64)
+        return mean_figure(values_N, np.array([concept for concept, _ in samples]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +199,10 @@ def compare(a: MethodScores, b: MethodScores, score: str) -> Comparison:
     cells = sorted(first.keys() & second.keys())
     differences_P = np.array([np.mean(first[cell]) - np.mean(second[cell]) for cell in cells], dtype=np.float64)
     concepts, keys = ([cell[index] for cell in cells] for index in (0, 1))
-    over = OVER_CONCEPTS if len(set(concepts)) > 1 else ONE_CONCEPT
-    units_US, _ = unit_means(differences_P[:, None], np.array(concepts if over == OVER_CONCEPTS else keys))
-    estimate: Estimate = mean(units_US[:, 0])
+    units_US, over = unit_means(differences_P[:, None], np.array(concepts))
+    if over == ONE_CONCEPT:
+        units_US, _ = unit_means(differences_P[:, None], np.array(keys))
+    estimate = mean(units_US[:, 0])
     p, test = _p_value(units_US[:, 0])
     return Comparison(
         a=a.name,
@@ -299,14 +291,14 @@ def compare_all(
 
 
 def report_lines(
-    methods: Sequence[MethodScores], scores: Sequence[str], comparisons: Sequence[Comparison]
+    methods: Sequence[MethodScores], figures: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison]
 ) -> Iterator[str]:
-    """The tables that the command prints."""
+    """The tables that the command prints, given the figures of each method and score."""
+    scores = list(figures[methods[0].name])
     rows = [["method", *(score.upper() for score in scores), "samples", "concepts"]]
-    for method in methods:
-        figures = [method.estimate(score) for score in scores]
-        counts = [str(max(figure[name] for figure in figures)) for name in ("n", "concepts")]
-        rows.append([method.name, *map(mean_cell, figures), *counts])
+    for name, of_scores in figures.items():
+        counts = [str(max(figure[count] for figure in of_scores.values())) for count in ("n", "concepts")]
+        rows.append([name, *map(mean_cell, of_scores.values()), *counts])
     yield from text_table(rows)
     yield ""
     rows = [["difference", "score", "value", "p", "p, Holm", "won", "pairs", "concepts", "test", ""]]
@@ -342,10 +334,10 @@ def _compare(options: CompareOptions) -> int:
         chosen = [name.strip() for name in (options.score or "").split(",") if name.strip()]
         methods, scores = read_methods(options.scores, chosen)
         comparisons = compare_all(methods, scores, options.a, options.b)
+        figures = {method.name: {score: method.figure(score) for score in scores} for method in methods}
         if options.out is not None:  # first, because printing can fail
-            figures = {method.name: {score: method.estimate(score) for score in scores} for method in methods}
             write_json(options.out, {"methods": figures, "comparisons": [asdict(each) for each in comparisons]})
-        for line in report_lines(methods, scores, comparisons):
+        for line in report_lines(methods, figures, comparisons):
             print(line)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)

@@ -45,7 +45,7 @@ OVER_CONCEPTS, ONE_CONCEPT = "concepts", "this concept only"
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MeanEstimate:
     """A mean, or a function of means, with its interval.
 
     Attributes:
@@ -80,13 +80,13 @@ def unit_means(values_NS: Numbers, concepts_N: NDArray[Any]) -> tuple[Numbers, s
     return means_US, OVER_CONCEPTS
 
 
-def mean(units_U: Numbers) -> Estimate:
+def mean(units_U: Numbers) -> MeanEstimate:
     """Mean of the units that have a value, with its interval."""
     units_U = units_U[~np.isnan(units_U)]
     return _estimate(float(units_U.mean()) if len(units_U) else None, units_U)
 
 
-def product(units_U2: Numbers) -> Estimate:
+def product(units_U2: Numbers) -> MeanEstimate:
     r"""Product of the means of two scores, with its interval by linearisation.
 
     .. math:: \bar x \bar y \pm t \cdot \operatorname{se}(\bar y x_u + \bar x y_u)
@@ -95,21 +95,21 @@ def product(units_U2: Numbers) -> Estimate:
     """
     x, y = (mean(units_U2[:, column]).value for column in range(2))
     if x is None or y is None:
-        return Estimate(None, None, None)
+        return MeanEstimate(None, None, None)
     linear_U = y * units_U2[:, 0] + x * units_U2[:, 1]
     return _estimate(x * y, linear_U[~np.isnan(linear_U)])
 
 
-def _estimate(value: float | None, units_U: Numbers) -> Estimate:
+def _estimate(value: float | None, units_U: Numbers) -> MeanEstimate:
     """With the interval of the units' mean, moved to the value."""
     count = len(units_U)
     if value is None or count < 2:
-        return Estimate(value, None, None)
+        return MeanEstimate(value, None, None)
     from scipy import stats
 
     error = float(units_U.std(ddof=1)) / math.sqrt(count)
     half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return Estimate(value, error, (value - half_width, value + half_width))
+    return MeanEstimate(value, error, (value - half_width, value + half_width))
 
 
 def concept_weights(concepts: int, replicates: int, seed: int) -> Numbers:

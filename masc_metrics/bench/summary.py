@@ -79,27 +79,36 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
 
 
 def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
-    units_US, over = unit_means(values_NS, concepts_N)
-    figures: dict[str, Any] = {}
-    for index, name in enumerate(scores):
-        defined_N = ~np.isnan(values_NS[:, index])
-        estimate = mean(units_US[:, index])
-        figures[name] = {
-            "n": int(defined_N.sum()),
-            "mean": estimate.value,
-            "standard_error": estimate.standard_error,
-            "concepts": len(np.unique(concepts_N[defined_N])),
-            "interval_95": estimate.interval,
-            "interval_over": over,
-        }
+    figures = {name: mean_figure(values_NS[:, index], concepts_N) for index, name in enumerate(scores)}
     if {"cp", "pf"} <= set(scores):
-        estimate = product(units_US[:, [scores.index("cp"), scores.index("pf")]])
+        units_U2, over = unit_means(values_NS[:, [scores.index("cp"), scores.index("pf")]], concepts_N)
+        estimate = product(units_U2)
         figures["cp_times_pf"] = {
             "mean": estimate.value,
             "interval_95": estimate.interval,
             "interval_over": over,
         }
     return figures
+
+
+def mean_figure(values_N: Numbers, concepts_N: NDArray[Any]) -> dict[str, Any]:
+    """Mean of a score over concepts with its interval, and what it is over; see :func:`summarize`.
+
+    Args:
+        values_N: scores, NaN where undefined.
+        concepts_N: the concept of each sample.
+    """
+    units_US, over = unit_means(values_N[:, None], concepts_N)
+    estimate = mean(units_US[:, 0])
+    defined_N = ~np.isnan(values_N)
+    return {
+        "n": int(defined_N.sum()),
+        "mean": estimate.value,
+        "standard_error": estimate.standard_error,
+        "concepts": len(np.unique(concepts_N[defined_N])),
+        "interval_95": estimate.interval,
+        "interval_over": over,
+    }
 
 
 def summary_lines(summary: Mapping[str, Any], scores: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from itertools import product
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from support.sample_lists import write_csv
 
 from masc_metrics.bench.compare import MethodScores, compare, compare_all, holm, read_methods
 from masc_metrics.cli import main
@@ -20,14 +20,6 @@ Values = dict[tuple[str, str, str], list[float]]
 
 def method(name: str, values: Values) -> MethodScores:
     return MethodScores(name, {"cp": values})
-
-
-def table(file: Path, rows: list[dict[str, object]]) -> Path:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
 
 
 def drawn(generator: np.random.Generator, concepts: int, difference: float = 0.0) -> list[MethodScores]:
@@ -167,7 +159,7 @@ def tables(tmp_path: Path) -> list[Path]:
             for scene in range(9)
             for seed in range(2)
         ]
-        files.append(table(tmp_path / name / f"{name}.csv", rows))
+        files.append(write_csv(tmp_path / name / f"{name}.csv", rows))
     return files
 
 
@@ -202,7 +194,7 @@ def test_command_compares_only_the_methods_and_scores_asked_for(
         for c in range(3)
         for k in range(4)
     ]
-    file = table(tmp_path / "scores.csv", rows)
+    file = write_csv(tmp_path / "scores.csv", rows)
     assert main(["compare", str(file), "--a", "y", "--b", "x", "--score", "cp"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("y - x") for line in lines) == 1
@@ -227,12 +219,12 @@ def test_unusable_arguments_are_named(
 
 
 def test_tables_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = table(tmp_path / "one.csv", [{"method": "m", "concept": "x", "key": "1", "cp": 0.5}])
-    same = table(tmp_path / "same.csv", [{"method": "m", "concept": "y", "key": "1", "cp": 0.5}])
-    other = table(tmp_path / "other.csv", [{"method": "n", "concept": "x", "key": "2", "cp": 0.5}])
-    bare = table(tmp_path / "bare.csv", [{"method": "n", "key": "2", "cp": 0.5}])
-    blank = table(tmp_path / "blank.csv", [{"method": "n", "concept": "", "key": "2", "cp": 0.5}])
-    infinite = table(tmp_path / "infinite.csv", [{"method": "n", "concept": "x", "key": "1", "cp": "inf"}])
+    one = write_csv(tmp_path / "one.csv", [{"method": "m", "concept": "x", "key": "1", "cp": 0.5}])
+    same = write_csv(tmp_path / "same.csv", [{"method": "m", "concept": "y", "key": "1", "cp": 0.5}])
+    other = write_csv(tmp_path / "other.csv", [{"method": "n", "concept": "x", "key": "2", "cp": 0.5}])
+    bare = write_csv(tmp_path / "bare.csv", [{"method": "n", "key": "2", "cp": 0.5}])
+    blank = write_csv(tmp_path / "blank.csv", [{"method": "n", "concept": "", "key": "2", "cp": 0.5}])
+    infinite = write_csv(tmp_path / "infinite.csv", [{"method": "n", "concept": "x", "key": "1", "cp": "inf"}])
     for files, message in (
         ([one], "the tables have only the method m; give a table of another method"),
         ([one, same], "method 'm' is in"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -16,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.photographs import PROMPTS, Photograph, pasted, photograph
+from support.sample_lists import rows as read
+from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
@@ -52,17 +53,7 @@ def rows(tmp_path: Path, pictures: list[tuple[Photograph, Photograph]]) -> list[
 
 
 def write(folder: Path, rows: list[dict[str, str]], columns: tuple[str, ...] = COLUMNS) -> Path:
-    file = folder / "samples.csv"
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return file
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return write_csv(folder / "samples.csv", rows, columns)
 
 
 def score(samples: Path, checkpoint: Path, *options: str) -> tuple[int, Path]:

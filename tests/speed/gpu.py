@@ -33,11 +33,10 @@ import torch
 import workload
 from support.gpu import counted_synchronizations
 from torch import Tensor, nn
-from workload import CP_NAMES, MLP, PF_NAMES, WIDTH, Evaluation, Ours, Theirs, interleaved, ratio, seconds
+from workload import ASPECTS, CP_NAMES, MLP, PF_NAMES, WIDTH, Evaluation, Ours, Theirs, interleaved, ratio, seconds
 
 from masc_metrics.cache import content_digests
 
-ASPECTS = ((512, 512), (768, 512), (512, 768), (1024, 512), (512, 1024), (640, 480), (480, 640), (896, 512))
 SYNCHRONIZING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
 
 

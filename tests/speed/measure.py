@@ -19,11 +19,21 @@ from typing import Any
 
 import torch
 import workload
-from workload import CP_NAMES, PF_NAMES, Evaluation, Ours, Theirs, checkpoint, interleaved, picture, ratio, seconds
+from workload import (
+    ASPECTS,
+    CP_NAMES,
+    PF_NAMES,
+    Evaluation,
+    Ours,
+    Theirs,
+    checkpoint,
+    interleaved,
+    picture,
+    ratio,
+    seconds,
+)
 
 RESULTS = Path(__file__).parent / "results.json"
-
-ASPECTS = ((512, 512), (768, 512), (512, 768), (1024, 512), (512, 1024), (640, 480), (480, 640), (896, 512))
 
 
 def evaluation(layers: int, rounds: int) -> dict[str, Any]:

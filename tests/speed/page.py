@@ -6,13 +6,13 @@ A block between ``<!-- NAME -->`` and ``<!-- end -->`` is replaced by the table 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from measure import RESULTS
+from support.blocks import with_block
 
 DOCS = Path(__file__).parents[2] / "docs"
 GPU_RESULTS = RESULTS.with_name("gpu.json")
@@ -383,9 +383,7 @@ def plot(results: Results) -> None:
 def with_blocks(text: str, results: Results, gpu_results: Results) -> str:
     """The page with every block made anew."""
     for name, found in {**{name: block(results) for name, block in BLOCKS.items()}, "gpu": gpu(gpu_results)}.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert pattern.search(text), f"{PAGE} has no block {name}"
-        text = pattern.sub(lambda match, found=found: f"{match[1]}{found}\n{match[2]}", text)
+        text = with_block(text, name, found)
     return text
 
 

@@ -31,6 +31,9 @@ from masc_metrics.scenes import SCENES, Picture, Subject, render
 WIDTH, MLP, HEADS, LAYERS, VOCABULARY = 1152, 4304, 16, 27, 256_000
 """so400m's shape."""
 
+ASPECTS = ((512, 512), (768, 512), (512, 768), (1024, 512), (512, 1024), (640, 480), (480, 640), (896, 512))
+"""Eight aspect ratios, as (height, width)."""
+
 PROMPTS, SEEDS_A_PROMPT = 9, 4
 SUBJECT = Subject("star", "red", "blue", "striped")
 

@@ -5,13 +5,16 @@ Scores of a concept's samples are normal around the concept's own mean; the conc
 
 from __future__ import annotations
 
-import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for when it is run as a program
 
 import numpy as np
 
 from masc_metrics.bench.intervals import mean, unit_means
+from support.blocks import with_block
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 CONCEPTS = (2, 3, 5, 10, 30)
@@ -79,12 +82,9 @@ def table(simulations: int) -> str:
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- coverage -->\n).*?(<!-- end -->)", re.DOTALL)
-    assert pattern.search(text), f"{PAGE} has no block coverage"
     found = table(4000)
     print(found)
-    PAGE.write_text(pattern.sub(lambda match: f"{match[1]}{found}\n{match[2]}", text), encoding="utf-8")
+    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), "coverage", found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -46,9 +47,13 @@ def written(folder: Path, count: int, *, concepts: int = 3, size: int = 48) -> P
                 "key": f"{subject.shape}-{number // 2}",
             }
         )
-    file = folder / "samples.csv"
+    return write_csv(folder / "samples.csv", rows)
+
+
+def write_csv(file: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> Path:
+    """Write rows with these columns, by default those of the first row."""
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, columns or list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     return file

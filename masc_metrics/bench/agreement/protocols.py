@@ -29,6 +29,7 @@ from masc_metrics.bench.agreement.report import (
 from masc_metrics.bench.agreement.statistics import (
     alpha_resamples,
     krippendorff_alpha,
+    none_if_nan,
     rank_resamples,
     rank_statistics,
 )
@@ -299,10 +300,10 @@ def _method_alphas(alphas_MN: Sequence[Sequence[float]], scores_NK: Numbers, sam
         yield MethodAlpha(
             method=method,
             keys=int(rated_K.sum()),
-            ceiling=_defined(ceiling),
-            runs=tuple(_defined(alpha) for alpha in alphas_N),
-            mean=_defined(sample.mean(alphas_N)),
-            deviation=_defined(deviation),
+            ceiling=none_if_nan(ceiling),
+            runs=tuple(none_if_nan(alpha) for alpha in alphas_N),
+            mean=none_if_nan(sample.mean(alphas_N)),
+            deviation=none_if_nan(deviation),
         )
 
 
@@ -343,7 +344,3 @@ def _extremes(scores_NK: Numbers, keys: Sequence[SampleKey]) -> tuple[Extreme, .
         for end, outermost in (("lowest", order), ("highest", order[::-1]))
         for rank, (value, method, key) in enumerate(outermost[:_EXTREMES], start=1)
     )
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -25,6 +25,11 @@ this number of cells the closed form is used, which is equal."""
 _NO_SPREAD = 1e-12
 
 
+def none_if_nan(value: float) -> float | None:
+    """The value, or None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
 def auc(positives: Sequence[float] | Numbers, negatives: Sequence[float] | Numbers) -> float:
     """Area under the ROC curve: P(positive > negative) + P(equal) / 2, the Mann-Whitney statistic with midranks.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masc_metrics.arguments import check_choice
+from masc_metrics.arguments import check_choice, check_count
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.baselines.networks import NETWORKS, EmbeddingNetwork, SigLIP2Network, shared_network
 from masc_metrics.bench.run import BASELINES, Run
@@ -76,7 +76,7 @@ class Baseline:
         self._check_kind("image")
         generated = check_images(generated_images, "generated_images")
         references = check_images(reference_images, "reference_images")
-        _check_count("reference_images", len(references), len(generated))
+        check_count("reference_images", len(references), len(generated))
         # In one call, so that batches are full and an image on both sides is encoded once even without a cache.
         embeddings_BD = self._network.image_embeddings([*generated.images, *references.images], self.batch_size)
         generated_BD, references_BD = embeddings_BD.chunk(2)
@@ -101,7 +101,7 @@ class Baseline:
         self._check_kind("text")
         generated = check_images(generated_images, "generated_images")
         check_texts(prompts, "prompts")
-        _check_count("prompts", len(prompts), len(generated))
+        check_count("prompts", len(prompts), len(generated))
         images_BD = self._network.image_embeddings(generated.images, self.batch_size)
         return self._cosines(images_BD, self._network.text_embeddings(prompts, self.batch_size), "prompts")
 
@@ -184,8 +184,3 @@ def load_baseline(
     if baseline.kind == "text":
         network.text_embeddings([""], 1)  # reads the tokenizer, whose errors come before a long run
     return baseline
-
-
-def _check_count(name: str, count: int, images: int) -> None:
-    if count != images:
-        raise ValueError(f"{name} holds {count} samples but generated_images holds {images}; give one for each")

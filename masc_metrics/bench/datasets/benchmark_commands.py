@@ -6,8 +6,8 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from masc_metrics.bench.agreement.statistics import none_if_nan
 from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.options import Command, option, positive_integer
 from masc_metrics.bench.run import Run
@@ -111,14 +111,12 @@ def _orida(source: OridaInput, run: Run) -> int:
         )
     write_json(
         run.out.with_name(f"{run.out.stem}.auc.json"),
-        {name: _defined(asdict(result)) for name, result in results.items()},
+        {
+            name: {figure: none_if_nan(value) for figure, value in asdict(result).items()}
+            for name, result in results.items()
+        },
     )
     return finished.exit_code
-
-
-def _defined(figures: dict[str, Any]) -> dict[str, Any]:
-    """With None for NaN, which JSON does not have."""
-    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def _mib_of_all_features(pairs: orida.Orida, run: Run) -> int:
