@@ -18,11 +18,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.arguments import check_positive
-from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, image_keys
+from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, content_digests
 from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
-from masc_metrics.images import Images, check_images, resize
-from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, to_device, without_autocast
+from masc_metrics.images import Images, check_images, resize_all
+from masc_metrics.precision import (
+    DEFAULT_DTYPE,
+    HostCopy,
+    check_device,
+    check_dtype,
+    stack_on_device,
+    to_device,
+    without_autocast,
+)
 from masc_metrics.prompts import check_texts
 from masc_metrics.towers import TextTower, VisionTower
 
@@ -46,6 +54,39 @@ class PatchFeatures:
     tokens_BND: Tensor
     valid_BN: Tensor
     grids: tuple[Grid, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Resized images of one grid and dtype.
+
+    Attributes:
+        grid: their patch rows and columns.
+        pixels_B3HW: on the backbone's device.
+        digests: (B, 2) of their pixels.
+    """
+
+    grid: Grid
+    pixels_B3HW: Tensor
+    digests: HostCopy
+
+    def image_keys(self) -> list[ImageKey]:
+        return [ImageKey(self.grid, self.pixels_B3HW.dtype, (high, low)) for high, low in self.digests.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImages:
+    """B images that :meth:`SigLIP2Backbone.encode` takes.
+
+    Attributes:
+        grids: patch rows and columns of each image.
+        groups: the distinct images, by grid and dtype.
+        positions: index of each image's group, and of its row there.
+    """
+
+    grids: tuple[Grid, ...]
+    groups: tuple[_Group, ...]
+    positions: tuple[tuple[int, int], ...]
 
 
 class SigLIP2Backbone:
@@ -151,30 +192,70 @@ class SigLIP2Backbone:
             TypeError, ValueError: if images or settings are not accepted.
             OSError: if the checkpoint is not available.
         """
-        check_positive("max_num_patches", max_num_patches)
         check_positive("batch_size", batch_size)
+        return self.encode(self.prepare(images, max_num_patches=max_num_patches), batch_size=batch_size)
+
+    def prepare(self, images: Images, *, max_num_patches: int = DEFAULT_MAX_NUM_PATCHES) -> PreparedImages:
+        """First half of :meth:`encode_images`: resize images, copy them to the device, and hash them there.
+
+        On a GPU, this queues work and waits for nothing. If the next images are prepared before the last ones are
+        encoded, the GPU never waits for them.
+
+        Args:
+            images: as in :meth:`encode_images`.
+            max_num_patches: as in :meth:`encode_images`.
+
+        Raises:
+            TypeError, ValueError, OSError: as :meth:`encode_images`.
+        """
+        check_positive("max_num_patches", max_num_patches)
         batch = check_images(images, "images")
         with self._frozen():
             processing = self.checkpoint.processing
             grids = tuple(processing.grid(height, width, max_num_patches) for height, width in batch.sizes)
-            pixels = [
-                to_device(resize(image, grid, processing), self.device)
-                for image, grid in zip(batch.images, grids, strict=True)
-            ]
-            keys = image_keys(grids, pixels)
-            pixels_of = dict(zip(keys, pixels, strict=True))
+            # A tensor that is given several times, such as the reference of a concept, is copied and hashed once.
+            places = [_memory(image) for image in batch.images]
+            first = {place: index for index, place in reversed(list(enumerate(places)))}
+            distinct = sorted(first.values())
+            pixels = resize_all(
+                [batch.images[index] for index in distinct], [grids[index] for index in distinct], processing
+            )
+            members: dict[tuple[Grid, torch.dtype], dict[int, Tensor]] = {}
+            for index, resized in zip(distinct, pixels, strict=True):
+                members.setdefault((grids[index], resized.dtype), {})[index] = resized
+            groups: list[_Group] = []
+            position_of: dict[int, tuple[int, int]] = {}
+            for (grid, _), group in members.items():
+                pixels_B3HW = stack_on_device(list(group.values()), self.device)
+                groups.append(_Group(grid, pixels_B3HW, HostCopy(content_digests(pixels_B3HW))))
+                position_of |= {index: (len(groups) - 1, row) for row, index in enumerate(group)}
+            return PreparedImages(grids, tuple(groups), tuple(position_of[first[place]] for place in places))
 
-            def encode(batch_keys: list[ImageKey]) -> Tensor:
-                return self._vision.encode(torch.stack([pixels_of[key] for key in batch_keys]))
+    def encode(self, prepared: PreparedImages, *, batch_size: int = DEFAULT_ENCODE_BATCH_SIZE) -> PatchFeatures:
+        """Second half of :meth:`encode_images`: features of the prepared images, from the cache or the vision tower.
 
+        Args:
+            prepared: from :meth:`prepare` of this backbone.
+            batch_size: as in :meth:`encode_images`.
+        """
+        check_positive("batch_size", batch_size)
+        with self._frozen():
+            keys = [group.image_keys() for group in prepared.groups]
             tokens_of: dict[ImageKey, Tensor] = {}
-            for grid, dtype in dict.fromkeys((key.grid, key.dtype) for key in keys):  # so that nothing is padded
-                group = [key for key in pixels_of if (key.grid, key.dtype) == (grid, dtype)]
-                tokens_of |= self.cache.get_or_compute(group, encode, self._images_per_pass(grid, batch_size))
-            tokens_BND = pad_sequence([tokens_of[key] for key in keys], batch_first=True)
-            counts_B = torch.tensor([rows * columns for rows, columns in grids], device="cpu")
+            for group, group_keys in zip(prepared.groups, keys, strict=True):  # of one grid, so that nothing is padded
+                pixels_of = dict(zip(group_keys, group.pixels_B3HW, strict=True))
+
+                def encode(batch: list[ImageKey], pixels_of: dict[ImageKey, Tensor] = pixels_of) -> Tensor:
+                    return self._vision.encode(torch.stack([pixels_of[key] for key in batch]))
+
+                images_per_pass = self._images_per_pass(group.grid, batch_size)
+                tokens_of |= self.cache.get_or_compute(list(pixels_of), encode, images_per_pass)
+            tokens_BND = pad_sequence(
+                [tokens_of[keys[group][row]] for group, row in prepared.positions], batch_first=True
+            )
+            counts_B = torch.tensor([rows * columns for rows, columns in prepared.grids], device="cpu")
             valid_BN = torch.arange(tokens_BND.shape[1], device="cpu") < counts_B[:, None]
-            return PatchFeatures(tokens_BND, to_device(valid_BN, self.device), grids)
+            return PatchFeatures(tokens_BND, to_device(valid_BN, self.device), prepared.grids)
 
     def _images_per_pass(self, grid: Grid, batch_size: int) -> int:
         cpu_limit = max(1, _CPU_PATCHES_PER_PASS // (grid[0] * grid[1]))
@@ -234,6 +315,11 @@ class SigLIP2Backbone:
                 distinct, lambda batch: self._text.encode(batch).float(), batch_size
             )
             return torch.stack([embeddings[text] for text in lowered])
+
+
+def _memory(image: Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie: two live tensors that share all of it have equal values."""
+    return image.data_ptr(), image.shape, image.stride(), image.dtype, image.device
 
 
 _shared: dict[tuple[CheckpointSource, torch.device, torch.dtype], SigLIP2Backbone] = {}

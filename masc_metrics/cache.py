@@ -30,7 +30,7 @@ DEFAULT_TEXT_CACHE_BYTES = 32 * 2**20
 
 # Two independent 64-bit sums form a 128-bit digest: a collision among a billion distinct images is unlikely.
 _LANES = 2
-_DIGEST_BATCH_SIZE = 16  # bounds the memory of int64 copies, which are up to eight times as large as the images
+_GPU_DIGEST_BATCH_SIZE = 16  # bounds the memory of int64 copies, which are up to eight times as large as the images
 _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64  # odd, high bits well mixed
 
 
@@ -135,19 +135,6 @@ class ImageKey(NamedTuple):
     digest: tuple[int, int]
 
 
-def image_keys(grids: Sequence[Grid], pixels: Sequence[Tensor]) -> list[ImageKey]:
-    """Keys of images resized by :func:`masc_metrics.images.resize`; synchronises with their device once."""
-    groups: dict[tuple[Grid, torch.dtype], list[int]] = {}
-    for index, (grid, image) in enumerate(zip(grids, pixels, strict=True)):
-        groups.setdefault((grid, image.dtype), []).append(index)
-    size = _DIGEST_BATCH_SIZE
-    batches = [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
-    digests = torch.cat([content_digests(torch.stack([pixels[index] for index in batch])) for batch in batches])
-    order = [index for batch in batches for index in batch]
-    digest_of = {index: (high, low) for index, (high, low) in zip(order, digests.tolist(), strict=True)}
-    return [ImageKey(grid, pixels[index].dtype, digest_of[index]) for index, grid in enumerate(grids)]
-
-
 @lru_cache(maxsize=1024)
 def _multipliers(count: int, salt: int, device: torch.device) -> Tensor:
     """Odd 64-bit numbers of shape (lanes, count), the same in every process."""
@@ -170,7 +157,7 @@ def content_digests(pixels_B3HW: Tensor) -> Tensor:
         (B, 2) int64.
     """
     # A GPU is fastest with few large kernels, a CPU with data that fits into its caches.
-    batch_size = 1 if pixels_B3HW.device.type == "cpu" else len(pixels_B3HW)
+    batch_size = 1 if pixels_B3HW.device.type == "cpu" else _GPU_DIGEST_BATCH_SIZE
     return torch.cat([_digests(batch) for batch in torch.split(pixels_B3HW, batch_size)])
 
 

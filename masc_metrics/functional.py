@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_metrics.arguments import check_choice, check_count, check_positive, check_sequence, check_type
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, PreparedImages, SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
@@ -164,16 +164,19 @@ def prompt_following(
     masks = None if generated_masks is None else check_masks(generated_masks, "generated_masks", generated.sizes)
     texts = _check_texts(prompts, subjects, len(generated), strip_subject)
 
-    scored = []
-    for part in _parts(generated, encode_batch_size):
-        images = ImageBatch(tuple(generated.images[index] for index in part))
-        features = backbone.encode_images(images, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+    pooled = []
+    for part, features in _encoded([generated], backbone, max_num_patches, encode_batch_size):
         keep_BN = features.valid_BN
         if masks is not None and pooling != "full":
             foreground_BN = _coverage(masks, part, features) >= FOREGROUND_THRESHOLD
             keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
-        embeddings_BD = backbone.encode_texts([texts[index] for index in part], batch_size=encode_batch_size)
-        scored.append((part, embedding_cosine(backbone.pool(features, keep_BN), embeddings_BD), keep_BN.any(dim=1)))
+        pooled.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
+    # A GPU still encodes images while the texts are queued.
+    embeddings_BD = backbone.encode_texts(texts, batch_size=encode_batch_size)
+    scored = []
+    for part, pooled_BD, defined_B in pooled:
+        texts_BD = torch.stack([embeddings_BD[index] for index in part])  # an index by a list would synchronise
+        scored.append((part, embedding_cosine(pooled_BD, texts_BD), defined_B))
     return _in_order(scored, backbone)
 
 
@@ -238,9 +241,28 @@ def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigL
 
 def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
     """Indices of the samples in parts, sorted by image size so that images of equal size are encoded together."""
-    order = sorted(range(len(images)), key=lambda index: images.sizes[index])
+    sizes = images.sizes
+    order = sorted(range(len(images)), key=sizes.__getitem__)
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def _encoded(
+    batches: Sequence[ImageBatch], backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int
+) -> Iterator[tuple[list[int], PatchFeatures]]:
+    """For each part: indices of its samples, and features of these samples' images in each batch, batch by batch.
+
+    A part is prepared before the previous one is encoded, so that a GPU always has work.
+    """
+    previous: tuple[list[int], PreparedImages] | None = None
+    for part in _parts(batches[-1], encode_batch_size):
+        images = ImageBatch(tuple(batch.images[index] for batch in batches for index in part))
+        prepared = backbone.prepare(images, max_num_patches=max_num_patches)
+        if previous is not None:
+            yield previous[0], backbone.encode(previous[1], batch_size=encode_batch_size)
+        previous = part, prepared
+    if previous is not None:
+        yield previous[0], backbone.encode(previous[1], batch_size=encode_batch_size)
 
 
 def _encoded_pairs(
@@ -252,9 +274,7 @@ def _encoded_pairs(
     encode_batch_size: int,
 ) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures, Tensor]]:
     """For each part: indices, features of the references and of the generated images, foreground of the references."""
-    for part in _parts(generated, encode_batch_size):
-        pair = ImageBatch(tuple(batch.images[index] for batch in (references, generated) for index in part))
-        features = backbone.encode_images(pair, max_num_patches=max_num_patches, batch_size=encode_batch_size)
+    for part, features in _encoded([references, generated], backbone, max_num_patches, encode_batch_size):
         count = len(part)
         reference, candidate = (
             PatchFeatures(features.tokens_BND[rows], features.valid_BN[rows], features.grids[rows])

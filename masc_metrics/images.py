@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -270,6 +271,26 @@ def resize(image: Tensor, grid: Grid, processing: ImageProcessing) -> Tensor:
     if resized.is_floating_point():  # bicubic interpolation overshoots; the uint8 kernel clamps
         resized = resized.round().clamp(0, MAX_UINT8) if integers else resized.clamp(0, 1)
     return resized.to(image.device, image.dtype)
+
+
+def resize_all(images: Sequence[Tensor], grids: Sequence[Grid], processing: ImageProcessing) -> list[Tensor]:
+    """:func:`resize` of each image to its grid, uint8 images in threads, because torch's uint8 kernel uses only one."""
+    resized = list(images)
+    side = processing.patch_size
+    in_threads = [
+        index
+        for index, (image, (rows, columns)) in enumerate(zip(images, grids, strict=True))
+        if image.dtype == torch.uint8
+        and _has_uint8_kernel(image.device)
+        and tuple(image.shape[1:]) != (rows * side, columns * side)
+    ]
+    threads = min(torch.get_num_threads(), len(in_threads))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as executor:
+            found = executor.map(lambda index: resize(images[index], grids[index], processing), in_threads)
+            for index, image in zip(in_threads, found, strict=True):
+                resized[index] = image
+    return [resize(image, grid, processing) for image, grid in zip(resized, grids, strict=True)]
 
 
 def _has_uint8_kernel(device: torch.device) -> bool:

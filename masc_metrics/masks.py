@@ -36,7 +36,7 @@ class MaskBatch:
     """Checked subject masks of any sizes.
 
     Attributes:
-        masks: an (H, W) float32 tensor in [0, 1] for each mask; 1 marks the subject.
+        masks: an (H, W) tensor for each mask, bool or float32 in [0, 1]; True or 1 marks the subject.
     """
 
     masks: tuple[Tensor, ...]
@@ -57,7 +57,8 @@ def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]])
             aspect ratio, to within a pixel.
 
     Returns:
-        The masks as (H, W) float32 tensors in [0, 1], in order, each on its original device.
+        The masks as (H, W) tensors, bool if they were given so and float32 in [0, 1] otherwise, in order, each on its
+        original device.
 
     Raises:
         TypeError: if a form or dtype is not accepted.
@@ -91,7 +92,7 @@ def check_mask(mask: Tensor | Image.Image, label: str, image_size: tuple[int, in
         image_size: (height, width) of its image.
 
     Returns:
-        (H, W) float32 in [0, 1], on its original device.
+        (H, W), bool or float32 in [0, 1], on its original device.
 
     Raises:
         TypeError, ValueError: as for :func:`check_masks`.
@@ -160,8 +161,13 @@ def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> boo
 
 def _to_unit_range(planes: Sequence[Tensor], labels: Sequence[str]) -> list[Tensor]:
     unit: list[Tensor] = []
-    bounds = value_bounds([plane.byte() if plane.dtype == torch.bool else plane for plane in planes])
-    for plane, label, (low, high) in zip(planes, labels, bounds, strict=True):
+    numbers = [plane for plane in planes if plane.dtype != torch.bool]
+    bounds = iter(value_bounds(numbers))
+    for plane, label in zip(planes, labels, strict=True):
+        if plane.dtype == torch.bool:
+            unit.append(plane)
+            continue
+        low, high = next(bounds)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"{label} contains NaN or infinite values; check how it was produced")
         if plane.is_floating_point():
@@ -196,11 +202,11 @@ def grid_coverage(mask: Tensor, grid: Grid) -> Tensor:
     the mask around its centre. The result is clamped to [0, 1].
 
     Args:
-        mask: (H, W) float32 in [0, 1].
+        mask: (H, W), bool or float32 in [0, 1].
         grid: patch rows and columns.
 
     Returns:
         (N,) float32 in [0, 1], in row-major order.
     """
-    resized = F.interpolate(mask[None, None], size=grid, mode="bilinear", align_corners=False)
+    resized = F.interpolate(mask[None, None].float(), size=grid, mode="bilinear", align_corners=False)
     return resized.clamp(0, 1).reshape(-1)

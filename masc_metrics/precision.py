@@ -5,7 +5,9 @@ They cover autocast, default dtypes and devices without float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,33 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # an expanded one cannot be pinned
     return tensor.to(device)
+
+
+def stack_on_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Stack tensors of equal shape and dtype on the device; like :func:`to_device`, without blocking."""
+    if device.type == "cuda" and all(tensor.device.type == "cpu" for tensor in tensors):
+        staged = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype, device="cpu", pin_memory=True)
+        return torch.stack(list(tensors), out=staged).to(device, non_blocking=True)
+    return torch.stack([to_device(tensor, device) for tensor in tensors])
+
+
+class HostCopy:
+    """A copy of a tensor on the host, which waits for the device only when its values are read.
+
+    Unlike a plain copy from a GPU, it does not wait for work that was queued after the tensor's own.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        on_gpu = tensor.device.type == "cuda"
+        self._values = tensor.to("cpu", non_blocking=on_gpu)
+        self._copied = torch.cuda.current_stream(tensor.device).record_event() if on_gpu else None
+
+    def tolist(self) -> list[Any]:
+        """The values as nested lists."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[Any] = self._values.tolist()
+        return values
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -220,7 +220,7 @@ class ConceptScorer:
                 image, mask = thumbnail(images.images[row]), None
                 if masks is not None:
                     size = (image.shape[1], image.shape[2])
-                    mask = (F.interpolate(masks[row][None, None], size=size, mode="bilinear")[0, 0] > 0.5).cpu()
+                    mask = (F.interpolate(masks[row][None, None].float(), size=size, mode="bilinear")[0, 0] > 0.5).cpu()
                 self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, match_map.cpu(), mask)
         except Exception as error:  # the scores are not affected
             self._add_failure("the panel", error, batch)

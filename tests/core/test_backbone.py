@@ -17,7 +17,7 @@ from support.checkpoints import build_checkpoint
 from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone, load_backbone, onednn, release_backbones
-from masc_metrics.cache import FeatureCache, content_digests, image_keys
+from masc_metrics.cache import FeatureCache, content_digests
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.towers import VisionTower
 
@@ -383,6 +383,46 @@ def test_repeated_images_of_any_form_are_encoded_once(backbone: SigLIP2Backbone)
     assert counts["images"] == 2
 
 
+def test_tensors_given_repeatedly_in_one_call_are_hashed_once(backbone: SigLIP2Backbone) -> None:
+    pictures = images(2, 128, 128)
+    expanded = pictures[:1].expand(3, -1, -1, -1)
+    mirrored = pictures[0].mT  # the same memory, another image
+    given = [pictures[0], pictures[1], *expanded, mirrored, pictures[0].clone(), pictures[0] / 255]
+    prepared = backbone.prepare(given, max_num_patches=PATCHES)
+    assert [len(group.pixels_B3HW) for group in prepared.groups] == [4, 1]  # uint8 and float
+    assert prepared.positions == ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0), (0, 2), (0, 3), (1, 0))
+    tokens_BND = backbone.encode(prepared).tokens_BND
+    alone = torch.cat([backbone.encode_images([one], max_num_patches=PATCHES).tokens_BND for one in given])
+    assert torch.equal(tokens_BND, alone)
+    assert not torch.allclose(tokens_BND[0], tokens_BND[5], atol=1e-3)
+
+
+def test_equal_bytes_of_another_grid_or_dtype_have_another_key(backbone: SigLIP2Backbone) -> None:
+    forms = [(size, dtype) for size in ((64, 256), (256, 64)) for dtype in (torch.uint8, torch.float32)]
+    black = [torch.zeros(3, *size, dtype=dtype) for size, dtype in forms]
+    groups = backbone.prepare(black, max_num_patches=PATCHES).groups
+    assert len({key for group in groups for key in group.image_keys()}) == 4
+
+
+def test_each_part_is_prepared_before_the_previous_one_is_encoded(
+    backbone: SigLIP2Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU then always has work, and memory still holds two parts of an update at most."""
+    steps: list[str] = []
+    for name in ("prepare", "encode"):
+        method = getattr(SigLIP2Backbone, name)
+
+        def noted(*args: Any, name: str = name, method: Any = method, **settings: Any) -> Any:
+            steps.append(name)
+            return method(*args, **settings)
+
+        monkeypatch.setattr(SigLIP2Backbone, name, noted)
+    concept_preservation(
+        **only(batch(3), CP_ARGUMENTS), backbone=backbone, max_num_patches=PATCHES, encode_batch_size=1
+    )
+    assert steps == ["prepare", "prepare", "encode", "prepare", "encode", "encode"]
+
+
 def test_errors_for_invalid_encoder_arguments_name_the_argument(backbone: SigLIP2Backbone) -> None:
     with pytest.raises(ValueError, match="batch_size is 0; give at least 1"):
         backbone.encode_images(images(1), batch_size=0)
@@ -534,8 +574,6 @@ def test_digests_depend_on_content_order_and_position() -> None:
     bytes_[1:] = bytes_[0]
     bytes_.view(40, -1)[torch.arange(1, 40), torch.arange(39)] ^= 1
     assert len({tuple(row) for row in content_digests(bytes_).tolist()}) == 40
-    black = [torch.zeros(3, 8, 8, dtype=dtype) for dtype in (torch.uint8, torch.float32)] * 2
-    assert len(set(image_keys([(1, 1), (1, 1), (2, 2), (2, 2)], black))) == 4
 
 
 def test_reading_the_network_preserves_the_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from support.batches import images
 from torch import Tensor
 
 from masc_metrics import images as images_module
-from masc_metrics.images import ImageProcessing, check_images, patchify
+from masc_metrics.images import ImageProcessing, check_images, patchify, resize, resize_all
 
 HALF = (0.5, 0.5, 0.5)
 NAFLEX = ImageProcessing(patch_size=16, mean=HALF, std=HALF, resample="bilinear", fixed_size=None)
@@ -106,6 +106,17 @@ def test_gradients_flow_through_float_images() -> None:
     patchify(check_images([image], "images").images[0], (2, 2), NAFLEX).square().sum().backward()
     assert image.grad is not None
     assert image.grad.abs().sum() > 0
+
+
+def test_images_resized_in_threads_equal_those_resized_singly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    uint8 = [images(1, 40 + 7 * index, 90 - 5 * index, seed=index)[0] for index in range(9)]
+    given = [*uint8, uint8[0] / 255, images(1, 64, 64)[0]]  # a float image, and one that needs no resize
+    grids = [NAFLEX.grid(image.shape[1], image.shape[2], 16) for image in given]
+    resized = resize_all(given, grids, NAFLEX)
+    for image, grid, ours in zip(given, grids, resized, strict=True):
+        assert torch.equal(ours, resize(image, grid, NAFLEX))
+    assert resized[-1] is given[-1]
 
 
 def test_fixed_resolution_resizes_every_image_to_a_square() -> None:

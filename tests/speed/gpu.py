@@ -273,60 +273,65 @@ def pair(bench: Bench) -> dict[str, Any]:
 def overhead(bench: Bench) -> dict[str, Any]:
     """What ``update`` takes beyond the bare tower, for new and known pictures, given on the CPU and on the device.
 
-    Pictures of 512 x 512 need no resize. Prompts are known in all cases.
+    Updates have one part and four parts of ``encode_batch_size`` samples. Pictures of 512 x 512 need no resize. Prompts
+    are known in all cases.
     """
-    ours, count = bench.ours(torch.bfloat16), bench.plan.standard_batch
-    work = Evaluation.of(count)
-    arguments = work.arguments
-    references = [torch.from_numpy(workload.picture(1000 + index).image) for index in range(count)]
-    cp_arguments = {name: arguments[name] for name in CP_NAMES} | {"reference_images": references}
-    pf_arguments = {name: arguments[name] for name in PF_NAMES}
-    pixels = torch.stack([*references, *arguments["generated_images"]]).to(bench.device)
+    ours, batch = bench.ours(torch.bfloat16), bench.plan.standard_batch
     vision = ours.backbone._vision
-
-    def tower(pictures: int) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad():
-                for part in torch.split(pixels[:pictures], count):
-                    vision.encode(part)
-
-        return run
-
-    def update(metric: Any, values: dict[str, Any], forget: bool) -> Callable[[], object]:
-        def run() -> None:
-            if forget:
-                ours.backbone.cache.clear()
-            metric.reset()
-            metric.update(**values)
-
-        return run
-
-    def on_device(values: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: [value.to(bench.device) if isinstance(value, Tensor) else value for value in each]
-            for name, each in values.items()
-        }
-
     found: dict[str, Any] = {}
-    for metric_name, metric, values, pictures in (
-        ("CP", ours.cp, cp_arguments, 2 * count),
-        ("PF", ours.pf, pf_arguments, count),
-    ):
-        for where, given in (("CPU", values), ("device", on_device(values))):
-            functions = {
-                "new": update(metric, given, forget=True),
-                "tower": tower(pictures),
-                "known": update(metric, given, forget=False),
-            }
-            times = interleaved(functions, 3 * bench.plan.rounds, bench.plan.device)
-            found[f"{metric_name}, pictures on the {where}"] = {
-                "seconds": {name: statistics.median(each) for name, each in times.items()},
-                "new_over_tower": ratio(times, "new", "tower"),
-                "known_over_tower": ratio(times, "known", "tower"),
-            }
+    for count in (batch, 4 * batch):
+        arguments = Evaluation.of(count).arguments
+        references = [torch.from_numpy(workload.picture(1000 + index).image) for index in range(count)]
+        cp_arguments = {name: arguments[name] for name in CP_NAMES} | {"reference_images": references}
+        pf_arguments = {name: arguments[name] for name in PF_NAMES}
+        pixels = torch.stack([*references, *arguments["generated_images"]]).to(bench.device)
+        for metric_name, metric, values, pictures in (
+            ("CP", ours.cp, cp_arguments, 2 * count),
+            ("PF", ours.pf, pf_arguments, count),
+        ):
+            tower = _tower(vision, pixels[:pictures], batch)
+            for where, given in (("CPU", values), ("device", _on_device(values, bench.device))):
+                functions = {
+                    "new": _update(ours, metric, given, forget=True),
+                    "tower": tower,
+                    "known": _update(ours, metric, given, forget=False),
+                }
+                times = interleaved(functions, 2 * bench.plan.rounds, bench.plan.device)
+                found[f"{metric_name}, {count} samples, pictures on the {where}"] = {
+                    "seconds": {name: statistics.median(each) for name, each in times.items()},
+                    "new_over_tower": ratio(times, "new", "tower"),
+                    "known_over_tower": ratio(times, "known", "tower"),
+                }
+                bench.save("overhead", found)
     digest = bench.time(lambda: content_digests(pixels), 3 * bench.plan.rounds)["median"]
-    encoding = bench.time(tower(2 * count), bench.plan.rounds)["median"]
-    return found | {"digest_over_tower": digest / encoding, "samples": count}
+    encoding = bench.time(_tower(vision, pixels, batch), bench.plan.rounds)["median"]
+    return found | {"digest_over_tower": digest / encoding}
+
+
+def _tower(vision: Any, pixels: Tensor, batch: int) -> Callable[[], object]:
+    def run() -> None:
+        with torch.no_grad():
+            for part in torch.split(pixels, batch):
+                vision.encode(part)
+
+    return run
+
+
+def _update(ours: Ours, metric: Any, values: dict[str, Any], *, forget: bool) -> Callable[[], object]:
+    def run() -> None:
+        if forget:
+            ours.backbone.cache.clear()
+        metric.reset()
+        metric.update(**values)
+
+    return run
+
+
+def _on_device(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: [value.to(device) if isinstance(value, Tensor) else value for value in each]
+        for name, each in values.items()
+    }
 
 
 def profile(bench: Bench) -> dict[str, Any]:

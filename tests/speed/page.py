@@ -251,9 +251,10 @@ def _overhead(stage: Results, plan: Results) -> str:
         for name, found in stage.items()
         if isinstance(found, dict)
     ]
-    digest = f"The 128-bit digest takes {per_cent(stage['digest_over_tower'])} of the tower's time."
-    head = [f"`update` of {stage['samples']} samples over the bare tower", "new images", "known images"]
-    return f"{table(head, rows)}\n\n{digest}"
+    text = table(["`update` over the bare tower", "new images", "known images"], rows)
+    if "digest_over_tower" in stage:
+        text += f"\n\nThe 128-bit digest takes {per_cent(stage['digest_over_tower'])} of the tower's time."
+    return text
 
 
 def _profile(stage: Results, plan: Results) -> str:
