@@ -5,6 +5,7 @@ Shape suffixes: B images or texts, N patches, D feature width.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,12 @@ class PatchFeatures:
     tokens_BND: Tensor
     valid_BN: Tensor
     grids: tuple[Grid, ...]
+
+    def split(self, counts: Sequence[int]) -> list[PatchFeatures]:
+        """The features of the first images, of the next ones, and so on, without a copy."""
+        ends = list(itertools.accumulate(counts))
+        rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return [PatchFeatures(self.tokens_BND[each], self.valid_BN[each], self.grids[each]) for each in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ Shape suffixes: B samples, N patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.arguments import check_choice, check_count, check_positive, check_sequence, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, PreparedImages, SigLIP2Backbone
@@ -21,7 +23,15 @@ from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_mas
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import check_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
+from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
 from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
+from masc_metrics.transfer import (
+    TransferredMasks,
+    find_subject,
+    intersection_over_union,
+    mask_of_patches,
+    trials_of,
+)
 
 Pooling = Literal["background", "full", "foreground"]
 DEFAULT_POOLING: Pooling = "background"
@@ -129,6 +139,8 @@ def prompt_following(
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
     pooling: Pooling = DEFAULT_POOLING,
     strip_subject: bool = True,
+    reference_images: ReferenceImages | None = None,
+    reference_masks: ReferenceMasks | None = None,
 ) -> Tensor:
     """Prompt following of each sample: cosine of the background's embedding and the embedding of the stripped prompt.
 
@@ -136,7 +148,8 @@ def prompt_following(
         generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any sizes
             or PIL images.
         generated_masks: B masks of the subject in the generated images; (B, H, W) or (B, 1, H, W), boolean, integer or
-            float in [0, 1], or a list of (H, W) tensors or PIL images. May be None with ``pooling="full"``.
+            float in [0, 1], or a list of (H, W) tensors or PIL images. None transfers them from the references, see
+            :func:`transfer_masks`; with ``pooling="full"`` no mask is used.
         prompts: B prompts that the images were generated from.
         subjects: B names of the subject, spelled as in the prompts; None leaves all prompts, or one, unchanged.
         backbone: from :func:`masc_metrics.load_backbone`.
@@ -144,6 +157,8 @@ def prompt_following(
         encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
         pooling: patches to pool over: "background" (as in the paper), "full" or "foreground".
         strip_subject: remove the subject from the prompt (as in the paper), see :func:`masc_metrics.strip_subject`.
+        reference_images: images of the subject, as :func:`transfer_masks` takes them; ignored if masks are given.
+        reference_masks: their masks.
 
     Returns:
         (B,) float32 on the backbone's device, in [-1, 1], higher is better; NaN where no patch is left to pool over
@@ -156,19 +171,75 @@ def prompt_following(
 
     Source: MaSC, arXiv 2605.22469.
     """
+    return score_prompts(
+        generated_images,
+        generated_masks,
+        prompts,
+        subjects,
+        backbone=backbone,
+        max_num_patches=max_num_patches,
+        encode_batch_size=encode_batch_size,
+        pooling=pooling,
+        strip_subject=strip_subject,
+        reference_images=reference_images,
+        reference_masks=reference_masks,
+    ).scores_B
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Prompt following, with the masks that were transferred for it.
+
+    Attributes:
+        scores_B: as returned by :func:`prompt_following`.
+        transferred: the transferred masks; None if masks were given or none are needed.
+    """
+
+    scores_B: Tensor
+    transferred: TransferredMasks | None
+
+
+def score_prompts(
+    generated_images: Images,
+    generated_masks: Masks | None,
+    prompts: Sequence[str] | None,
+    subjects: Sequence[str | None] | None = None,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+    pooling: Pooling = DEFAULT_POOLING,
+    strip_subject: bool = True,
+    reference_images: ReferenceImages | None = None,
+    reference_masks: ReferenceMasks | None = None,
+) -> PromptScores:
+    """:func:`prompt_following`, which has the arguments and errors, with the transferred masks."""
     _check_settings(backbone, max_num_patches, encode_batch_size)
     check_pooling(pooling, strip_subject)
     generated = check_images(generated_images, "generated_images")
-    if generated_masks is None and pooling != "full":
-        raise TypeError(f"generated_masks is None; pooling={pooling!r} needs a mask of the subject for every image")
-    masks = None if generated_masks is None else check_masks(generated_masks, "generated_masks", generated.sizes)
+    masks: MaskBatch | None = None
+    references: tuple[References, ...] | None = None
+    if generated_masks is not None:
+        masks = check_masks(generated_masks, "generated_masks", generated.sizes)
+    elif pooling != "full":
+        if reference_images is None or reference_masks is None:
+            raise TypeError(
+                f"generated_masks is None; pooling={pooling!r} needs a mask of the subject for every image: give them, "
+                "or reference_images and reference_masks to find the subject by"
+            )
+        references = check_references(reference_images, reference_masks, len(generated))
     texts = _check_texts(prompts, subjects, len(generated), strip_subject)
 
+    images = [_each(generated)] if references is None else [_all_of(references), _each(generated)]
+    transferred = _Transferred(generated)
     pooled = []
-    for part, features in _encoded([generated], backbone, max_num_patches, encode_batch_size):
+    for part, (*shown, features) in _encoded(images, backbone, max_num_patches, encode_batch_size):
         keep_BN = features.valid_BN
-        if masks is not None and pooling != "full":
-            foreground_BN = _coverage(masks, part, features) >= FOREGROUND_THRESHOLD
+        part_masks = [masks.masks[index] for index in part] if masks is not None else None
+        if references is not None:
+            part_masks = transferred.add(part, [references[index] for index in part], shown[0], features)
+        if part_masks is not None and pooling != "full":
+            foreground_BN = _coverage(part_masks, features) >= FOREGROUND_THRESHOLD
             keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
         pooled.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
     # A GPU still encodes images while the texts are queued.
@@ -177,7 +248,129 @@ def prompt_following(
     for part, pooled_BD, defined_B in pooled:
         texts_BD = torch.stack([embeddings_BD[index] for index in part])  # an index by a list would synchronise
         scored.append((part, embedding_cosine(pooled_BD, texts_BD), defined_B))
-    return _in_order(scored, backbone)
+    return PromptScores(_in_order(scored, backbone), None if references is None else transferred.masks())
+
+
+def transfer_masks(
+    generated_images: Images,
+    reference_images: ReferenceImages,
+    reference_masks: ReferenceMasks,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> TransferredMasks:
+    """Masks of the subject in generated images, found by the patch features of reference images and their masks.
+
+    No other network is needed, and images that are scored too are encoded once. How a patch is assigned to the subject
+    is described at :func:`masc_metrics.transfer.find_subject`. If the subject is not there, often the object that
+    resembles it most is marked; the confidence is lower then. Scores with these masks are not the paper's protocol.
+
+    Args:
+        generated_images: B images, in any form accepted by :func:`concept_preservation`.
+        reference_images: B images of the subject; or a list of B lists, with several images of one subject each.
+        reference_masks: masks of the subject in them, in the same arrangement.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image, which sets the resolution of the masks.
+        encode_batch_size: samples encoded together.
+
+    Returns:
+        B masks, each (H, W) bool of its image's size on the backbone's device, and a confidence for each. A mask is
+        without True if nothing was found.
+
+    Raises:
+        TypeError, ValueError, OSError: as for :func:`concept_preservation`.
+    """
+    _check_settings(backbone, max_num_patches, encode_batch_size)
+    generated = check_images(generated_images, "generated_images")
+    references = check_references(reference_images, reference_masks, len(generated))
+    transferred = _Transferred(generated)
+    images = [_all_of(references), _each(generated)]
+    for part, (shown, features) in _encoded(images, backbone, max_num_patches, encode_batch_size):
+        transferred.add(part, [references[index] for index in part], shown, features)
+    return transferred.masks()
+
+
+def check_transfer(
+    reference_images: ReferenceImages,
+    reference_masks: ReferenceMasks,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> Tensor:
+    r"""How well masks can be transferred with these references and this network: agreement with the given masks.
+
+    With several references of a subject, the mask of each is transferred onto each of the others. With one, it is
+    transferred onto an image made of it: the subject mirrored, reduced, in front of its own background turned upside
+    down, which is easier than a new image. The given masks are the truth:
+
+    .. math:: \mathrm{IoU} = \frac{|\text{transferred} \cap \text{given}|}{|\text{transferred} \cup \text{given}|}
+
+    Args:
+        reference_images: C images, or a list of C lists with several images of one subject each.
+        reference_masks: masks of the subject in them, in the same arrangement.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image.
+        encode_batch_size: samples encoded together.
+
+    Returns:
+        (C,) float32, mean IoU of each subject, in [0, 1]. Below 0.6 (:data:`masc_metrics.transfer.TRUSTED_IOU`), give
+        masks of the generated images instead.
+
+    Raises:
+        TypeError, ValueError, OSError: as for :func:`transfer_masks`.
+    """
+    _check_settings(backbone, max_num_patches, encode_batch_size)
+    count = len(reference_images) if hasattr(reference_images, "__len__") else 0
+    checked = check_references(reference_images, reference_masks, count)
+    trials = [(number, trial) for number, each in enumerate(checked) for trial in trials_of(each)]
+    found = transfer_masks(
+        ImageBatch(tuple(trial.image for _, trial in trials)),
+        [trial.references.images for _, trial in trials],
+        [trial.references.masks for _, trial in trials],
+        backbone=backbone,
+        max_num_patches=max_num_patches,
+        encode_batch_size=encode_batch_size,
+    )
+    agreement_T = torch.stack(
+        [intersection_over_union(mask, trial.mask) for mask, (_, trial) in zip(found.masks, trials, strict=True)]
+    )
+    numbers_T = torch.tensor([number for number, _ in trials])
+    return torch.stack([agreement_T[numbers_T == number].mean() for number in range(len(checked))])
+
+
+class _Transferred:
+    """Collects the transferred masks of all parts."""
+
+    def __init__(self, generated: ImageBatch) -> None:
+        self._sizes = generated.sizes
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(
+        self, part: list[int], references: Sequence[References], shown: PatchFeatures, generated: PatchFeatures
+    ) -> list[Tensor]:
+        """Masks of the generated images of a part; ``shown`` are the features of all their references."""
+        coverage_BN = _coverage([mask for each in references for mask in each.masks.masks], shown)
+        counts = [len(each.images) for each in references]
+        bank = [  # all patches of a sample's references in one row
+            pad_sequence([rows.flatten(0, 1) for rows in torch.split(values, counts)], batch_first=True)
+            for values in (shown.tokens_BND, coverage_BN, shown.valid_BN)
+        ]
+        tokens_BMD, coverage_BM, valid_BM = bank
+        margin_BN, confidence_B = find_subject(
+            tokens_BMD, coverage_BM, valid_BM, generated.tokens_BND, generated.valid_BN
+        )
+        masks = [
+            mask_of_patches(margin_N, grid, self._sizes[index])
+            for index, margin_N, grid in zip(part, margin_BN, generated.grids, strict=True)
+        ]
+        self._found |= zip(part, zip(masks, confidence_B, strict=True), strict=True)
+        return masks
+
+    def masks(self) -> TransferredMasks:
+        found = [self._found[index] for index in range(len(self._sizes))]
+        return TransferredMasks(tuple(mask for mask, _ in found), torch.stack([confidence for _, confidence in found]))
 
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:
@@ -202,14 +395,18 @@ def _check_pairs(
 
 
 def _check_texts(
-    prompts: Sequence[str], subjects: Sequence[str | None] | None, count: int, strip_subject: bool
+    prompts: Sequence[str] | None, subjects: Sequence[str | None] | None, count: int, strip_subject: bool
 ) -> list[str]:
     """Return the texts to embed. Prompts must not be empty, but a prompt may become empty by stripping."""
     subjects = [None] * count if subjects is None else subjects
-    for name, values in (("prompts", prompts), ("subjects", subjects)):
-        check_count(name, len(check_sequence(name, values, "a list of strings, one for each sample")), count)
+    given = [
+        check_sequence(name, values, "a list of strings, one for each sample")
+        for name, values in (("prompts", prompts), ("subjects", subjects))
+    ]
+    for name, values in zip(("prompts", "subjects"), given, strict=True):
+        check_count(name, len(values), count)
     texts = []
-    for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+    for index, (prompt, subject) in enumerate(zip(*given, strict=True)):
         check_type(f"prompts[{index}]", prompt, str, "a string")
         if not prompt.strip():
             raise ValueError(f"prompts[{index}] is empty; give the prompt that generated_images[{index}] was made from")
@@ -239,30 +436,47 @@ def _in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigL
     return scores_B
 
 
-def _parts(images: ImageBatch, size: int) -> Iterator[list[int]]:
+def _each(batch: ImageBatch) -> list[tuple[Tensor, ...]]:
+    return [(image,) for image in batch.images]
+
+
+def _all_of(references: Sequence[References]) -> list[tuple[Tensor, ...]]:
+    return [each.images.images for each in references]
+
+
+def _parts(samples: Sequence[tuple[Tensor, ...]], size: int) -> Iterator[list[int]]:
     """Indices of the samples in parts, sorted by image size so that images of equal size are encoded together."""
-    sizes = images.sizes
-    order = sorted(range(len(images)), key=sizes.__getitem__)
+    sizes = [(image.shape[1], image.shape[2]) for (image,) in samples]
+    order = sorted(range(len(samples)), key=sizes.__getitem__)
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def _encoded(
-    batches: Sequence[ImageBatch], backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int
-) -> Iterator[tuple[list[int], PatchFeatures]]:
-    """For each part: indices of its samples, and features of these samples' images in each batch, batch by batch.
+    groups: Sequence[Sequence[tuple[Tensor, ...]]],
+    backbone: SigLIP2Backbone,
+    max_num_patches: int,
+    encode_batch_size: int,
+) -> Iterator[tuple[list[int], list[PatchFeatures]]]:
+    """For each part, the indices of its samples, and the features of their images in each group.
 
-    A part is prepared before the previous one is encoded, so that a GPU always has work.
+    A group, such as the references, holds the images of every sample; the last one has one image for each sample. A
+    part is prepared before the previous one is encoded, so that a GPU always has work.
     """
+
+    def encoded(part: list[int], prepared: PreparedImages) -> tuple[list[int], list[PatchFeatures]]:
+        features = backbone.encode(prepared, batch_size=encode_batch_size)
+        return part, features.split([sum(len(group[index]) for index in part) for group in groups])
+
     previous: tuple[list[int], PreparedImages] | None = None
-    for part in _parts(batches[-1], encode_batch_size):
-        images = ImageBatch(tuple(batch.images[index] for batch in batches for index in part))
+    for part in _parts(groups[-1], encode_batch_size):
+        images = ImageBatch(tuple(image for group in groups for index in part for image in group[index]))
         prepared = backbone.prepare(images, max_num_patches=max_num_patches)
         if previous is not None:
-            yield previous[0], backbone.encode(previous[1], batch_size=encode_batch_size)
+            yield encoded(*previous)
         previous = part, prepared
     if previous is not None:
-        yield previous[0], backbone.encode(previous[1], batch_size=encode_batch_size)
+        yield encoded(*previous)
 
 
 def _encoded_pairs(
@@ -274,18 +488,15 @@ def _encoded_pairs(
     encode_batch_size: int,
 ) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures, Tensor]]:
     """For each part: indices, features of the references and of the generated images, foreground of the references."""
-    for part, features in _encoded([references, generated], backbone, max_num_patches, encode_batch_size):
-        count = len(part)
-        reference, candidate = (
-            PatchFeatures(features.tokens_BND[rows], features.valid_BN[rows], features.grids[rows])
-            for rows in (slice(count), slice(count, None))
-        )
-        yield part, reference, candidate, _coverage(masks, part, reference) > FOREGROUND_THRESHOLD
+    groups = [_each(references), _each(generated)]
+    for part, (reference, candidate) in _encoded(groups, backbone, max_num_patches, encode_batch_size):
+        coverage_BN = _coverage([masks.masks[index] for index in part], reference)
+        yield part, reference, candidate, coverage_BN > FOREGROUND_THRESHOLD
 
 
-def _coverage(masks: MaskBatch, part: list[int], features: PatchFeatures) -> Tensor:
-    """Coverage of the patches of the samples of a part, (B, N); 0 on padding."""
-    rows = [grid_coverage(masks.masks[index], grid) for index, grid in zip(part, features.grids, strict=True)]
+def _coverage(masks: Sequence[Tensor], features: PatchFeatures) -> Tensor:
+    """Coverage of the patches by the masks of their images, (B, N); 0 on padding."""
+    rows = [grid_coverage(mask, grid) for mask, grid in zip(masks, features.grids, strict=True)]
     width = features.valid_BN.shape[1]
     device = features.valid_BN.device
     if len({row.device for row in rows}) > 1:

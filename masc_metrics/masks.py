@@ -44,6 +44,9 @@ class MaskBatch:
     def __len__(self) -> int:
         return len(self.masks)
 
+    def __getitem__(self, index: int) -> Tensor:
+        return self.masks[index]
+
 
 def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]]) -> MaskBatch:
     """Check masks and convert them to one form.

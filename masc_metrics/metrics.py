@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
-from masc_metrics.functional import DEFAULT_POOLING, Pooling, check_pooling, concept_preservation, prompt_following
+from masc_metrics.functional import DEFAULT_POOLING, Pooling, check_pooling, concept_preservation, score_prompts
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
 from masc_metrics.masks import Masks
 from masc_metrics.precision import DEFAULT_DTYPE
 from masc_metrics.prompts import holds_subject
+from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
 from masc_metrics.sample_metric import Reduction, SampleMetric
 
@@ -133,6 +135,10 @@ class MaSCPromptFollowing(SampleMetric):
     Range [-1, 1], higher is better. A sample without a patch to pool over is undefined: it is excluded from the mean,
     NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
+    Without masks of the generated images, ``update`` finds the subject by reference images and their masks. Images with
+    such a mask are counted in ``transferred_count``, those in which nothing was found in ``empty_mask_count``, and the
+    latter are reported by one warning.
+
     Raises:
         TypeError, ValueError: if a setting is not accepted.
 
@@ -157,6 +163,9 @@ class MaSCPromptFollowing(SampleMetric):
 
     _undefined_reason = "their masks leave no patch of the generated image to pool over"
 
+    transferred_sum: Tensor
+    empty_mask_sum: Tensor
+
     def __init__(
         self,
         model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
@@ -176,6 +185,7 @@ class MaSCPromptFollowing(SampleMetric):
         self.pooling: Pooling = pooling  # before the states, which depend on it
         self.strip_subject = strip_subject
         self._warned_unstripped = False
+        self._warned_empty = False
         super().__init__(
             model_name_or_path,
             revision=revision,
@@ -188,16 +198,23 @@ class MaSCPromptFollowing(SampleMetric):
             **metric_kwargs,
         )
 
+    def _add_states(self) -> None:
+        super()._add_states()
+        self._add_count("transferred_sum")
+        self._add_count("empty_mask_sum")
+
     def _settings(self) -> tuple[object, ...]:
         return (*super()._settings(), self.pooling, self.strip_subject)
 
     def update(
         self,
         generated_images: Images,
-        generated_masks: Masks | None,
-        prompts: Sequence[str],
+        generated_masks: Masks | None = None,
+        prompts: Sequence[str] | None = None,
         subjects: Sequence[str | None] | None = None,
         sample_ids: SampleIds | None = None,
+        reference_images: ReferenceImages | None = None,
+        reference_masks: ReferenceMasks | None = None,
     ) -> None:
         """Score a batch and accumulate the scores.
 
@@ -205,12 +222,15 @@ class MaSCPromptFollowing(SampleMetric):
             generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any
                 sizes or PIL images.
             generated_masks: B masks of the subject in the generated images; (B, H, W) or (B, 1, H, W), boolean,
-                integer or float in [0, 1], or a list of (H, W) tensors or PIL images. May be None with
-                ``pooling="full"``.
-            prompts: B prompts that the images were generated from.
+                integer or float in [0, 1], or a list of (H, W) tensors or PIL images. None transfers them from the
+                references, see :func:`masc_metrics.functional.transfer_masks`; with ``pooling="full"`` no mask is used.
+            prompts: B prompts that the images were generated from; required.
             subjects: B names of the subject, spelled as in the prompts; None leaves all prompts, or one, unchanged.
             sample_ids: B integers. Of samples with the same id, only the first by rank and order counts, so that
                 the repeats with which a distributed sampler pads its last batch do not affect the result.
+            reference_images: B images of the subject, or a list of B lists with several images each; ignored if masks
+                are given.
+            reference_masks: masks of the subject in them, in the same arrangement.
 
         Raises:
             TypeError, ValueError: if an argument is not accepted; the error text names argument, sample and remedy,
@@ -219,7 +239,7 @@ class MaSCPromptFollowing(SampleMetric):
         """
         generated = check_images(generated_images, "generated_images")
         ids = check_sample_ids(sample_ids, len(generated))
-        scores_B = prompt_following(
+        found = score_prompts(
             generated,
             generated_masks,
             prompts,
@@ -229,10 +249,38 @@ class MaSCPromptFollowing(SampleMetric):
             encode_batch_size=self.encode_batch_size,
             pooling=self.pooling,
             strip_subject=self.strip_subject,
+            reference_images=reference_images,
+            reference_masks=reference_masks,
         )
-        if self.strip_subject and subjects is not None and not self._warned_unstripped:
+        if self.strip_subject and prompts is not None and subjects is not None and not self._warned_unstripped:
             self._warn_subject_not_found(prompts, subjects)
-        self.accumulate(scores_B, ids)
+        if found.transferred is not None:
+            self.transferred_sum = self.transferred_sum + len(found.transferred)
+            self.empty_mask_sum = self.empty_mask_sum + found.transferred.confidence_B.isnan().sum().to(self.device)
+        self.accumulate(found.scores_B, ids)
+
+    @property
+    def transferred_count(self) -> int:
+        """Number of images whose mask was transferred from a reference, on this process since the last reset."""
+        return int(self.transferred_sum)
+
+    @property
+    def empty_mask_count(self) -> int:
+        """Number of these images in which nothing of the subject was found, so that all patches were pooled."""
+        return int(self.empty_mask_sum)
+
+    def compute(self) -> Tensor:
+        """As in :class:`SampleMetric`; warns once if transferred masks are empty."""
+        empty = int(self.empty_mask_sum)
+        if empty and not self._warned_empty:
+            self._warned_empty = True
+            rank_zero_warn(
+                f"MaSCPromptFollowing: nothing of the subject was found in {empty} of {int(self.transferred_sum)} "
+                "images whose mask was transferred from a reference, so their score is that of the complete image. "
+                "Look at them, or give masks.",
+                UserWarning,
+            )
+        return super().compute()
 
     def _warn_subject_not_found(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
         """Warn once if a prompt does not contain its subject, so that nothing is removed from it."""

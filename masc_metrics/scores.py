@@ -6,6 +6,8 @@ dtype of the features, and NaN for undefined samples (without a patch to average
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,21 +57,24 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
     _check_features(reference_BRD, generated_BGD)
     _check_mask("generated_valid_BG", generated_valid_BG, generated_BGD)
     candidates = max(1, generated_BGD.shape[1])
-    samples = max(1, _BLOCK // (max(1, reference_BRD.shape[1]) * candidates))
-    blocks_BRD = torch.split(reference_BRD, samples)
     best_BR = torch.cat(
         [
             torch.cat(
                 [_best_of_block(rows, *generated) for rows in torch.split(block_BRD, max(1, _BLOCK // candidates), 1)],
                 1,
             )
-            for block_BRD, *generated in zip(
-                blocks_BRD, torch.split(generated_BGD, samples), torch.split(generated_valid_BG, samples), strict=True
-            )
+            for block_BRD, *generated in sample_blocks(reference_BRD, generated_BGD, generated_valid_BG)
         ]
     )
     # Rounding may leave a cosine slightly above 1.
     return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
+
+
+def sample_blocks(reference_BRD: Tensor, generated_BGD: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors into samples whose cosines fit into memory, see :data:`_BLOCK`; at least one sample each."""
+    cosines = max(1, reference_BRD.shape[1]) * max(1, generated_BGD.shape[1])
+    samples = max(1, _BLOCK // cosines)
+    yield from zip(*(torch.split(each, samples) for each in (reference_BRD, generated_BGD, *others)), strict=True)
 
 
 def _best_of_block(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG: Tensor) -> Tensor:

@@ -14,14 +14,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.functional import match_maps
+from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.integrations.concepts import Concept, GenerationTask
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.prompts import strip_subject
+from masc_metrics.transfer import TRUSTED_IOU
 
 Segment = Callable[[Any, list[str]], Masks]
 
@@ -38,7 +40,7 @@ class Failure:
     """Failure of one batch.
 
     Attributes:
-        stage: "generate", "segment", "scoring" or "the panel".
+        stage: "generate", "segment", "mask transfer", "scoring" or "the panel".
         reason: type and text of the exception.
         example: concept and prompt of the first image of the batch.
         cp: number of images whose concept preservation is undefined because of it.
@@ -62,7 +64,7 @@ class RankReport:
     Attributes:
         failures: failed batches.
         shots: images for the panel by the index of their task, without scores.
-        empty_masks: number of images in which the segmenter marked nothing.
+        empty_masks: number of images in whose mask nothing is marked.
         mask_hints: possible reasons for empty masks.
     """
 
@@ -95,7 +97,7 @@ class ConceptScores:
 class ConceptScorer:
     """Scores the images of concepts with both metrics, on any number of ranks."""
 
-    def __init__(self, concepts: Sequence[Concept], segment: Segment, settings: dict[str, Any]) -> None:
+    def __init__(self, concepts: Sequence[Concept], segment: Segment | None, settings: dict[str, Any]) -> None:
         for name in settings:
             if name not in _METRIC_SETTINGS:
                 known = ", ".join(_METRIC_SETTINGS)
@@ -109,9 +111,13 @@ class ConceptScorer:
         self._shots: dict[int, Shot] = {}
         self._empty_masks = 0
         self._mask_hints: list[str] = []
+        self.transfer_iou_C: Tensor | None = None
+        """How well masks can be transferred, by concept; None with a segmenter, and before :meth:`prepare`."""
 
     def prepare(self, device: torch.device) -> None:
         """Reset, move to the device of the model, and load the network and the embeddings of all prompts.
+
+        Without a segmenter, the transfer of masks is checked once.
 
         Raises:
             OSError, ValueError: if the checkpoint is not available.
@@ -124,6 +130,33 @@ class ConceptScorer:
         # Embeddings stay cached, so that the text tower can be released between validations.
         texts = [strip_subject(prompt, concept.subject) for concept in self.concepts for prompt in concept.prompts]
         self.pf.backbone.encode_texts(texts, batch_size=self.pf.encode_batch_size)
+        if self.segment is None and self.transfer_iou_C is None:
+            self._check_transfer()
+
+    def _check_transfer(self) -> None:
+        self.transfer_iou_C = check_transfer(
+            [concept.references.images for concept in self.concepts],
+            [concept.masks for concept in self.concepts],
+            **self._encoder,
+        )
+        found = zip(self.concepts, self.transfer_iou_C.tolist(), strict=True)
+        low = [f"{concept.name!r} ({iou:.2f})" for concept, iou in found if iou < TRUSTED_IOU]
+        if low:
+            rank_zero_warn(
+                f"MaSCValidation: masks transferred between the references agree with the given ones by an IoU below "
+                f"{TRUSTED_IOU} for {', '.join(low)}, so transferred masks of generated images, and PF with them, are "
+                "unreliable; give a segmenter, or more references with masks",
+                UserWarning,
+            )
+
+    @property
+    def _encoder(self) -> dict[str, Any]:
+        """What functions that encode images take."""
+        return {
+            "backbone": self.cp.backbone,
+            "max_num_patches": self.cp.max_num_patches,
+            "encode_batch_size": self.cp.encode_batch_size,
+        }
 
     def score_batch(
         self, batch: Sequence[GenerationTask], generate: Callable[[], Images], shown: Sequence[GenerationTask]
@@ -150,12 +183,8 @@ class ConceptScorer:
             stage, generated = "scoring", checked
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
-            stage = "segment"
-            segmented = self.segment(images, [self.concepts[task.concept].noun for task in batch])
-            with warnings.catch_warnings(record=True) as caught:  # reported once per validation
-                warnings.simplefilter("always")
-                masks = check_masks(segmented, "segment output", checked.sizes).masks
-            self._mask_hints += [str(hint.message) for hint in caught]
+            stage = "mask transfer" if self.segment is None else "segment"
+            masks = self._masks(batch, images, checked)
             self._empty_masks += sum(bool(mask.max() < FOREGROUND_THRESHOLD) for mask in masks)
             stage = "scoring"
             self.pf.update(
@@ -176,6 +205,18 @@ class ConceptScorer:
             return error
         self._add_shots(batch, checked, masks, shown)
         return None
+
+    def _masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
+        concepts = [self.concepts[task.concept] for task in batch]
+        if self.segment is None:
+            references = [concept.references.images for concept in concepts]
+            return transfer_masks(checked, references, [concept.masks for concept in concepts], **self._encoder).masks
+        segmented = self.segment(images, [concept.noun for concept in concepts])
+        with warnings.catch_warnings(record=True) as caught:  # reported once per validation
+            warnings.simplefilter("always")
+            masks = check_masks(segmented, "segment output", checked.sizes).masks
+        self._mask_hints += [str(hint.message) for hint in caught]
+        return masks
 
     def report(self) -> RankReport:
         """Report of this rank."""
@@ -211,9 +252,7 @@ class ConceptScorer:
                 ImageBatch(tuple(images.images[row] for row in rows)),
                 ImageBatch(tuple(concept.references.images[0] for concept in concepts)),
                 [concept.masks.masks[0] for concept in concepts],
-                backbone=self.cp.backbone,
-                max_num_patches=self.cp.max_num_patches,
-                encode_batch_size=self.cp.encode_batch_size,
+                **self._encoder,
             )
             for row, match_map in zip(rows, maps, strict=True):
                 # Reduced in size before it is sent to rank 0, which adds the scores after synchronisation.
@@ -238,13 +277,15 @@ class ConceptScorer:
         )
 
 
-def problem_summary(scores: ConceptScores, reports: Sequence[RankReport]) -> str:
+def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, transferred: bool = False) -> str:
     """Summary of failures and undefined scores in one text; empty if there are none.
 
     Args:
         scores: scores of all images.
         reports: reports of all ranks.
+        transferred: whether masks were transferred from the references instead of segmented.
     """
+    marked = "the transferred mask marks" if transferred else "the segmenter marked"
     failures = [failure for report in reports for failure in report.failures]
     no_cp, no_pf = (int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S))
     distinct: dict[tuple[str, str], Failure] = {}
@@ -256,10 +297,10 @@ def problem_summary(scores: ConceptScores, reports: Sequence[RankReport]) -> str
     if unmarked := no_cp - sum(failure.cp for failure in failures):
         reasons.append(f"the reference masks leave no patch of the subject for {unmarked}")
     if covered := no_pf - sum(failure.pf for failure in failures):
-        reasons.append(f"the segmenter marked {covered} completely, which leaves no background")
+        reasons.append(f"{marked} {covered} completely, which leaves no background")
     if empty := sum(report.empty_masks for report in reports):
         hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
-        reasons.append(f"the segmenter marked nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
+        reasons.append(f"{marked} nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
     if not reasons:
         return ""
     count = len(scores.pf_S)

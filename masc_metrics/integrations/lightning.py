@@ -49,6 +49,9 @@ class MaSCValidation(L.Callback):
             and Python are seeded with ``seed`` before the call; a batch of prompts has the same seed in every
             validation and on any number of ranks.
         segment: ``segment(images, nouns)`` returns a mask of the subject for each image that ``generate`` returned.
+            With None, masks are transferred from the references, see
+            :func:`masc_metrics.functional.transfer_masks`. How well that works is checked once on the references and
+            logged as ``val/masc_mask_iou/<concept>``.
         every_n_epochs: validate at the end of every n-th epoch. If a validation loop ends with the last batch of the
             epoch, validate inside it, so that ModelCheckpoint and EarlyStopping can monitor the scores.
         every_n_steps: validate after every n optimiser steps instead. By default, validate after every epoch.
@@ -73,7 +76,7 @@ class MaSCValidation(L.Callback):
         self,
         concepts: Sequence[Concept],
         generate: Generate,
-        segment: Segment,
+        segment: Segment | None = None,
         *,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
@@ -112,7 +115,7 @@ class MaSCValidation(L.Callback):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
         check_choice("on_error", on_error, get_args(OnError))
         for name, function in (("generate", generate), ("segment", segment)):
-            if not callable(function):
+            if not callable(function) and (name, function) != ("segment", None):
                 raise TypeError(f"{name} is a {type(function).__name__}; give a function")
         self.concepts = check_concepts(concepts)
         self.generate = generate
@@ -202,7 +205,7 @@ class MaSCValidation(L.Callback):
         self._log(trainer, pl_module, tasks, scores, logged_step if between_steps else None)
         if not trainer.is_global_zero:
             return
-        if message := problem_summary(scores, reports):
+        if message := problem_summary(scores, reports, transferred=self._scorer.segment is None):
             warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
         shots = {index: shot for report in reports for index, shot in report.shots.items()}
         try:
@@ -253,6 +256,10 @@ class MaSCValidation(L.Callback):
             for group, indices in groups.items()
             for score, value in zip(("cp", "pf"), scores.means(indices), strict=True)
         }
+        if (iou_C := self._scorer.transfer_iou_C) is not None:
+            names = [concept.name for concept in self.concepts]
+            on_device_C = iou_C.to(pl_module.device)
+            values |= {f"{self.prefix}masc_mask_iou/{name}": iou for name, iou in zip(names, on_device_C, strict=True)}
         if step is None:
             pl_module.log_dict(
                 values, sync_dist=True, batch_size=1

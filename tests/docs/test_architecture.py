@@ -29,6 +29,8 @@ CORE = [
     "masks",
     "prompts",
     "scores",
+    "references",
+    "transfer",
     "hub",
     "reading",
     "checkpoint",

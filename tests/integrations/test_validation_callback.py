@@ -21,6 +21,8 @@ from support.batches import PATCHES, images, masks
 from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, validation
 from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
 
+from masc_metrics import load_backbone
+from masc_metrics.functional import check_transfer, prompt_following
 from masc_metrics.integrations import picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 
@@ -888,3 +890,38 @@ def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: P
         sizes.append(size_of(file))
     assert sizes[0][1] > sizes[1][1] == sizes[2][1]
     assert sizes[0][0] == sizes[1][0] > sizes[2][0]
+
+
+# --- without a segmenter ---
+
+
+def test_without_a_segmenter_masks_are_transferred_and_checked(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    class Keeping(RecordingModel):
+        def generate(self, module: Any, prompts: list[str], seed: int) -> torch.Tensor:
+            kept.append(super().generate(module, prompts, seed))
+            return kept[-1]
+
+    kept: list[torch.Tensor] = []
+    callback = validation(checkpoint, Keeping(), segment=None)
+    module = toy(lightning)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    texts = validation_warnings(lambda: run.validate(module, loader(1), verbose=False))
+    assert re.search(r"by an IoU below 0\.6 for .*; give a segmenter", texts[0])  # random weights find nothing
+    encoder: dict[str, Any] = {"backbone": load_backbone(checkpoint), "max_num_patches": PATCHES}
+    logged = scores(run)
+    for concept in concepts():
+        iou = check_transfer([concept.references.images], [concept.masks], **encoder).item()
+        assert logged[f"val/masc_mask_iou/{concept.name}"] == pytest.approx(iou, abs=1e-6)
+    samples = [(concept, prompt) for concept in concepts() for prompt in concept.prompts]
+    expected = prompt_following(
+        torch.cat(kept),
+        None,
+        [prompt for _, prompt in samples],
+        [concept.subject for concept, _ in samples],
+        reference_images=[concept.references.images for concept, _ in samples],
+        reference_masks=[concept.masks for concept, _ in samples],
+        **encoder,
+    )
+    assert logged["val/masc_pf"] == pytest.approx(expected.nanmean().item(), abs=1e-6)
