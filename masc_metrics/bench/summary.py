@@ -168,9 +168,9 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         )
     if undecided := _orientation_undecided(results):
         lines.append(
-            f"{samples.source}: the orientation of {len(undecided)} images or masks is uncertain: only one of image and "
-            "mask has an EXIF orientation, and they fit with and without it; it was applied; if they are not aligned, "
-            f"save them without it; the first image is {undecided[0]}"
+            f"{samples.source}: images of uncertain orientation: {len(undecided)}; only one of image and mask has an "
+            "EXIF orientation, and they fit with and without it; it was applied; if they are not aligned, save both "
+            f"without it; the first is {undecided[0]}"
         )
     return lines
 

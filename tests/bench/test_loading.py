@@ -112,5 +112,5 @@ def test_undecided_orientations_are_counted_and_printed_and_lose_no_row(
     assert all(row["cp"] and row["pf"] for row in rows(tmp_path / "scores.csv"))
     assert json.loads((tmp_path / "scores.summary.json").read_text())["orientation_undecided"] == 2
     error = capsys.readouterr().err
-    assert f"{samples}: the orientation of 2 images or masks is uncertain" in error
-    assert f"the first image is {tmp_path / 'ref' / '0.png'}" in error
+    assert f"{samples}: images of uncertain orientation: 2; only one" in error
+    assert f"the first is {tmp_path / 'ref' / '0.png'}" in error
