@@ -15,6 +15,8 @@ from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.tables import replacing, text_table
 
+_JUDGE = ":judge"
+
 
 @dataclass(frozen=True, slots=True)
 class AgreementOptions:
@@ -22,15 +24,16 @@ class AgreementOptions:
 
     Attributes:
         scores: files or folders of scores, each as [NAME=]PATH: CSV or Parquet with the columns method, key and the
-            scores, or a folder of <method>.json as of DreamBench++. With --protocol dreambench-plus one NAME may be
-            repeated, once per run.
+            scores, or a folder of <method>.json as of DreamBench++. NAME:judge=PATH is a judge that rates 0..4, whose
+            ratings are divided by 4; so are folders in data_gpt_rating and data_human_rating. All other scores are
+            scaled by their range. With --protocol dreambench-plus one NAME may be repeated, once per run.
         ratings: data_human_rating of DreamBench++, or a table (CSV, Parquet, JSON Lines) with the columns method, key
             and one per group of raters.
         score: score that people rated.
         column: further column of the score files to use as a scorer; repeatable.
         group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
         protocol: protocol of the analysis.
-        seeds: how several seeds of one key are combined.
+        seeds: how several seeds of one key are combined; the last is that of the last file name, as text.
         replicates: number of bootstrap resamples.
         seed: random seed of the resamples.
         compare: two scorers to test against each other; repeatable (default: both, if there are two).
@@ -96,7 +99,7 @@ def _check_options(options: AgreementOptions) -> None:
     if options.with_styles and options.without_styles:
         raise ValueError("--with-styles and --without-styles exclude each other; give one of them")
     if options.out is not None:
-        inputs = [_name_and_source(text)[1] for text in options.scores] + [options.ratings]
+        inputs = [_scorer(text)[2] for text in options.scores] + [options.ratings]
         check_json_file(options.out, inputs)
 
 
@@ -104,20 +107,22 @@ def _read_scorers(options: AgreementOptions) -> list[Scores]:
     columns = list(dict.fromkeys([options.score, *options.column]))
     scorers = []
     for text in options.scores:
-        name, source = _name_and_source(text)
+        name, judge, source = _scorer(text)
         if not source.exists():
-            raise ValueError(f"{source} does not exist; give SCORES as files or folders, or NAME=PATH")
-        scorers += read_scores(source, options.score, columns=columns, name=name, seeds=options.seeds)
+            raise ValueError(f"{source} does not exist; give SCORES as files or folders, NAME=PATH or NAME:judge=PATH")
+        scorers += read_scores(source, options.score, columns=columns, name=name, seeds=options.seeds, judge=judge)
     unknown = set(options.column) - {scorer.column for scorer in scorers}
     if unknown:
         raise ValueError(f"--column is {min(unknown)!r}, which no score file has; check its spelling")
     return scorers
 
 
-def _name_and_source(text: str) -> tuple[str | None, Path]:
-    """Name and path of ``[NAME=]path``; a path that exists may hold an equals sign."""
-    name, equals, path = text.partition("=")
-    return (None, Path(text)) if not equals or not name or Path(text).exists() else (name, Path(path))
+def _scorer(text: str) -> tuple[str | None, bool, Path]:
+    """Name, whether it is a judge, and path of ``[NAME[:judge]=]path``; a path that exists may hold an equals sign."""
+    label, equals, path = text.partition("=")
+    if not equals or not label or Path(text).exists():
+        return None, False, Path(text)
+    return label.removesuffix(_JUDGE) or None, label.endswith(_JUDGE), Path(path)
 
 
 def _report_lines(report: Agreement) -> Iterator[str]:
@@ -134,7 +139,7 @@ def _report_lines(report: Agreement) -> Iterator[str]:
             *(_number(estimate.value) for estimate in scorer.alpha_to.values()),
             *(_with_interval(getattr(scorer, statistic)) for statistic in STATISTICS),
             str(scorer.keys),
-            "{:.4g}..{:.4g}".format(*scorer.scaling_range),
+            "{:.4g}..{:.4g}".format(*scorer.scaling_range) + (" (judge)" if scorer.scaled_like_people else ""),
         ]
         for scorer in report.scorers
     ]

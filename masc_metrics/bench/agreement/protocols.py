@@ -66,8 +66,8 @@ def agreement(
     runs of a scorer, reported by mean and sample standard deviation. Its published table ends with the methods; the
     mean over methods is added, since an interval and a test need one number.
 
-    Scores are scaled to [0, 1] by the lowest and highest kept score of all methods and runs; ratings, and scores of
-    scorers that rate 0..4, are divided by 4. Alphas are rounded to 3 decimals at each step: of each group, their mean,
+    Scores are scaled to [0, 1] by the lowest and highest kept score of all methods and runs; ratings, of
+    people and of judges, are divided by 4. Alphas are rounded to 3 decimals at each step: of each group, their mean,
     the mean over methods. A mean of two is often halfway between two thousandths, and each protocol rounds as its
     authors' code does: MaSC's rounds the number, as Python does, DreamBench++'s its thousandfold, as numpy does (0.7995
     becomes 0.799 and 0.8).

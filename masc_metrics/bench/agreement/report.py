@@ -72,7 +72,7 @@ class ScorerAgreement:
         name: name of the scorer.
         keys: number of keys that it and at least one group have.
         scaling_range: scores that are scaled to 0 and 1.
-        scaled_like_people: whether that range is 0..4 because the scorer rates as people do.
+        scaled_like_people: whether that range is 0..4 because the scorer is a judge, which rates as people do.
         alpha_to: Krippendorff's alpha to each group.
         alpha: mean of these alphas.
         rho: Spearman's rho against the mean of the groups.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,28 @@ def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.Captu
 
 def test_several_scorers_columns_and_names(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--score", "cp", "--column", "dino-i", "--out", "found.json", "--compare", "masc:cp", "GPT-4o")
-    assert run(*given, "masc=scores.csv", "GPT-4o=gpt", "gpt2", "data_human_rating") == 0
+    assert run(*given, "masc=scores.csv", "GPT-4o:judge=gpt", "gpt2", "data_human_rating") == 0
     found = read("found.json")
     assert [scorer["name"] for scorer in found["scorers"]] == ["masc:cp", "masc:dino-i", "GPT-4o", "gpt2"]
-    assert [scorer["scaled_like_people"] for scorer in found["scorers"]] == [False, False, True, True]
+    assert [scorer["scaled_like_people"] for scorer in found["scorers"]] == [False, False, True, False]
     assert found["scorers"][2]["alpha_to"]["group1"]["value"] == 1
     assert {(test["a"], test["b"]) for test in found["differences"]} == {("masc:cp", "GPT-4o")}
-    assert "masc:cp - GPT-4o" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "masc:cp - GPT-4o" in printed
+    assert [line.split()[0] for line in printed.splitlines() if line.endswith("0..4 (judge)")] == ["GPT-4o"]
+
+
+def test_judge_that_never_gives_the_ends_is_divided_by_4(run: Run) -> None:
+    by_method(Path("judge"), "{}.json", {pair: min(3.0, max(1.0, v)) for pair, v in GROUPS[0].values.items()})
+    shutil.copytree("judge", "data_gpt_rating/full")
+    given = ("judge", "named:judge=judge", ":judge=judge/../judge", "gpt4v=data_gpt_rating/full", "ratings.csv")
+    assert run(given[0], *given[1:2], *given[3:], "--score", "cp", "--out", "found.json") == 0
+    found = {scorer["name"]: scorer["scaling_range"] for scorer in read("found.json")["scorers"]}
+    assert found == {"judge": [1, 3], "named": [0, 4], "gpt4v": [0, 4]}
+    assert run(given[2], given[4], "--score", "cp", "--out", "found.json") == 0
+    assert [(scorer["name"], scorer["scaling_range"]) for scorer in read("found.json")["scorers"]] == [
+        ("judge", [0, 4])
+    ]
 
 
 def test_file_name_may_hold_an_equals_sign(run: Run) -> None:

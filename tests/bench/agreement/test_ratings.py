@@ -112,6 +112,16 @@ def test_last_seed_counts_on_request_and_the_others_are_dropped(tmp_path: Path) 
     assert (last.seeds, one(file).seeds) == ("last", "mean")
 
 
+def test_last_seed_is_the_last_by_file_name_in_any_order_of_rows(tmp_path: Path) -> None:
+    for seeds in (range(11), range(10, -1, -1)):
+        content = {f"{MOTORCYCLE}_{seed}": seed for seed in seeds}
+        assert one(write(tmp_path / "emu2.json", content), seeds="last").values == {("emu2", MOTORCYCLE): 9}
+        rows = "".join(f"emu2,{MOTORCYCLE},{seed},a/tgt_image/3_{seed}.jpg\n" for seed in seeds)
+        table = one(write(tmp_path / "s.csv", f"method,key,cp,generated_image\n{rows}"), seeds="last")
+        assert table.values == {("emu2", MOTORCYCLE): 9}
+        assert table.dropped == {"overwritten by a later number of its key": 10}
+
+
 def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     rows = [("a", f"object_00_x-{prompt}_{seed}", prompt + seed / 2) for prompt in range(900) for seed in range(2)]
     rows.append(("b", "object_00_x-0", float("nan")))
@@ -145,21 +155,26 @@ def test_pair_in_json_is_cp_and_pf(tmp_path: Path) -> None:
     assert one(file, "pf", name="GPT-4o").values == {("emu2", KITTEN): 1, ("emu2", MOTORCYCLE): 0}
 
 
-@pytest.mark.parametrize(
-    ("numbers", "rates"),
-    [([0, 4, 2.0], True), ([0, 1, 1], False), ([0, 2.5, 3], False), ([0, 3, 5], False), ([-1, 3, 2], False)],
-)
-def test_integers_from_0_to_4_are_ratings_but_zeros_and_ones_are_not(
-    tmp_path: Path, numbers: list[float], rates: bool
-) -> None:
-    content = {f"object_00_x-{prompt}": number for prompt, number in enumerate(numbers)}
-    assert one(write(tmp_path / "emu2.json", content)).rates_0_to_4 is rates
-
-
-def test_averaged_ratings_are_still_ratings(tmp_path: Path) -> None:
-    scores = one(write(tmp_path / "emu2.json", {f"{KITTEN}_0": 3, f"{KITTEN}_1": 4}))
-    assert scores.values == {("emu2", KITTEN): 3.5}
-    assert scores.rates_0_to_4
+def test_judges_are_known_by_their_kind_and_not_by_their_numbers(tmp_path: Path) -> None:
+    numbers = {KITTEN: 0, MOTORCYCLE: 4}
+    for folder, judge in (
+        ("data_gpt_rating/concept_preservation_gpt4v_full", True),
+        ("data_gpt_rating", True),
+        ("data_human_rating/merged_data/group1", True),
+        ("data_dino_rating", False),
+        ("gpt", False),
+    ):
+        file = write(tmp_path / folder / "emu2.json", numbers)
+        assert one(file.parent).rates_0_to_4 is one(file).rates_0_to_4 is judge
+    table = write(tmp_path / "data_gpt_rating" / "s.csv", f"method,key,cp\nemu2,{KITTEN},0\nemu2,{MOTORCYCLE},4\n")
+    assert not one(table).rates_0_to_4
+    for source in (table, tmp_path / "gpt"):
+        (scores,) = read_scores(source, "cp", judge=True)
+        assert scores.rates_0_to_4
+    file = write(tmp_path / "gpt" / "emu2.json", {KITTEN: 70})
+    assert one(file).values == {("emu2", KITTEN): 70}
+    with pytest.raises(ValueError, match=rf"emu2.json, key {KITTEN}: 70 is not a rating from 0 to 4; correct it"):
+        read_scores(file, "cp", judge=True)
 
 
 def raw(root: Path) -> Path:
