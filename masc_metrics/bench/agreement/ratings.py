@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name, sample_key
@@ -165,7 +166,18 @@ def _check_groups(source: Path, groups: Sequence[str], available: Sequence[str])
             raise ValueError(f"--group is {group!r}; the groups of {source} are {', '.join(available) or 'none'}")
 
 
-_Cell = tuple[str, str, object, str, str]  # method, key, number as found, label for error texts, name of the file
+_UNDEFINED = "undefined (nan)"
+
+
+class _Cell(NamedTuple):
+    """A number as found, with its label for error texts, the name of the scored file, and what NaN means there."""
+
+    method: str
+    key: str
+    value: object
+    label: str
+    file: str
+    undefined: str = _UNDEFINED
 
 
 def _scores(
@@ -177,13 +189,13 @@ def _scores(
     last_file: dict[tuple[str, str], str] = {}
     spellings: dict[str, str] = {}
     dropped: Counter[str] = Counter()
-    for method, key, cell, label, file in cells:
+    for method, key, cell, label, file, undefined in cells:
         if column and not (method.strip() and key.strip()):  # cells of a table may be empty
             dropped["row without method or key"] += 1
             continue
         number = _number(cell, label)
-        if number is None:
-            dropped["empty or nan"] += 1
+        if number is None or math.isnan(number):
+            dropped["empty" if number is None else undefined] += 1
             continue
         if highest is not None and not 0 <= number <= highest:
             raise ValueError(f"{label}: {cell!r} is not a rating from 0 to {highest:g}; correct it, or leave it empty")
@@ -209,7 +221,7 @@ def _scores(
 
 
 def _number(cell: object, label: str) -> float | None:
-    """The finite number in a cell; None if it is empty or NaN."""
+    """The finite number or NaN in a cell; None if it is empty."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
     try:
@@ -218,7 +230,7 @@ def _number(cell: object, label: str) -> float | None:
         number = math.inf
     if math.isinf(number):
         raise ValueError(f"{label}: {cell!r} is not a finite number; correct it, or leave it empty (null in JSON)")
-    return None if math.isnan(number) else number
+    return number
 
 
 def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
@@ -233,7 +245,10 @@ def _table_cells(file: Path, rows: Iterable[Row], column: str) -> Iterator[_Cell
     for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
         label = f"{file}, line {row.line}, method {method}, key {key}, column {column}"
-        yield method, key, row.cells.get(column), label, Path(row.cells.get("generated_image") or key).name
+        generated = Path(row.cells.get("generated_image") or key).name
+        no_patch = column == "cp" and _number(row.cells.get("reference_subject_patches"), label) == 0
+        undefined = f"{_UNDEFINED}: reference mask that covers no patch by more than half" if no_patch else _UNDEFINED
+        yield _Cell(method, key, row.cells.get(column), label, generated, undefined)
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -261,4 +276,4 @@ def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> I
                 if len(value) != len(RATED_SCORES):
                     raise ValueError(f"{label}: {value} is not a pair of numbers; give one number, or [cp, pf]")
                 value = value[RATED_SCORES.index(score)]
-            yield method, key, value, label, "" if of_raters else key
+            yield _Cell(method, key, value, label, "" if of_raters else key)

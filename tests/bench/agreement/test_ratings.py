@@ -96,10 +96,10 @@ def test_score_file_gives_one_scorer_per_column_and_counts_dropped_cells(tmp_pat
     cp, dino = read_scores(file, "cp", columns=["cp", "no-such", "dino-i"])
     assert (cp.name, cp.column, dino.name) == ("cp", "cp", "dino-i")
     assert cp.values == {("dreambooth_sd", KITTEN): 0.5, ("emu2", KITTEN): 0.5}
-    assert cp.dropped == {"empty or nan": 1, "row without method or key": 1}
+    assert cp.dropped == {"undefined (nan)": 1, "row without method or key": 1}
     assert dino.values[("dreambooth_sd", MOTORCYCLE)] == 0.5
     assert one(file, "pf").values == {("dreambooth_sd", KITTEN): 0.25, ("emu2", KITTEN): 0.5}
-    assert one(file, "pf").dropped == {"empty or nan": 2, "row without method or key": 1}
+    assert one(file, "pf").dropped == {"empty": 2, "row without method or key": 1}
     assert [part.name for part in read_scores(file, "cp", columns=["cp", "pf"], name="masc")] == ["masc:cp", "masc:pf"]
     assert one(file, name="masc").name == "masc"
 
@@ -130,7 +130,20 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "scores.parquet")
     scores = one(tmp_path / "scores.parquet")
     assert scores.values == {("a", f"object_00_x-{prompt}"): prompt + 0.25 for prompt in range(900)}
-    assert scores.dropped == {"empty or nan": 1}
+    assert scores.dropped == {"undefined (nan)": 1}
+
+
+def test_undefined_scores_are_counted_apart_from_empty_cells_and_with_their_reason(tmp_path: Path) -> None:
+    rows = f"a,{KITTEN}_0,nan,0\na,{KITTEN}_1,nan,0.0\na,{KITTEN}_2,nan,5\na,{KITTEN}_3,,\na,{MOTORCYCLE},0.5,7\n"
+    file = write(tmp_path / "s.csv", f"method,key,cp,reference_subject_patches\n{rows}")
+    assert one(file).dropped == {
+        "undefined (nan): reference mask that covers no patch by more than half": 2,
+        "undefined (nan)": 1,
+        "empty": 1,
+    }
+    (other,) = read_scores(write(tmp_path / "t.csv", file.read_text().replace(",cp,", ",dino-i,")), "cp",
+                           columns=["dino-i"])  # fmt: skip
+    assert other.dropped == {"undefined (nan)": 3, "empty": 1}
 
 
 def test_folder_of_json_is_one_scorer_with_the_name_of_the_folder(tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_folder_of_json_is_one_scorer_with_the_name_of_the_folder(tmp_path: Path
         ("dreambooth_sd", MOTORCYCLE): 25,
         ("ip_adapter_vit_g_sdxl", MOTORCYCLE): 1,
     }
-    assert scores.dropped == {"empty or nan": 1}
+    assert scores.dropped == {"empty": 1}
     assert one(folder, seeds="last").values[("dreambooth_sd", MOTORCYCLE)] == 30
 
 
@@ -198,7 +211,7 @@ def test_raw_ratings_of_several_files_are_merged_and_the_last_file_counts(tmp_pa
         assert first.dropped == {"overwritten by a later number of its key": 1}
     _, second = read_ratings(tmp_path, "pf")
     assert second.values == {("dreambooth_sd", KITTEN): 3, ("dreambooth_sd", MOTORCYCLE): 3}
-    assert second.dropped == {"overwritten by a later number of its key": 1, "empty or nan": 1}
+    assert second.dropped == {"overwritten by a later number of its key": 1, "empty": 1}
 
 
 def test_merged_ratings_are_preferred_and_only_the_score_is_read(tmp_path: Path) -> None:
@@ -221,7 +234,7 @@ def test_table_of_ratings_has_one_column_per_group(tmp_path: Path) -> None:
     groups = read_ratings(file, "cp")
     assert [group.name for group in groups] == ["ann", "bob", "eve"]
     assert [group.values[("emu2", MOTORCYCLE)] for group in groups] == [3.5, 1, 2]
-    assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty or nan": 1}]
+    assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty": 1}]
 
 
 def test_groups_can_be_chosen_among_the_columns(tmp_path: Path) -> None:
@@ -256,7 +269,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
     ann, bob = read_ratings(file, "cp")
     assert (ann.name, bob.name) == ("ann", "bob")
     assert bob.values == {("emu2", MOTORCYCLE): 3}
-    assert bob.dropped == {"empty or nan": 1}
+    assert bob.dropped == {"empty": 1}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +281,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
         ("emu2.json", {KITTEN: True}, r"True is not a finite number"),
         ("emu2.json", {KITTEN: {"score": 3}}, r"\{'score': 3\} is not a finite number"),
         ("emu2.json", {KITTEN: [1, 2, 3]}, rf"key {KITTEN}: \[1, 2, 3\] is not a pair"),
-        ("emu2.json", {KITTEN: None}, r"holds no number for 'emu2' \(1 x empty or nan\)"),
+        ("emu2.json", {KITTEN: None}, r"holds no number for 'emu2' \(1 x empty\)"),
         (
             "s.csv",
             f"method,key,cp\na,{KITTEN},1\na,{KITTEN},x\n",
@@ -278,7 +291,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
         ("s.csv", f"method,key,pf\na,{KITTEN},1\n", r"s.csv has no column cp; give one of pf"),
         ("s.csv", "method,cp\na,1\n", r"s.csv lacks the column key"),
         ("s.csv", "method,key,cp\n", r"s.csv lists no scores"),
-        ("s.csv", f"method,key,cp\na,{KITTEN},\n", r"holds no number for 'cp' \(1 x empty or nan\)"),
+        ("s.csv", f"method,key,cp\na,{KITTEN},\n", r"holds no number for 'cp' \(1 x empty\)"),
         (
             "s.csv",
             f"method,key,cp\na_step500,{KITTEN},1\na_step900,{KITTEN},0\n",
