@@ -18,6 +18,10 @@ from masc_metrics.bench.tables import replacing, text_table
 _JUDGE = ":judge"
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 @dataclass(frozen=True, slots=True)
 class AgreementOptions:
     """Options of ``masc-metrics agreement``.
@@ -34,6 +38,9 @@ class AgreementOptions:
         group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
         protocol: protocol of the analysis.
         seeds: how several seeds of one key are combined; the last is that of the last file name, as text.
+        keys_of: comma-separated scorers whose common keys are used, for the other scorers as far as they have them, and
+            whose range is over these keys, rated or not; only for --protocol pooled (default: the keys that all scorers
+            and groups have).
         replicates: number of bootstrap resamples.
         seed: random seed of the resamples.
         compare: two scorers to test against each other; repeatable (default: both, if there are two).
@@ -49,6 +56,7 @@ class AgreementOptions:
     group: tuple[str, ...] = option((), action="append", metavar="NAME")
     protocol: str = option(PROTOCOLS[0], choices=PROTOCOLS)
     seeds: str = option(SEEDS[0], choices=SEEDS)
+    keys_of: tuple[str, ...] = option((), type=_names, metavar="NAME[,NAME]")
     replicates: int = option(REPLICATES, type=non_negative_integer, metavar="N")
     seed: int = option(0, type=non_negative_integer, metavar="N")
     compare: tuple[tuple[str, str], ...] = option((), action="append", nargs=2, metavar=("A", "B"))
@@ -69,6 +77,7 @@ def _agreement(options: AgreementOptions) -> int:
             score=options.score,
             protocol=options.protocol,
             with_styles=options.with_styles if options.with_styles or options.without_styles else None,
+            keys_of=options.keys_of,
             compare=options.compare or both,
             replicates=options.replicates,
             seed=options.seed,
@@ -126,9 +135,10 @@ def _scorer(text: str) -> tuple[str | None, bool, Path]:
 
 
 def _report_lines(report: Agreement) -> Iterator[str]:
+    keys_of = f" of {', '.join(report.keys_of)}" if report.keys_of else ""
     yield (
         f"{report.score.upper()}, {report.protocol}, {'with' if report.with_styles else 'without'} style collections: "
-        f"{report.keys} keys, {report.concepts} concepts, {len(report.methods)} methods, key set "
+        f"{report.keys} keys{keys_of}, {report.concepts} concepts, {len(report.methods)} methods, key set "
         f"{report.key_set_sha256[:12]}"
     )
     yield ""

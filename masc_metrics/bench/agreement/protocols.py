@@ -55,13 +55,16 @@ def agreement(
     score: str,
     protocol: str = "pooled",
     with_styles: bool | None = None,
+    keys_of: Sequence[str] = (),
     compare: Sequence[tuple[str, str]] = (),
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Agreement:
     """Agreement of each scorer with each group of raters.
 
-    "pooled" is MaSC's protocol: keys that all scorers and groups have, all methods in one sample. "dreambench-plus" is
+    "pooled" is MaSC's protocol: keys that all scorers and groups have, all methods in one sample. With ``keys_of``, the
+    keys are those that the named scorers have. Every other scorer and every group has those of these keys that it has,
+    and a scorer's range is over them, keys without ratings included: as in MaSC's table of CP. "dreambench-plus" is
     that benchmark's: one alpha per method, over the keys that both sides of a comparison have. Scorers of one name are
     runs of a scorer, reported by mean and sample standard deviation. Its published table ends with the methods; the
     mean over methods is added, since an interval and a test need one number.
@@ -85,6 +88,7 @@ def agreement(
         protocol: one of ``PROTOCOLS``.
         with_styles: whether collections named ``style_*`` count. None: they do, but not for PF by the
             protocol "pooled".
+        keys_of: names of the scorers that define the keys of the protocol "pooled"; empty for all scorers and groups.
         compare: pairs of scorers' names to test against each other.
         replicates: number of resamples; 0 gives no intervals.
         seed: random seed of the resamples.
@@ -99,9 +103,9 @@ def agreement(
     check_choice("protocol", protocol, PROTOCOLS)
     check_integer("replicates", replicates, least=0)
     pooled = protocol == "pooled"
-    _check_names(scorers, groups, compare, pooled)
+    _check_names(scorers, groups, compare, keys_of, pooled)
     styles = (score, protocol) != ("pf", PROTOCOLS[0]) if with_styles is None else with_styles
-    kept, dropped = _kept_keys(scorers, groups, styles, pooled)
+    kept, dropped = _kept_keys(scorers, groups, styles, keys_of, pooled)
     sample = _Sample(kept, groups, pooled, replicates, seed)
     runs: dict[str, list[Scores]] = {}
     for scorer in scorers:
@@ -111,6 +115,7 @@ def agreement(
         protocol=protocol,
         score=score,
         with_styles=styles,
+        keys_of=tuple(keys_of),
         groups=tuple(group.name for group in groups),
         ceiling=_estimate(
             sample.mean(sample.alphas(sample.ratings_GK)), sample.alpha_resamples(sample.ratings_GK), _NO_ALPHA
@@ -133,9 +138,13 @@ def agreement(
 
 
 def _check_names(
-    scorers: Sequence[Scores], groups: Sequence[Scores], compare: Sequence[tuple[str, str]], pooled: bool
+    scorers: Sequence[Scores],
+    groups: Sequence[Scores],
+    compare: Sequence[tuple[str, str]],
+    keys_of: Sequence[str],
+    pooled: bool,
 ) -> None:
-    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names to compare."""
+    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names."""
     names = [scorer.name for scorer in scorers]
     if not names or len(groups) < 2:
         raise ValueError(f"there are {len(names)} scorers and {len(groups)} groups; give at least 1 and 2")
@@ -148,23 +157,31 @@ def _check_names(
     unknown = [name for pair in compare for name in pair if name not in names]
     if unknown:
         raise ValueError(f"compare names {unknown[0]!r}; give two of {', '.join(dict.fromkeys(names))}")
+    if keys_of and not pooled:
+        raise ValueError(f"keys_of names {keys_of[0]!r}, but protocol 'dreambench-plus' keeps all keys; leave it out")
+    unknown = [name for name in keys_of if name not in names]
+    if unknown:
+        raise ValueError(f"keys_of names {unknown[0]!r}; give any of {', '.join(names)}")
 
 
 def _kept_keys(
-    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, pooled: bool
+    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, keys_of: Sequence[str], pooled: bool
 ) -> tuple[list[SampleKey], list[Dropped]]:
     """Select the keys of an analysis.
 
-    In a pooled analysis, all scorers and groups must have a key; else one group and any other must.
+    In a pooled analysis, all scorers of ``keys_of`` must have a key, or all scorers and groups; else one group and any
+    other must.
 
     Returns:
-        The sorted keys, of methods that all scorers and groups have, and what was left out, here and by the readers.
+        The sorted keys, of methods that all scorers and groups have unless ``keys_of`` is given, and what was left out,
+        here and by the readers.
     """
     parts = [*scorers, *groups]
     key_sets = [{pair for pair in part.values if styles or not pair[1].startswith("style_")} for part in parts]
+    defining = [keys for part, keys in zip(scorers, key_sets, strict=False) if part.name in keys_of]
     method_sets = [{method for method, _ in keys} for keys in key_sets]
     lacking: dict[str, str] = {}  # first part without a method
-    for part, methods in zip(parts, method_sets, strict=True):
+    for part, methods in zip(parts, method_sets, strict=True) if not defining else ():
         for method in set.union(*method_sets) - methods:
             lacking.setdefault(method, part.name)
     if lacking.keys() >= set.union(*method_sets):
@@ -179,9 +196,11 @@ def _kept_keys(
         for pair, count in times.items()
         if pair[0] not in lacking and (count == len(parts) if pooled else count > 1 and pair in rated)
     }
+    if defining:
+        kept = set.intersection(*defining)
     if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
         listing = "; ".join(
-            f"{part.name} has {len(keys)}, such as {min(keys)}" for part, keys in zip(parts, key_sets, strict=True)
+            f"{part.name} has {len(keys)}, such as {min(keys, default='none')}" for part, keys in zip(parts, key_sets, strict=True)
         )
         raise ValueError(
             f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
@@ -192,6 +211,8 @@ def _kept_keys(
             return "style collection"
         if pair[0] in lacking:
             return f"method {pair[0]}, which {lacking[pair[0]]} lacks"
+        if defining:
+            return f"key that is not one of {', '.join(keys_of)}"
         return "key that another scorer or group lacks" if pooled else "key without a second number to compare with"
 
     dropped = [Dropped(part.name, why, count) for part in parts for why, count in part.dropped.items()]

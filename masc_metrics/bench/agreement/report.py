@@ -136,11 +136,12 @@ class Agreement:
         protocol: "pooled" or "dreambench-plus".
         score: "cp" or "pf".
         with_styles: whether style collections count.
+        keys_of: names of the scorers whose keys are used; empty for those of all scorers and groups.
         groups: names of the groups of raters.
         ceiling: alpha of the groups with each other on the same keys.
         scorers: results of the scorers, in the order given.
         differences: the tests asked for.
-        keys: number of (method, key) pairs.
+        keys: number of (method, key) pairs; with ``keys_of`` also those without ratings.
         concepts: number of concepts among them; these are resampled.
         methods: methods among them.
         key_set_sha256: SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests mean
@@ -157,6 +158,7 @@ class Agreement:
     protocol: str
     score: str
     with_styles: bool
+    keys_of: tuple[str, ...]
     groups: tuple[str, ...]
     ceiling: Estimate
     scorers: tuple[ScorerAgreement, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return lambda *arguments: main(["agreement", "--replicates", "60", *arguments])
 
 
-def table(file: str, columns: dict[str, Values], settings: dict[str, str] | None = None) -> None:
+def table(
+    file: str,
+    columns: dict[str, Values],
+    settings: dict[str, str] | None = None,
+    keys: Sequence[tuple[str, str]] = KEYS,
+) -> None:
     with open(file, "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["method", "key", *columns])
-        for method, key in KEYS:
+        for method, key in keys:
             folder = method + (settings or {}).get(method, "")
             writer.writerow([folder, key, *(values[method, key] for values in columns.values())])
 
@@ -114,6 +119,23 @@ def test_judge_that_never_gives_the_ends_is_divided_by_4(run: Run) -> None:
     assert [(scorer["name"], scorer["scaling_range"]) for scorer in read("found.json")["scorers"]] == [
         ("judge", [0, 4])
     ]
+
+
+def test_keys_can_be_those_of_named_scorers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    table("few.csv", {"cp": dict(list(SCORERS["fair"].items())[:20])}, keys=KEYS[:20])
+    given = ("all=scores.csv", "few=few.csv", "ratings.csv", "--score", "cp", "--out", "found.json")
+    for option, keys, counts in (
+        ((), 20, [20, 20]),
+        (("--keys-of", "all"), 30, [30, 20]),
+        (("--keys-of", "all, few"), 20, [20, 20]),
+    ):
+        assert run(*given, *option) == 0
+        found = read("found.json")
+        assert found["keys"] == keys
+        assert [scorer["keys"] for scorer in found["scorers"]] == counts
+    assert "CP, pooled, with style collections: 20 keys of all, few, " in capsys.readouterr().out
+    assert run(*given, "--keys-of", "all,none") == 2
+    assert "keys_of names 'none'; give any of all, few" in capsys.readouterr().err
 
 
 def test_file_name_may_hold_an_equals_sign(run: Run) -> None:
