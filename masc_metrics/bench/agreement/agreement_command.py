@@ -95,9 +95,9 @@ def _agreement(options: AgreementOptions) -> int:
 AGREEMENT = Command(
     name="agreement",
     summary="agreement of scores with human ratings",
-    description="Compute Krippendorff's alpha (interval level), Spearman's rho, Kendall's tau-b and the AUC of high "
-    "against low ratings, with bootstrap intervals over concepts, and paired tests of two scorers. Give options before "
-    "SCORES or after RATINGS, not between. Exit codes: 0 success, 2 arguments or files unusable.",
+    description="Compute Krippendorff's alpha (interval level), Pearson's r, Spearman's rho, Kendall's tau-b and the "
+    "AUC of high against low ratings, with bootstrap intervals over concepts, and paired tests of two scorers. "
+    "Give options before SCORES or after RATINGS, not between. Exit codes: 0 success, 2 arguments or files unusable.",
     options=(AgreementOptions,),
     run=_agreement,
 )
@@ -142,7 +142,7 @@ def _report_lines(report: Agreement) -> Iterator[str]:
         f"{report.key_set_sha256[:12]}"
     )
     yield ""
-    header = ["scorer", *(f"alpha {group}" for group in report.groups), "alpha", "rho", "tau", "AUC", "n", "range"]
+    header = ["scorer", *(f"alpha {group}" for group in report.groups), "alpha", "r", "rho", "tau", "AUC", "n", "range"]
     rows = [
         [
             scorer.name,
@@ -160,9 +160,8 @@ def _report_lines(report: Agreement) -> Iterator[str]:
             estimate: Estimate = getattr(scorer, statistic)
             if estimate.reason:
                 yield f"{scorer.name}, {statistic}: {estimate.reason}"
-    if any(scorer.methods for scorer in report.scorers):
-        yield ""
-        yield from text_table(list(_method_rows(report)))
+    yield ""
+    yield from text_table(list(_method_rows(report)))
     if report.differences:
         yield ""
         tests = [["difference", "of", "value", "p"]]
@@ -179,10 +178,12 @@ def _report_lines(report: Agreement) -> Iterator[str]:
 
 
 def _method_rows(report: Agreement) -> Iterator[list[str]]:
-    yield ["method", "people", *(scorer.name for scorer in report.scorers)]
+    yield ["alpha by method", "people", *(scorer.name for scorer in report.scorers)]
     for rows in zip(*(scorer.methods for scorer in report.scorers), strict=True):
         cells = [_number(row.mean) + ("" if row.deviation is None else f" +- {row.deviation:.3f}") for row in rows]
         yield [rows[0].method, _number(rows[0].ceiling), *cells]
+    count = len(report.methods)
+    yield ["above 0", "", *(f"{scorer.positive_methods} of {count}" for scorer in report.scorers)]
 
 
 def _number(value: float | None) -> str:

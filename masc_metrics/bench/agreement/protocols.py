@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -27,11 +27,12 @@ from masc_metrics.bench.agreement.report import (
     ScorerAgreement,
 )
 from masc_metrics.bench.agreement.statistics import (
+    Indices,
     alpha_resamples,
     krippendorff_alpha,
     none_if_nan,
-    rank_resamples,
-    rank_statistics,
+    rating_resamples,
+    rating_statistics,
 )
 from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
 
@@ -39,7 +40,7 @@ SampleKey = tuple[str, str]
 """Method and key."""
 
 PROTOCOLS = ("pooled", "dreambench-plus")
-STATISTICS = ("alpha", "rho", "tau", "auc")
+STATISTICS = ("alpha", "r", "rho", "tau", "auc")
 
 _EXTREMES = 3  # at each end
 _DECIMALS = 3  # of every alpha, in the paper's code
@@ -73,7 +74,8 @@ def agreement(
     people and of judges, are divided by 4. Alphas are rounded to 3 decimals at each step: of each group, their mean,
     the mean over methods. A mean of two is often halfway between two thousandths, and each protocol rounds as its
     authors' code does: MaSC's rounds the number, as Python does, DreamBench++'s its thousandfold, as numpy does (0.7995
-    becomes 0.799 and 0.8).
+    becomes 0.799 and 0.8). Both protocols report the alpha of each method; the pooled one scales scores by the range of
+    all methods there too.
 
     Intervals are percentiles over resampled concepts, drawn with replacement with all their keys in all methods; all
     scorers have the same resamples. The scaling range is that of the full sample in all resamples, as a part of the
@@ -118,7 +120,9 @@ def agreement(
         keys_of=tuple(keys_of),
         groups=tuple(group.name for group in groups),
         ceiling=_estimate(
-            sample.mean(sample.alphas(sample.ratings_GK)), sample.alpha_resamples(sample.ratings_GK), _NO_ALPHA
+            sample.mean(sample.alphas(sample.ratings_GK, sample.strata)),
+            sample.alpha_resamples(sample.ratings_GK),
+            _NO_ALPHA,
         ),
         scorers=tuple(scorer for scorer, _ in measured.values()),
         differences=tuple(
@@ -200,7 +204,8 @@ def _kept_keys(
         kept = set.intersection(*defining)
     if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
         listing = "; ".join(
-            f"{part.name} has {len(keys)}, such as {min(keys, default='none')}" for part, keys in zip(parts, key_sets, strict=True)
+            f"{part.name} has {len(keys)}, such as {min(keys, default='none')}"
+            for part, keys in zip(parts, key_sets, strict=True)
         )
         raise ValueError(
             f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
@@ -235,15 +240,21 @@ class _Sample:
         concepts, self.concepts_K = np.unique([concept_of(key) for _, key in keys], return_inverse=True)
         self.weights_RC = concept_weights(len(concepts), replicates, seed)
         methods, methods_K = np.unique([method for method, _ in keys], return_inverse=True)
-        strata = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
-        self.strata = {"": np.arange(len(keys))} if pooled else strata
+        self.methods = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
+        self.strata = {"": np.arange(len(keys))} if pooled else self.methods
 
     def rounded(self, value: float) -> float:
         return round(value, _DECIMALS) if self.pooled else float(np.round(value, _DECIMALS))
 
-    def alphas(self, raters_UK: Numbers) -> list[float]:
+    def alphas(self, raters_UK: Numbers, strata: Mapping[str, Indices]) -> list[float]:
         """Alpha of each stratum, rounded."""
-        return [self.rounded(krippendorff_alpha(raters_UK[:, part])) for part in self.strata.values()]
+        return [self.rounded(krippendorff_alpha(raters_UK[:, part])) for part in strata.values()]
+
+    def group_means(self, alphas_GNM: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+        """(M, N): mean over groups of the alphas of each stratum and run."""
+        alphas_NGM = zip(*alphas_GNM, strict=True)
+        means_NM = [[self.mean(alphas_G) for alphas_G in zip(*alphas_GM, strict=True)] for alphas_GM in alphas_NGM]
+        return [list(means_N) for means_N in zip(*means_NM, strict=True)]
 
     def mean(self, values: Iterable[float]) -> float:
         """Mean, rounded."""
@@ -273,12 +284,12 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
     constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
     scaled_NK = np.full_like(scores_NK, math.nan) if constant else (scores_NK - low) / (high - low)
     pairs_GN = [[np.stack([scores_K, ratings_K]) for scores_K in scaled_NK] for ratings_K in sample.ratings_GK]
-    alphas_GNM = [[sample.alphas(pair) for pair in pairs_N] for pairs_N in pairs_GN]
+    alphas_GNM, by_method_GNM = (
+        [[sample.alphas(pair, strata) for pair in pairs_N] for pairs_N in pairs_GN]
+        for strata in (sample.strata, sample.methods)
+    )
     resamples_GR = [np.mean([sample.alpha_resamples(pair) for pair in pairs_N], axis=0) for pairs_N in pairs_GN]
-    alphas_MN = [
-        [sample.mean(alphas_NM[run][stratum] for alphas_NM in alphas_GNM) for run in range(len(runs))]
-        for stratum in range(len(sample.strata))
-    ]
+    methods = tuple(_method_alphas(sample.group_means(by_method_GNM), scores_NK, sample))
     alpha_R = np.asarray(np.mean(resamples_GR, axis=0))
 
     both_NK = ~np.isnan(scores_NK) & ~np.isnan(sample.mean_ratings_K)
@@ -286,11 +297,12 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
         (scores_K[both_K], sample.mean_ratings_K[both_K], sample.concepts_K[both_K])
         for scores_K, both_K in zip(scores_NK, both_NK, strict=True)
     ]
-    ranks = np.mean([rank_statistics(scores_K, ratings_K) for scores_K, ratings_K, _ in pairs], axis=0)
-    ranks_R3 = np.mean([rank_resamples(*pair, sample.weights_RC) for pair in pairs], axis=0)
-    rho, tau, area = (
+    values = np.mean([rating_statistics(scores_K, ratings_K) for scores_K, ratings_K, _ in pairs], axis=0)
+    resamples_R4 = np.mean([rating_resamples(*pair, sample.weights_RC) for pair in pairs], axis=0)
+    reasons = (_NO_ORDER, _NO_ORDER, _NO_ORDER, _NO_AUC)
+    r, rho, tau, area = (
         _estimate(float(value), resamples_R, reason)
-        for value, resamples_R, reason in zip(ranks, ranks_R3.T, (_NO_ORDER, _NO_ORDER, _NO_AUC), strict=True)
+        for value, resamples_R, reason in zip(values, resamples_R4.T, reasons, strict=True)
     )
     scorer = ScorerAgreement(
         name=name,
@@ -303,19 +315,21 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
             )
             for group, alphas_NM, resamples_R in zip(sample.groups, alphas_GNM, resamples_GR, strict=True)
         },
-        alpha=_estimate(sample.mean(sample.mean(alphas_N) for alphas_N in alphas_MN), alpha_R, constant or _NO_ALPHA),
+        alpha=_estimate(sample.mean(map(sample.mean, sample.group_means(alphas_GNM))), alpha_R, constant or _NO_ALPHA),
+        r=r,
         rho=rho,
         tau=tau,
         auc=area,
         extremes=_extremes(scores_NK, sample.keys),
-        methods=() if sample.pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
+        methods=methods,
+        positive_methods=sum((method.mean or 0) > 0 for method in methods),
     )
-    return scorer, [alpha_R, *ranks_R3.T]
+    return scorer, [alpha_R, *resamples_R4.T]
 
 
 def _method_alphas(alphas_MN: Sequence[Sequence[float]], scores_NK: Numbers, sample: _Sample) -> Iterable[MethodAlpha]:
-    ceilings = sample.alphas(sample.ratings_GK)
-    for (method, part), ceiling, alphas_N in zip(sample.strata.items(), ceilings, alphas_MN, strict=True):
+    ceilings = sample.alphas(sample.ratings_GK, sample.methods)
+    for (method, part), ceiling, alphas_N in zip(sample.methods.items(), ceilings, alphas_MN, strict=True):
         rated_K = ~np.isnan(scores_NK[:, part]).all(axis=0) & ~np.isnan(sample.ratings_GK[:, part]).all(axis=0)
         deviation = round(float(np.std(alphas_N, ddof=1)), _DECIMALS) if len(alphas_N) > 1 else math.nan
         yield MethodAlpha(

@@ -46,7 +46,7 @@ class Extreme:
 
 @dataclass(frozen=True, slots=True)
 class MethodAlpha:
-    """A scorer's alpha on the images of one method, a row of DreamBench++'s table.
+    """A scorer's alpha on the images of one method; in DreamBench++'s protocol, a row of its table.
 
     Attributes:
         keys: number of keys that at least one run and one group have.
@@ -75,11 +75,13 @@ class ScorerAgreement:
         scaled_like_people: whether that range is 0..4 because the scorer is a judge, which rates as people do.
         alpha_to: Krippendorff's alpha to each group.
         alpha: mean of these alphas.
+        r: Pearson's r against the mean of the groups.
         rho: Spearman's rho against the mean of the groups.
         tau: Kendall's tau-b against the mean of the groups.
         auc: AUC of mean ratings of at least 3.5 against those of at most 0.5.
         extremes: the lowest and highest scores.
-        methods: alpha of each method; empty in the pooled protocol.
+        methods: alpha of each method, with scores scaled by the range of all methods.
+        positive_methods: number of methods whose alpha is above 0.
     """
 
     name: str
@@ -88,11 +90,13 @@ class ScorerAgreement:
     scaled_like_people: bool
     alpha_to: Mapping[str, Estimate]
     alpha: Estimate
+    r: Estimate
     rho: Estimate
     tau: Estimate
     auc: Estimate
     extremes: tuple[Extreme, ...]
     methods: tuple[MethodAlpha, ...]
+    positive_methods: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Difference:
 
     Attributes:
         a, b: names of the scorers.
-        statistic: "alpha" (the mean over groups), "rho", "tau" or "auc".
+        statistic: "alpha" (the mean over groups), "r", "rho", "tau" or "auc".
         difference: value of a minus value of b.
         p_value: two-sided p-value in (0, 1]; None without resamples.
     """

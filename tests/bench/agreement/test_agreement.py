@@ -37,6 +37,24 @@ def test_pooled_alpha_has_one_range_for_all_methods_and_is_rounded_at_each_step(
     assert rounding_mattered
 
 
+def test_pooled_analysis_has_an_alpha_per_method_with_the_range_of_all_methods() -> None:
+    # The scores of one method are reversed, and shifted, which a range per method would hide.
+    values = {pair: 0.6 - value if pair[0] == "emu2" else value for pair, value in SCORERS["good"].items()}
+    low, high = min(values.values()), max(values.values())
+    found = report(scores("good", values)).scorers[0]
+    for row, method in zip(found.methods, METHODS, strict=True):
+        keys = [pair for pair in KEYS if pair[0] == method]
+        scaled = [(value - low) / (high - low) for value in listed(values, keys)]
+        people = [[rating / 4 for rating in listed(group.values, keys)] for group in GROUPS]
+        each = [round(alpha(scaled, ratings), 3) for ratings in people]
+        assert (row.method, row.keys, row.deviation) == (method, len(keys), None)
+        assert row.runs == (row.mean,) == (round(sum(each) / 2, 3),)
+        assert row.ceiling == round(alpha(*people), 3)
+    assert [(row.mean or 0) > 0 for row in found.methods] == [True, False]
+    assert found.positive_methods == 1
+    assert report(scores("good", SCORERS["good"])).scorers[0].positive_methods == 2
+
+
 def test_ceiling_is_the_alpha_of_the_groups_on_the_same_keys() -> None:
     some = {pair: value for pair, value in SCORERS["good"].items() if pair[1] != "object_00_cup-0"}
     keys = [pair for pair in KEYS if pair in some]
@@ -70,10 +88,11 @@ def test_group_as_scorer_agrees_with_itself_and_reaches_the_ceiling() -> None:
     assert found.scorers[0].alpha_to["group2"].value == found.ceiling.value
 
 
-def test_rank_statistics_compare_with_the_mean_of_the_groups() -> None:
+def test_rating_statistics_compare_with_the_mean_of_the_groups() -> None:
     found = report(scores("fair", SCORERS["fair"])).scorers[0]
     mean = [(a + b) / 2 for a, b in zip(*(listed(group.values) for group in GROUPS), strict=True)]
     given = listed(SCORERS["fair"])
+    assert found.r.value == pytest.approx(np.corrcoef(given, mean)[0, 1])
     assert found.rho.value == pytest.approx(stats.spearmanr(given, mean).statistic)
     assert found.tau.value == pytest.approx(stats.kendalltau(given, mean).statistic)
     high = [score for score, rating in zip(given, mean, strict=True) if rating >= 3.5]

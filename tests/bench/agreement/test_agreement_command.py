@@ -82,6 +82,7 @@ def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.Captu
         "alpha",
         "group2",
         "alpha",
+        "r",
         "rho",
         "tau",
         "AUC",
@@ -91,6 +92,13 @@ def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.Captu
     assert f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]" in row
     assert [f"{estimate.value:.3f}" for estimate in expected.scorers[0].alpha_to.values()] == row.split()[1:3]
     assert f"ceiling: alpha {expected.ceiling.value:.3f} [" in "\n".join(lines)
+    means = {row.method: row.mean for row in expected.scorers[0].methods}
+    assert {row["method"]: row["mean"] for row in found["scorers"][0]["methods"]} == means
+    by_method = lines.index(next(line for line in lines if line.startswith("alpha by method")))
+    assert [line.split()[-1] for line in lines[by_method + 1 : by_method + 3]] == [
+        f"{mean:.3f}" for mean in means.values()
+    ]
+    assert lines[by_method + 3].split() == ["above", "0", "2", "of", "2"]
     lowest = expected.scorers[0].extremes[0]
     assert f"cp: lowest {lowest.value:.4g} ({lowest.method}, {lowest.key})" in "\n".join(lines)
 
@@ -148,7 +156,7 @@ def test_two_scorers_are_compared_by_default(run: Run) -> None:
     assert run("scores.csv", "gpt", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
     tests = read("found.json")["differences"]
     assert [(test["a"], test["b"], test["statistic"]) for test in tests] == [
-        ("cp", "gpt", statistic) for statistic in ("alpha", "rho", "tau", "auc")
+        ("cp", "gpt", statistic) for statistic in ("alpha", "r", "rho", "tau", "auc")
     ]
 
 
@@ -160,7 +168,7 @@ def test_repeated_name_gives_runs_of_one_scorer_for_dreambench_plus(
     rows = read("found.json")["scorers"][0]["methods"]
     assert [row["method"] for row in rows] == ["dreambooth_sd", "emu2"]
     shown = f"{rows[1]['ceiling']:.3f}   {rows[1]['mean']:.3f} +- {rows[1]['deviation']:.3f}"
-    assert f"emu2           {shown}" in capsys.readouterr().out
+    assert f"emu2             {shown}" in capsys.readouterr().out
     assert run(*given) == 2
     assert "several scorers are named 'judge'" in capsys.readouterr().err
 
