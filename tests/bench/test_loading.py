@@ -114,3 +114,10 @@ def test_undecided_orientations_are_counted_and_printed_and_lose_no_row(
     error = capsys.readouterr().err
     assert f"{samples}: images of uncertain orientation: 2; only one" in error
     assert f"the first is {tmp_path / 'ref' / '0.png'}" in error
+
+
+def test_transparent_pixels_keep_their_colours(tmp_path: Path) -> None:
+    Image.new("RGBA", (48, 48), (10, 20, 30, 0)).save(tmp_path / "image.png")
+    image = str(tmp_path / "image.png")
+    pixels = load(Sample(1, "1", image, None, image, None, None, None)).generated.pixels
+    assert pixels[:, 0, 0].tolist() == [10, 20, 30]
