@@ -116,7 +116,7 @@ def _checked(
 
 def _check_aspects(planes: Sequence[Tensor], labels: Sequence[str], image_sizes: Sequence[tuple[int, int]]) -> None:
     for plane, label, size in zip(planes, labels, image_sizes, strict=True):
-        if not _same_aspect((plane.shape[0], plane.shape[1]), size):
+        if not same_aspect((plane.shape[0], plane.shape[1]), size):
             raise ValueError(
                 f"{label} is {tuple(plane.shape)} but its image is {tuple(size)}; give masks the shape of their image"
             )
@@ -156,7 +156,7 @@ def _from_pil(mask: Image.Image, label: str) -> Tensor:
     return torch.from_numpy(pil_to_array(mask, "L", label))
 
 
-def _same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+def same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
     """Whether both sizes have the same aspect ratio, up to rounding a mask side by one pixel."""
     (rows, columns), (height, width) = mask_size, image_size
     return abs(rows * width - columns * height) <= max(height, width)

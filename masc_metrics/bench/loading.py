@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.images import ImageProcessing, check_image
-from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage
+from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import is_unicode
 
 MAX_PIXELS = 100_000_000
@@ -43,6 +43,8 @@ class LoadedImage:
         patches: number of patches of the grid that the image is encoded on.
         subject_patches: number of those that belong to the subject: more than half covered in a reference image, at
             least half covered in a generated image. None without a mask.
+        orientation_undecided: whether only one of image and mask has an EXIF orientation, and they fit with and without
+            it.
     """
 
     pixels: Tensor
@@ -50,10 +52,12 @@ class LoadedImage:
     coverage: float | None
     patches: int
     subject_patches: int | None
+    orientation_undecided: bool
 
     def __reduce__(self) -> tuple[Callable[..., LoadedImage], tuple[object, ...]]:
         mask = None if self.mask is None else self.mask.numpy()
-        return _received, (self.pixels.numpy(), mask, self.coverage, self.patches, self.subject_patches)
+        measures = (self.coverage, self.patches, self.subject_patches, self.orientation_undecided)
+        return _received, (self.pixels.numpy(), mask, *measures)
 
 
 def _received(pixels: np.ndarray, mask: np.ndarray | None, *measures: Any) -> LoadedImage:
@@ -105,42 +109,86 @@ class Loader(Dataset[list[Loaded]]):
             key = (sample.reference_image, sample.reference_mask)
             if key not in references:
                 references[key] = self._image("reference", *key)
-            generated = self._image("generated", sample.generated_image, sample.generated_mask)
+            generated = self._image("generated", sample.generated_image, sample.generated_mask, sample.orientation_mask)
             return LoadedSample(number, sample, generated, references[key])
         except (OSError, ValueError, TypeError) as error:
             return SampleResult(number, dict.fromkeys(self.run.scores), {}, error=str(error))
 
-    def _image(self, which: str, image_file: str, mask_file: str | None) -> LoadedImage:
-        label = f"{which}_image"
-        pixels = check_image(open_image(Path(image_file), label), f"{label} {image_file}").contiguous()
+    def _image(
+        self, which: str, image_file: str, mask_file: str | None, orientation_mask: str | None = None
+    ) -> LoadedImage:
+        label, mask_label = f"{which}_image", f"{which}_mask"
+        picture = _opened(Path(image_file), label)
+        guide_file = mask_file or (orientation_mask if picture.turned else None)
+        guide = _opened(Path(guide_file), mask_label) if guide_file else None
+        upright, undecided = _orientation(picture, guide)
+        image = picture.upright if upright else picture.stored
+        pixels = check_image(image, f"{label} {image_file}").contiguous()
         size = (pixels.shape[1], pixels.shape[2])
         grid = self.processing.grid(*size, self.run.max_num_patches)
-        if mask_file is None:
-            return LoadedImage(pixels, None, None, grid[0] * grid[1], None)
-        mask = _mask(Path(mask_file), f"{which}_mask", size)
+        if guide is None or mask_file is None:
+            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
+        mask = _mask(guide.upright if upright else guide.stored, f"{mask_label} {mask_file}", size)
         coverage_N = grid_coverage(mask, grid)
         is_reference = which == "reference"
         subject_N = coverage_N > FOREGROUND_THRESHOLD if is_reference else coverage_N >= FOREGROUND_THRESHOLD
         return LoadedImage(
-            pixels, mask, int(mask.count_nonzero()) / mask.numel(), grid[0] * grid[1], int(subject_N.sum())
+            pixels,
+            mask,
+            int(mask.count_nonzero()) / mask.numel(),
+            grid[0] * grid[1],
+            int(subject_N.sum()),
+            undecided,
         )
 
 
-def _mask(file: Path, label: str, size: tuple[int, int]) -> Tensor:
+def _mask(mask: Image.Image, label: str, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a label map marks nothing: here it is an error
         try:
-            return check_mask(open_image(file, label), f"{label} {file}", size)
+            return check_mask(mask, label, size)
         except UserWarning as warning:
             raise ValueError(str(warning)) from None
 
 
 def open_image(file: Path, label: str) -> Image.Image:
-    """Read and decode an image or mask file, rotated as its EXIF orientation says, as viewers show it.
+    """Read and decode an image or mask file, turned as its EXIF orientation says, as viewers show it.
 
     Raises:
         OSError: if it cannot be read, is not an image, or has more than ``MAX_PIXELS``; the text holds label and file.
     """
+    return _opened(file, label).upright
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A decoded image as stored, and turned by its EXIF orientation: one object if it has none."""
+
+    stored: Image.Image
+    upright: Image.Image
+
+    @property
+    def turned(self) -> bool:
+        return self.upright is not self.stored
+
+
+def _orientation(picture: _Opened, mask: _Opened | None) -> tuple[bool, bool]:
+    """How an image and its mask are taken: turned by their EXIF orientations or as stored, and whether it is a guess.
+
+    A program that writes a mask may have read the image as stored. If only one of them has an orientation, and they fit
+    as stored but not turned, both are taken as stored. If they fit both ways (squares, half turns, mirror images), they
+    are turned, which may be wrong.
+    """
+    if mask is None or picture.turned == mask.turned:
+        return True, False
+    as_stored, as_turned = (
+        same_aspect((marked.height, marked.width), (image.height, image.width))
+        for image, marked in ((picture.stored, mask.stored), (picture.upright, mask.upright))
+    )
+    return as_turned or not as_stored, as_turned and as_stored
+
+
+def _opened(file: Path, label: str) -> _Opened:
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is lower, and a warning; ours is an error.
@@ -151,7 +199,9 @@ def open_image(file: Path, label: str) -> Image.Image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
-                return ImageOps.exif_transpose(image) or image
+                image.load()
+                is_turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
+                return _Opened(image, ImageOps.exif_transpose(image) if is_turned else image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{label} {file}: no such file") from None
     except Exception as error:  # decoders raise any exception for a damaged file

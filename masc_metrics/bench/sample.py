@@ -34,6 +34,8 @@ class Sample:
         category: any further group.
         key: identifies a sample across methods: samples of several methods with one key are rated together.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
+            image's EXIF orientation is applied.
         extra: cells of the list's other columns, copied into the table of scores.
     """
 
@@ -50,6 +52,7 @@ class Sample:
     category: str = ""
     key: str = ""
     error: str = ""
+    orientation_mask: str | None = None
     extra: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -76,6 +79,8 @@ class SampleResult:
         stripped_prompt: text that prompt following embeds; empty if it is not scored.
         left_out: why the sample was skipped by a filter; empty if it was not.
         error: why the sample failed; empty if it did not.
+        orientation_undecided: its images that may be turned against their masks, see
+            :class:`masc_metrics.bench.loading.LoadedImage`.
     """
 
     number: int
@@ -84,6 +89,7 @@ class SampleResult:
     stripped_prompt: str = ""
     left_out: str = ""
     error: str = ""
+    orientation_undecided: Sequence[str] = ()
 
 
 def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:

@@ -56,7 +56,9 @@ class SampleList:
         root = self.source if self.source.is_dir() else self.source.parent
         for sample in self.samples:
             content = asdict(sample)
-            content |= {name: os.path.relpath(content[name], root) for name in FILES if content[name]}
+            content |= {
+                name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
+            }
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 

@@ -43,8 +43,13 @@ class Scorer:
             if isinstance(loaded, SampleResult):
                 results[loaded.number] = loaded
             elif left_out := self._left_out(loaded):
-                no_scores = dict.fromkeys(self.run.scores)
-                results[loaded.number] = SampleResult(loaded.number, no_scores, _measures(loaded), left_out=left_out)
+                results[loaded.number] = SampleResult(
+                    loaded.number,
+                    dict.fromkeys(self.run.scores),
+                    _measures(loaded),
+                    left_out=left_out,
+                    orientation_undecided=_orientation_undecided(loaded),
+                )
             else:
                 pairs.append(loaded)
         scores = {name: self._scores(name, pairs) for name in self.run.scores}
@@ -55,6 +60,7 @@ class Scorer:
                 scores={name: values.get(pair.number) for name, values in scores.items()},
                 measures=_measures(pair),
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
+                orientation_undecided=_orientation_undecided(pair),
             )
         return [results[loaded.number] for loaded in batch]
 
@@ -122,6 +128,11 @@ def load_scorer(run: Run, device: torch.device) -> Scorer:
         name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
     }
     return Scorer(run, backbone, baselines)
+
+
+def _orientation_undecided(pair: LoadedSample) -> list[str]:
+    images = ((pair.generated, pair.sample.generated_image), (pair.reference, pair.sample.reference_image))
+    return [file for image, file in images if image.orientation_undecided]
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:

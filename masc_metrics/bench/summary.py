@@ -68,6 +68,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "samples": len(samples),
         "failed": sum(bool(result.error) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
+        "orientation_undecided": len(_orientation_undecided(results)),
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
             for index, name in enumerate(scores)
@@ -144,7 +145,7 @@ def mean_cell(figure: Mapping[str, Any]) -> str:
 
 
 def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[str]:
-    """Lines about rows that failed, are undefined, or whose prompt does not contain its subject."""
+    """Lines about rows that failed, are undefined, or need a look at their prompt or their images' orientation."""
     rows = list(zip(samples.samples, results, strict=True))
     problems = [line for sample, result in rows for line in _problems(samples, sample, result)]
     lines = problems[:_SHOWN]
@@ -165,7 +166,17 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
             f"words, so nothing was stripped from them; the first is in line {first.line}: {first.subject!r} in "
             f"{first.prompt!r}"
         )
+    if undecided := _orientation_undecided(results):
+        lines.append(
+            f"{samples.source}: images of uncertain orientation: {len(undecided)}; only one of image and mask has an "
+            "EXIF orientation, and they fit with and without it; it was applied; if they are not aligned, save both "
+            f"without it; the first is {undecided[0]}"
+        )
     return lines
+
+
+def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:
+    return list(dict.fromkeys(file for result in results for file in result.orientation_undecided))
 
 
 def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iterator[str]:

@@ -15,6 +15,12 @@ from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.tables import replacing, text_table
 
+_JUDGE = ":judge"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
 
 @dataclass(frozen=True, slots=True)
 class AgreementOptions:
@@ -22,15 +28,19 @@ class AgreementOptions:
 
     Attributes:
         scores: files or folders of scores, each as [NAME=]PATH: CSV or Parquet with the columns method, key and the
-            scores, or a folder of <method>.json as of DreamBench++. With --protocol dreambench-plus one NAME may be
-            repeated, once per run.
+            scores, or a folder of <method>.json as of DreamBench++. NAME:judge=PATH is a judge that rates 0..4, whose
+            ratings are divided by 4; so are folders in data_gpt_rating and data_human_rating. All other scores are
+            scaled by their range. With --protocol dreambench-plus one NAME may be repeated, once per run.
         ratings: data_human_rating of DreamBench++, or a table (CSV, Parquet, JSON Lines) with the columns method, key
             and one per group of raters.
         score: score that people rated.
         column: further column of the score files to use as a scorer; repeatable.
         group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
         protocol: protocol of the analysis.
-        seeds: how several seeds of one key are combined.
+        seeds: how several seeds of one key are combined; the last is that of the last file name, as text.
+        keys_of: comma-separated scorers whose common keys are used, for the other scorers as far as they have them, and
+            whose range is over these keys, rated or not; only for --protocol pooled (default: the keys that all scorers
+            and groups have).
         replicates: number of bootstrap resamples.
         seed: random seed of the resamples.
         compare: two scorers to test against each other; repeatable (default: both, if there are two).
@@ -46,6 +56,7 @@ class AgreementOptions:
     group: tuple[str, ...] = option((), action="append", metavar="NAME")
     protocol: str = option(PROTOCOLS[0], choices=PROTOCOLS)
     seeds: str = option(SEEDS[0], choices=SEEDS)
+    keys_of: tuple[str, ...] = option((), type=_names, metavar="NAME[,NAME]")
     replicates: int = option(REPLICATES, type=non_negative_integer, metavar="N")
     seed: int = option(0, type=non_negative_integer, metavar="N")
     compare: tuple[tuple[str, str], ...] = option((), action="append", nargs=2, metavar=("A", "B"))
@@ -66,6 +77,7 @@ def _agreement(options: AgreementOptions) -> int:
             score=options.score,
             protocol=options.protocol,
             with_styles=options.with_styles if options.with_styles or options.without_styles else None,
+            keys_of=options.keys_of,
             compare=options.compare or both,
             replicates=options.replicates,
             seed=options.seed,
@@ -83,9 +95,9 @@ def _agreement(options: AgreementOptions) -> int:
 AGREEMENT = Command(
     name="agreement",
     summary="agreement of scores with human ratings",
-    description="Compute Krippendorff's alpha (interval level), Spearman's rho, Kendall's tau-b and the AUC of high "
-    "against low ratings, with bootstrap intervals over concepts, and paired tests of two scorers. Give options before "
-    "SCORES or after RATINGS, not between. Exit codes: 0 success, 2 arguments or files unusable.",
+    description="Compute Krippendorff's alpha (interval level), Pearson's r, Spearman's rho, Kendall's tau-b and the "
+    "AUC of high against low ratings, with bootstrap intervals over concepts, and paired tests of two scorers. "
+    "Give options before SCORES or after RATINGS, not between. Exit codes: 0 success, 2 arguments or files unusable.",
     options=(AgreementOptions,),
     run=_agreement,
 )
@@ -96,7 +108,7 @@ def _check_options(options: AgreementOptions) -> None:
     if options.with_styles and options.without_styles:
         raise ValueError("--with-styles and --without-styles exclude each other; give one of them")
     if options.out is not None:
-        inputs = [_name_and_source(text)[1] for text in options.scores] + [options.ratings]
+        inputs = [_scorer(text)[2] for text in options.scores] + [options.ratings]
         check_json_file(options.out, inputs)
 
 
@@ -104,37 +116,40 @@ def _read_scorers(options: AgreementOptions) -> list[Scores]:
     columns = list(dict.fromkeys([options.score, *options.column]))
     scorers = []
     for text in options.scores:
-        name, source = _name_and_source(text)
+        name, judge, source = _scorer(text)
         if not source.exists():
-            raise ValueError(f"{source} does not exist; give SCORES as files or folders, or NAME=PATH")
-        scorers += read_scores(source, options.score, columns=columns, name=name, seeds=options.seeds)
+            raise ValueError(f"{source} does not exist; give SCORES as files or folders, NAME=PATH or NAME:judge=PATH")
+        scorers += read_scores(source, options.score, columns=columns, name=name, seeds=options.seeds, judge=judge)
     unknown = set(options.column) - {scorer.column for scorer in scorers}
     if unknown:
         raise ValueError(f"--column is {min(unknown)!r}, which no score file has; check its spelling")
     return scorers
 
 
-def _name_and_source(text: str) -> tuple[str | None, Path]:
-    """Name and path of ``[NAME=]path``; a path that exists may hold an equals sign."""
-    name, equals, path = text.partition("=")
-    return (None, Path(text)) if not equals or not name or Path(text).exists() else (name, Path(path))
+def _scorer(text: str) -> tuple[str | None, bool, Path]:
+    """Name, whether it is a judge, and path of ``[NAME[:judge]=]path``; a path that exists may hold an equals sign."""
+    label, equals, path = text.partition("=")
+    if not equals or not label or Path(text).exists():
+        return None, False, Path(text)
+    return label.removesuffix(_JUDGE) or None, label.endswith(_JUDGE), Path(path)
 
 
 def _report_lines(report: Agreement) -> Iterator[str]:
+    keys_of = f" of {', '.join(report.keys_of)}" if report.keys_of else ""
     yield (
         f"{report.score.upper()}, {report.protocol}, {'with' if report.with_styles else 'without'} style collections: "
-        f"{report.keys} keys, {report.concepts} concepts, {len(report.methods)} methods, key set "
+        f"{report.keys} keys{keys_of}, {report.concepts} concepts, {len(report.methods)} methods, key set "
         f"{report.key_set_sha256[:12]}"
     )
     yield ""
-    header = ["scorer", *(f"alpha {group}" for group in report.groups), "alpha", "rho", "tau", "AUC", "n", "range"]
+    header = ["scorer", *(f"alpha {group}" for group in report.groups), "alpha", "r", "rho", "tau", "AUC", "n", "range"]
     rows = [
         [
             scorer.name,
             *(_number(estimate.value) for estimate in scorer.alpha_to.values()),
             *(_with_interval(getattr(scorer, statistic)) for statistic in STATISTICS),
             str(scorer.keys),
-            "{:.4g}..{:.4g}".format(*scorer.scaling_range),
+            "{:.4g}..{:.4g}".format(*scorer.scaling_range) + (" (judge)" if scorer.scaled_like_people else ""),
         ]
         for scorer in report.scorers
     ]
@@ -145,9 +160,8 @@ def _report_lines(report: Agreement) -> Iterator[str]:
             estimate: Estimate = getattr(scorer, statistic)
             if estimate.reason:
                 yield f"{scorer.name}, {statistic}: {estimate.reason}"
-    if any(scorer.methods for scorer in report.scorers):
-        yield ""
-        yield from text_table(list(_method_rows(report)))
+    yield ""
+    yield from text_table(list(_method_rows(report)))
     if report.differences:
         yield ""
         tests = [["difference", "of", "value", "p"]]
@@ -164,10 +178,12 @@ def _report_lines(report: Agreement) -> Iterator[str]:
 
 
 def _method_rows(report: Agreement) -> Iterator[list[str]]:
-    yield ["method", "people", *(scorer.name for scorer in report.scorers)]
+    yield ["alpha by method", "people", *(scorer.name for scorer in report.scorers)]
     for rows in zip(*(scorer.methods for scorer in report.scorers), strict=True):
         cells = [_number(row.mean) + ("" if row.deviation is None else f" +- {row.deviation:.3f}") for row in rows]
         yield [rows[0].method, _number(rows[0].ceiling), *cells]
+    count = len(report.methods)
+    yield ["above 0", "", *(f"{scorer.positive_methods} of {count}" for scorer in report.scorers)]
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -27,11 +27,12 @@ from masc_metrics.bench.agreement.report import (
     ScorerAgreement,
 )
 from masc_metrics.bench.agreement.statistics import (
+    Indices,
     alpha_resamples,
     krippendorff_alpha,
     none_if_nan,
-    rank_resamples,
-    rank_statistics,
+    rating_resamples,
+    rating_statistics,
 )
 from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
 
@@ -39,7 +40,7 @@ SampleKey = tuple[str, str]
 """Method and key."""
 
 PROTOCOLS = ("pooled", "dreambench-plus")
-STATISTICS = ("alpha", "rho", "tau", "auc")
+STATISTICS = ("alpha", "r", "rho", "tau", "auc")
 
 _EXTREMES = 3  # at each end
 _DECIMALS = 3  # of every alpha, in the paper's code
@@ -55,22 +56,26 @@ def agreement(
     score: str,
     protocol: str = "pooled",
     with_styles: bool | None = None,
+    keys_of: Sequence[str] = (),
     compare: Sequence[tuple[str, str]] = (),
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Agreement:
     """Agreement of each scorer with each group of raters.
 
-    "pooled" is MaSC's protocol: keys that all scorers and groups have, all methods in one sample. "dreambench-plus" is
+    "pooled" is MaSC's protocol: keys that all scorers and groups have, all methods in one sample. With ``keys_of``, the
+    keys are those that the named scorers have. Every other scorer and every group has those of these keys that it has,
+    and a scorer's range is over them, keys without ratings included: as in MaSC's table of CP. "dreambench-plus" is
     that benchmark's: one alpha per method, over the keys that both sides of a comparison have. Scorers of one name are
     runs of a scorer, reported by mean and sample standard deviation. Its published table ends with the methods; the
     mean over methods is added, since an interval and a test need one number.
 
-    Scores are scaled to [0, 1] by the lowest and highest kept score of all methods and runs; ratings, and scores of
-    scorers that rate 0..4, are divided by 4. Alphas are rounded to 3 decimals at each step: of each group, their mean,
+    Scores are scaled to [0, 1] by the lowest and highest kept score of all methods and runs; ratings, of
+    people and of judges, are divided by 4. Alphas are rounded to 3 decimals at each step: of each group, their mean,
     the mean over methods. A mean of two is often halfway between two thousandths, and each protocol rounds as its
     authors' code does: MaSC's rounds the number, as Python does, DreamBench++'s its thousandfold, as numpy does (0.7995
-    becomes 0.799 and 0.8).
+    becomes 0.799 and 0.8). Both protocols report the alpha of each method; the pooled one scales scores by the range of
+    all methods there too.
 
     Intervals are percentiles over resampled concepts, drawn with replacement with all their keys in all methods; all
     scorers have the same resamples. The scaling range is that of the full sample in all resamples, as a part of the
@@ -85,6 +90,7 @@ def agreement(
         protocol: one of ``PROTOCOLS``.
         with_styles: whether collections named ``style_*`` count. None: they do, but not for PF by the
             protocol "pooled".
+        keys_of: names of the scorers that define the keys of the protocol "pooled"; empty for all scorers and groups.
         compare: pairs of scorers' names to test against each other.
         replicates: number of resamples; 0 gives no intervals.
         seed: random seed of the resamples.
@@ -99,9 +105,9 @@ def agreement(
     check_choice("protocol", protocol, PROTOCOLS)
     check_integer("replicates", replicates, least=0)
     pooled = protocol == "pooled"
-    _check_names(scorers, groups, compare, pooled)
+    _check_names(scorers, groups, compare, keys_of, pooled)
     styles = (score, protocol) != ("pf", PROTOCOLS[0]) if with_styles is None else with_styles
-    kept, dropped = _kept_keys(scorers, groups, styles, pooled)
+    kept, dropped = _kept_keys(scorers, groups, styles, keys_of, pooled)
     sample = _Sample(kept, groups, pooled, replicates, seed)
     runs: dict[str, list[Scores]] = {}
     for scorer in scorers:
@@ -111,9 +117,12 @@ def agreement(
         protocol=protocol,
         score=score,
         with_styles=styles,
+        keys_of=tuple(keys_of),
         groups=tuple(group.name for group in groups),
         ceiling=_estimate(
-            sample.mean(sample.alphas(sample.ratings_GK)), sample.alpha_resamples(sample.ratings_GK), _NO_ALPHA
+            sample.mean(sample.alphas(sample.ratings_GK, sample.strata)),
+            sample.alpha_resamples(sample.ratings_GK),
+            _NO_ALPHA,
         ),
         scorers=tuple(scorer for scorer, _ in measured.values()),
         differences=tuple(
@@ -133,9 +142,13 @@ def agreement(
 
 
 def _check_names(
-    scorers: Sequence[Scores], groups: Sequence[Scores], compare: Sequence[tuple[str, str]], pooled: bool
+    scorers: Sequence[Scores],
+    groups: Sequence[Scores],
+    compare: Sequence[tuple[str, str]],
+    keys_of: Sequence[str],
+    pooled: bool,
 ) -> None:
-    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names to compare."""
+    """Raise ValueError for too few scorers or groups, repeated names if pooled, or unknown names."""
     names = [scorer.name for scorer in scorers]
     if not names or len(groups) < 2:
         raise ValueError(f"there are {len(names)} scorers and {len(groups)} groups; give at least 1 and 2")
@@ -148,23 +161,31 @@ def _check_names(
     unknown = [name for pair in compare for name in pair if name not in names]
     if unknown:
         raise ValueError(f"compare names {unknown[0]!r}; give two of {', '.join(dict.fromkeys(names))}")
+    if keys_of and not pooled:
+        raise ValueError(f"keys_of names {keys_of[0]!r}, but protocol 'dreambench-plus' keeps all keys; leave it out")
+    unknown = [name for name in keys_of if name not in names]
+    if unknown:
+        raise ValueError(f"keys_of names {unknown[0]!r}; give any of {', '.join(names)}")
 
 
 def _kept_keys(
-    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, pooled: bool
+    scorers: Sequence[Scores], groups: Sequence[Scores], styles: bool, keys_of: Sequence[str], pooled: bool
 ) -> tuple[list[SampleKey], list[Dropped]]:
     """Select the keys of an analysis.
 
-    In a pooled analysis, all scorers and groups must have a key; else one group and any other must.
+    In a pooled analysis, all scorers of ``keys_of`` must have a key, or all scorers and groups; else one group and any
+    other must.
 
     Returns:
-        The sorted keys, of methods that all scorers and groups have, and what was left out, here and by the readers.
+        The sorted keys, of methods that all scorers and groups have unless ``keys_of`` is given, and what was left out,
+        here and by the readers.
     """
     parts = [*scorers, *groups]
     key_sets = [{pair for pair in part.values if styles or not pair[1].startswith("style_")} for part in parts]
+    defining = [keys for part, keys in zip(scorers, key_sets, strict=False) if part.name in keys_of]
     method_sets = [{method for method, _ in keys} for keys in key_sets]
     lacking: dict[str, str] = {}  # first part without a method
-    for part, methods in zip(parts, method_sets, strict=True):
+    for part, methods in zip(parts, method_sets, strict=True) if not defining else ():
         for method in set.union(*method_sets) - methods:
             lacking.setdefault(method, part.name)
     if lacking.keys() >= set.union(*method_sets):
@@ -179,9 +200,12 @@ def _kept_keys(
         for pair, count in times.items()
         if pair[0] not in lacking and (count == len(parts) if pooled else count > 1 and pair in rated)
     }
+    if defining:
+        kept = set.intersection(*defining)
     if any(len(kept & keys & rated) < 2 for keys in key_sets[: len(scorers)]):
         listing = "; ".join(
-            f"{part.name} has {len(keys)}, such as {min(keys)}" for part, keys in zip(parts, key_sets, strict=True)
+            f"{part.name} has {len(keys)}, such as {min(keys, default='none')}"
+            for part, keys in zip(parts, key_sets, strict=True)
         )
         raise ValueError(
             f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
@@ -192,6 +216,8 @@ def _kept_keys(
             return "style collection"
         if pair[0] in lacking:
             return f"method {pair[0]}, which {lacking[pair[0]]} lacks"
+        if defining:
+            return f"key that is not one of {', '.join(keys_of)}"
         return "key that another scorer or group lacks" if pooled else "key without a second number to compare with"
 
     dropped = [Dropped(part.name, why, count) for part in parts for why, count in part.dropped.items()]
@@ -214,15 +240,21 @@ class _Sample:
         concepts, self.concepts_K = np.unique([concept_of(key) for _, key in keys], return_inverse=True)
         self.weights_RC = concept_weights(len(concepts), replicates, seed)
         methods, methods_K = np.unique([method for method, _ in keys], return_inverse=True)
-        strata = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
-        self.strata = {"": np.arange(len(keys))} if pooled else strata
+        self.methods = {str(method): np.flatnonzero(methods_K == index) for index, method in enumerate(methods)}
+        self.strata = {"": np.arange(len(keys))} if pooled else self.methods
 
     def rounded(self, value: float) -> float:
         return round(value, _DECIMALS) if self.pooled else float(np.round(value, _DECIMALS))
 
-    def alphas(self, raters_UK: Numbers) -> list[float]:
+    def alphas(self, raters_UK: Numbers, strata: Mapping[str, Indices]) -> list[float]:
         """Alpha of each stratum, rounded."""
-        return [self.rounded(krippendorff_alpha(raters_UK[:, part])) for part in self.strata.values()]
+        return [self.rounded(krippendorff_alpha(raters_UK[:, part])) for part in strata.values()]
+
+    def group_means(self, alphas_GNM: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+        """(M, N): mean over groups of the alphas of each stratum and run."""
+        alphas_NGM = zip(*alphas_GNM, strict=True)
+        means_NM = [[self.mean(alphas_G) for alphas_G in zip(*alphas_GM, strict=True)] for alphas_GM in alphas_NGM]
+        return [list(means_N) for means_N in zip(*means_NM, strict=True)]
 
     def mean(self, values: Iterable[float]) -> float:
         """Mean, rounded."""
@@ -252,12 +284,12 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
     constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
     scaled_NK = np.full_like(scores_NK, math.nan) if constant else (scores_NK - low) / (high - low)
     pairs_GN = [[np.stack([scores_K, ratings_K]) for scores_K in scaled_NK] for ratings_K in sample.ratings_GK]
-    alphas_GNM = [[sample.alphas(pair) for pair in pairs_N] for pairs_N in pairs_GN]
+    alphas_GNM, by_method_GNM = (
+        [[sample.alphas(pair, strata) for pair in pairs_N] for pairs_N in pairs_GN]
+        for strata in (sample.strata, sample.methods)
+    )
     resamples_GR = [np.mean([sample.alpha_resamples(pair) for pair in pairs_N], axis=0) for pairs_N in pairs_GN]
-    alphas_MN = [
-        [sample.mean(alphas_NM[run][stratum] for alphas_NM in alphas_GNM) for run in range(len(runs))]
-        for stratum in range(len(sample.strata))
-    ]
+    methods = tuple(_method_alphas(sample.group_means(by_method_GNM), scores_NK, sample))
     alpha_R = np.asarray(np.mean(resamples_GR, axis=0))
 
     both_NK = ~np.isnan(scores_NK) & ~np.isnan(sample.mean_ratings_K)
@@ -265,11 +297,12 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
         (scores_K[both_K], sample.mean_ratings_K[both_K], sample.concepts_K[both_K])
         for scores_K, both_K in zip(scores_NK, both_NK, strict=True)
     ]
-    ranks = np.mean([rank_statistics(scores_K, ratings_K) for scores_K, ratings_K, _ in pairs], axis=0)
-    ranks_R3 = np.mean([rank_resamples(*pair, sample.weights_RC) for pair in pairs], axis=0)
-    rho, tau, area = (
+    values = np.mean([rating_statistics(scores_K, ratings_K) for scores_K, ratings_K, _ in pairs], axis=0)
+    resamples_R4 = np.mean([rating_resamples(*pair, sample.weights_RC) for pair in pairs], axis=0)
+    reasons = (_NO_ORDER, _NO_ORDER, _NO_ORDER, _NO_AUC)
+    r, rho, tau, area = (
         _estimate(float(value), resamples_R, reason)
-        for value, resamples_R, reason in zip(ranks, ranks_R3.T, (_NO_ORDER, _NO_ORDER, _NO_AUC), strict=True)
+        for value, resamples_R, reason in zip(values, resamples_R4.T, reasons, strict=True)
     )
     scorer = ScorerAgreement(
         name=name,
@@ -282,19 +315,21 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
             )
             for group, alphas_NM, resamples_R in zip(sample.groups, alphas_GNM, resamples_GR, strict=True)
         },
-        alpha=_estimate(sample.mean(sample.mean(alphas_N) for alphas_N in alphas_MN), alpha_R, constant or _NO_ALPHA),
+        alpha=_estimate(sample.mean(map(sample.mean, sample.group_means(alphas_GNM))), alpha_R, constant or _NO_ALPHA),
+        r=r,
         rho=rho,
         tau=tau,
         auc=area,
         extremes=_extremes(scores_NK, sample.keys),
-        methods=() if sample.pooled else tuple(_method_alphas(alphas_MN, scores_NK, sample)),
+        methods=methods,
+        positive_methods=sum((method.mean or 0) > 0 for method in methods),
     )
-    return scorer, [alpha_R, *ranks_R3.T]
+    return scorer, [alpha_R, *resamples_R4.T]
 
 
 def _method_alphas(alphas_MN: Sequence[Sequence[float]], scores_NK: Numbers, sample: _Sample) -> Iterable[MethodAlpha]:
-    ceilings = sample.alphas(sample.ratings_GK)
-    for (method, part), ceiling, alphas_N in zip(sample.strata.items(), ceilings, alphas_MN, strict=True):
+    ceilings = sample.alphas(sample.ratings_GK, sample.methods)
+    for (method, part), ceiling, alphas_N in zip(sample.methods.items(), ceilings, alphas_MN, strict=True):
         rated_K = ~np.isnan(scores_NK[:, part]).all(axis=0) & ~np.isnan(sample.ratings_GK[:, part]).all(axis=0)
         deviation = round(float(np.std(alphas_N, ddof=1)), _DECIMALS) if len(alphas_N) > 1 else math.nan
         yield MethodAlpha(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name, sample_key
@@ -25,6 +26,8 @@ SEEDS = ("mean", "last")
 
 HIGHEST_RATING = 4.0
 
+_RATING_FOLDERS = {"data_gpt_rating", "data_human_rating"}
+
 _TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
 
 
@@ -35,8 +38,7 @@ class Scores:
     Attributes:
         name: name of the scorer or group.
         values: number by (method, key), all finite.
-        rates_0_to_4: whether the numbers are ratings like people's: before seeds are averaged, all are integers from 0
-            to 4, and some are above 1, since 0 and 1 only are a yes or no.
+        rates_0_to_4: whether the numbers are ratings from 0 to 4: of people, or of a judge.
         dropped: number of cells that were left out, by reason.
         source: the file or folder.
         seeds: how several numbers of one (method, key) were combined, one of ``SEEDS``.
@@ -53,7 +55,13 @@ class Scores:
 
 
 def read_scores(
-    source: Path, score: str, *, columns: Sequence[str] = (), name: str | None = None, seeds: str = "mean"
+    source: Path,
+    score: str,
+    *,
+    columns: Sequence[str] = (),
+    name: str | None = None,
+    seeds: str = "mean",
+    judge: bool = False,
 ) -> list[Scores]:
     """Read scorers from a table or from JSON.
 
@@ -65,13 +73,19 @@ def read_scores(
         columns: columns of a table, each a scorer; columns that the table lacks are ignored if it has others. Empty for
             the column named like the score.
         name: name of the scorer; of several columns, the beginning of their names. None for the column, folder or file.
-        seeds: "mean" averages the numbers of one (method, key), "last" uses the last.
+        seeds: "mean" averages the numbers of one (method, key). "last" uses the last by file name, as text, so that
+            ``3_9`` comes after ``3_10``: the name in the column ``generated_image``, or else the key with its seed. Of
+            equal names the last in the file counts.
+        judge: whether the numbers are ratings from 0 to 4. JSON in a folder ``data_gpt_rating`` or
+            ``data_human_rating``, or below it, always is. The numbers themselves do not decide.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed, holds something that is not a number, or no number at all.
+        ValueError: if it is malformed, holds something that is not a number, a judge's number outside 0..4, or no
+            number at all.
         ImportError: for Parquet without pyarrow.
     """
+    highest = HIGHEST_RATING if judge else None
     if source.suffix.lower() in _TABLES and not source.is_dir():
         rows, available = _table(source, "scores")
         wanted = tuple(columns) or (score,)
@@ -80,14 +94,17 @@ def read_scores(
             raise ValueError(f"{source} has no column {' or '.join(wanted)}; give one of {', '.join(available)}")
         names = [f"{name}:{column}" if name and len(found) > 1 else name or column for column in found]
         return [
-            _scores(scorer, source, _table_cells(source, rows, column), seeds, column=column)
+            _scores(scorer, source, _table_cells(source, rows, column), seeds, highest, column)
             for scorer, column in zip(names, found, strict=True)
         ]
     files = _json_files(source) if source.is_dir() else [source]
     if not files:
         raise ValueError(f"{source} holds no <method>.json; give a folder such as data_dino_rating, or a CSV file")
     name = name or (source.resolve().name if source.is_dir() else source.stem)
-    return [_scores(name, source, _json_cells(files, score), seeds)]
+    folder = source.resolve() if source.is_dir() else source.resolve().parent
+    if not _RATING_FOLDERS.isdisjoint((folder.name, *(parent.name for parent in list(folder.parents)[:2]))):
+        highest = HIGHEST_RATING
+    return [_scores(name, source, _json_cells(files, score), seeds, highest)]
 
 
 def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds: str = "mean") -> list[Scores]:
@@ -149,50 +166,62 @@ def _check_groups(source: Path, groups: Sequence[str], available: Sequence[str])
             raise ValueError(f"--group is {group!r}; the groups of {source} are {', '.join(available) or 'none'}")
 
 
-_Cell = tuple[str, str, object, str]  # method, key, number as found, and label for error texts
+_UNDEFINED = "undefined (nan)"
+
+
+class _Cell(NamedTuple):
+    """A number as found, with its label for error texts, the name of the scored file, and what NaN means there."""
+
+    method: str
+    key: str
+    value: object
+    label: str
+    file: str
+    undefined: str = _UNDEFINED
 
 
 def _scores(
     name: str, source: Path, cells: Iterable[_Cell], seeds: str, highest: float | None = None, column: str = ""
 ) -> Scores:
-    """Check and combine the cells of one scorer, or of one group of raters, whose ``highest`` rating is given."""
+    """Check and combine the cells of one scorer, or of raters, whose ``highest`` rating is given."""
     check_choice("seeds", seeds, SEEDS)
     numbers: dict[tuple[str, str], list[float]] = {}
+    last_file: dict[tuple[str, str], str] = {}
     spellings: dict[str, str] = {}
     dropped: Counter[str] = Counter()
-    all_integers, some_above_one = True, False
-    for method, key, cell, label in cells:
+    for method, key, cell, label, file, undefined in cells:
         if column and not (method.strip() and key.strip()):  # cells of a table may be empty
             dropped["row without method or key"] += 1
             continue
         number = _number(cell, label)
-        if number is None:
-            dropped["empty or nan"] += 1
+        if number is None or math.isnan(number):
+            dropped["empty" if number is None else undefined] += 1
             continue
         if highest is not None and not 0 <= number <= highest:
             raise ValueError(f"{label}: {cell!r} is not a rating from 0 to {highest:g}; correct it, or leave it empty")
-        all_integers = all_integers and number in (0, 1, 2, 3, 4)
-        some_above_one = some_above_one or number > 1
         short = method_name(method)
         if spellings.setdefault(short, method) != method:
             raise ValueError(
                 f"{label}: the methods {spellings[short]!r} and {method!r} are both {short!r} without their run "
                 "settings; rename one, or give them in separate files"
             )
-        of_key = numbers.setdefault((short, sample_key(key)), [])
-        if of_key and seeds == "last":
-            of_key.clear()
+        pair = (short, sample_key(key))
+        if seeds == "last" and pair in numbers:
             dropped["overwritten by a later number of its key"] += 1
-        of_key.append(number)
+            if file < last_file[pair]:
+                continue
+            numbers[pair].clear()
+        last_file[pair] = file
+        numbers.setdefault(pair, []).append(number)
     if not numbers:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "it is empty"
         raise ValueError(f"{source} holds no number for {(column or name)!r} ({reasons}); check the file and the name")
     values = {pair: math.fsum(of_key) / len(of_key) for pair, of_key in numbers.items()}
-    return Scores(name, values, all_integers and some_above_one, dict(dropped), str(source), seeds, column)
+    return Scores(name, values, highest is not None, dict(dropped), str(source), seeds, column)
 
 
 def _number(cell: object, label: str) -> float | None:
-    """The finite number in a cell; None if it is empty or NaN."""
+    """The finite number or NaN in a cell; None if it is empty."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
     try:
@@ -201,7 +230,7 @@ def _number(cell: object, label: str) -> float | None:
         number = math.inf
     if math.isinf(number):
         raise ValueError(f"{label}: {cell!r} is not a finite number; correct it, or leave it empty (null in JSON)")
-    return None if math.isnan(number) else number
+    return number
 
 
 def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
@@ -216,7 +245,10 @@ def _table_cells(file: Path, rows: Iterable[Row], column: str) -> Iterator[_Cell
     for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
         label = f"{file}, line {row.line}, method {method}, key {key}, column {column}"
-        yield method, key, row.cells.get(column), label
+        generated = Path(row.cells.get("generated_image") or key).name
+        no_patch = column == "cp" and _number(row.cells.get("reference_subject_patches"), label) == 0
+        undefined = f"{_UNDEFINED}: reference mask that covers no patch by more than half" if no_patch else _UNDEFINED
+        yield _Cell(method, key, row.cells.get(column), label, generated, undefined)
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -244,4 +276,4 @@ def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> I
                 if len(value) != len(RATED_SCORES):
                     raise ValueError(f"{label}: {value} is not a pair of numbers; give one number, or [cp, pf]")
                 value = value[RATED_SCORES.index(score)]
-            yield method, key, value, label
+            yield _Cell(method, key, value, label, "" if of_raters else key)

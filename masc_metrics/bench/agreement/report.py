@@ -46,7 +46,7 @@ class Extreme:
 
 @dataclass(frozen=True, slots=True)
 class MethodAlpha:
-    """A scorer's alpha on the images of one method, a row of DreamBench++'s table.
+    """A scorer's alpha on the images of one method; in DreamBench++'s protocol, a row of its table.
 
     Attributes:
         keys: number of keys that at least one run and one group have.
@@ -72,14 +72,16 @@ class ScorerAgreement:
         name: name of the scorer.
         keys: number of keys that it and at least one group have.
         scaling_range: scores that are scaled to 0 and 1.
-        scaled_like_people: whether that range is 0..4 because the scorer rates as people do.
+        scaled_like_people: whether that range is 0..4 because the scorer is a judge, which rates as people do.
         alpha_to: Krippendorff's alpha to each group.
         alpha: mean of these alphas.
+        r: Pearson's r against the mean of the groups.
         rho: Spearman's rho against the mean of the groups.
         tau: Kendall's tau-b against the mean of the groups.
         auc: AUC of mean ratings of at least 3.5 against those of at most 0.5.
         extremes: the lowest and highest scores.
-        methods: alpha of each method; empty in the pooled protocol.
+        methods: alpha of each method, with scores scaled by the range of all methods.
+        positive_methods: number of methods whose alpha is above 0.
     """
 
     name: str
@@ -88,11 +90,13 @@ class ScorerAgreement:
     scaled_like_people: bool
     alpha_to: Mapping[str, Estimate]
     alpha: Estimate
+    r: Estimate
     rho: Estimate
     tau: Estimate
     auc: Estimate
     extremes: tuple[Extreme, ...]
     methods: tuple[MethodAlpha, ...]
+    positive_methods: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Difference:
 
     Attributes:
         a, b: names of the scorers.
-        statistic: "alpha" (the mean over groups), "rho", "tau" or "auc".
+        statistic: "alpha" (the mean over groups), "r", "rho", "tau" or "auc".
         difference: value of a minus value of b.
         p_value: two-sided p-value in (0, 1]; None without resamples.
     """
@@ -136,11 +140,12 @@ class Agreement:
         protocol: "pooled" or "dreambench-plus".
         score: "cp" or "pf".
         with_styles: whether style collections count.
+        keys_of: names of the scorers whose keys are used; empty for those of all scorers and groups.
         groups: names of the groups of raters.
         ceiling: alpha of the groups with each other on the same keys.
         scorers: results of the scorers, in the order given.
         differences: the tests asked for.
-        keys: number of (method, key) pairs.
+        keys: number of (method, key) pairs; with ``keys_of`` also those without ratings.
         concepts: number of concepts among them; these are resampled.
         methods: methods among them.
         key_set_sha256: SHA-256 of the sorted pairs as JSON, ``[["method", "key"], ...]`` in UTF-8. Equal digests mean
@@ -157,6 +162,7 @@ class Agreement:
     protocol: str
     score: str
     with_styles: bool
+    keys_of: tuple[str, ...]
     groups: tuple[str, ...]
     ceiling: Estimate
     scorers: tuple[ScorerAgreement, ...]

@@ -124,27 +124,28 @@ def alpha_resamples(ratings_UK: Numbers, concepts_K: Indices, weights_RC: Number
     return np.where(defined, 1 - observed / m / np.where(defined, expected, 1.0), math.nan)
 
 
-def rank_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
-    """Spearman's rho, Kendall's tau-b and the AUC of scores against mean ratings.
+def rating_statistics(scores_K: Numbers, ratings_K: Numbers) -> Numbers:
+    """Pearson's r, Spearman's rho, Kendall's tau-b and the AUC of scores against mean ratings.
 
     Args:
         scores_K: finite scores.
         ratings_K: mean ratings, 0..4.
 
     Returns:
-        (3,): rho and tau in [-1, 1], NaN if scores or ratings are constant; the AUC of ratings of at least ``HIGH``
+        (4,): r, rho and tau in [-1, 1], NaN if scores or ratings are constant; the AUC of ratings of at least ``HIGH``
         against those of at most ``LOW``, NaN if there are none of either.
     """
     from scipy import stats
 
-    rho = tau = math.nan
+    r = rho = tau = math.nan
     if scores_K.size and np.ptp(scores_K) > 0 and np.ptp(ratings_K) > 0:
+        r = float(stats.pearsonr(scores_K, ratings_K).statistic)
         rho = float(stats.spearmanr(scores_K, ratings_K).statistic)
         tau = float(stats.kendalltau(scores_K, ratings_K).statistic)
-    return np.array([rho, tau, auc(scores_K[ratings_K >= HIGH], scores_K[ratings_K <= LOW])])
+    return np.array([r, rho, tau, auc(scores_K[ratings_K >= HIGH], scores_K[ratings_K <= LOW])])
 
 
-def rank_resamples(scores_K: Numbers, ratings_K: Numbers, concepts_K: Indices, weights_RC: Numbers) -> Numbers:
-    """:func:`rank_statistics` of every resample, (R, 3), with concepts and weights as of :func:`alpha_resamples`."""
+def rating_resamples(scores_K: Numbers, ratings_K: Numbers, concepts_K: Indices, weights_RC: Numbers) -> Numbers:
+    """:func:`rating_statistics` of every resample, (R, 4), with concepts and weights as of :func:`alpha_resamples`."""
     resamples = (np.repeat(np.arange(len(scores_K)), weights_C[concepts_K]) for weights_C in weights_RC.astype(np.intp))
-    return np.array([rank_statistics(scores_K[keys], ratings_K[keys]) for keys in resamples]).reshape(-1, 3)
+    return np.array([rating_statistics(scores_K[keys], ratings_K[keys]) for keys in resamples]).reshape(-1, 4)

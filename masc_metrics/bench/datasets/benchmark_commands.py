@@ -68,6 +68,8 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             print(f"missing in all: {listing}", file=sys.stderr)
         if tree.missing and not source.allow_missing:
             raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
+        for note in tree.notes:
+            print(f"{source.root}: {note}", file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return score_list(SampleList(tree.samples, source.root), run).exit_code

@@ -37,7 +37,7 @@ CATEGORY_PATHS = {
 }
 """Folder in ``images``, ``captions`` and the reference masks, by prefix of the collection's name."""
 
-_COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_.*)?", re.DOTALL)
+_COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_(.*))?", re.DOTALL)
 
 MIN_COVERAGE = 0.05
 """The paper's filter: a pair is skipped if either mask has at most 5 % non-zero pixels at native size."""
@@ -72,10 +72,12 @@ class DreamBenchPlus:
             else has an error that names it.
         missing: missing files with their purposes, sorted. Generated images are missing if a method has none for a
             collection or prompt of ``images`` or ``captions``.
+        notes: what was read from another place than usual, without loss.
     """
 
     samples: tuple[Sample, ...]
     missing: tuple[tuple[Path, str], ...]
+    notes: tuple[str, ...]
 
 
 def read_dreambench_plus(
@@ -88,8 +90,9 @@ def read_dreambench_plus(
 
     A sample has the short method name; its collection as concept; animal, human, object or style as category, by the
     collection's prefix; ``<collection>-<prompt>`` as key; and ``<method>/<collection>/<prompt>_<seed>`` as id. The
-    prompt is read from ``text``, else from the caption file. If ``images`` lacks a reference, its copy in ``src_image``
-    is used, which the generation script wrote as a second JPEG.
+    prompt is read from ``text``, else from the caption file. The subject is the caption file's, else the keyword of the
+    collection's name. A sample without a prompt or a subject has no prompt following. If ``images`` lacks a reference,
+    its copy in ``src_image`` is used, which the generation script wrote as a second JPEG.
 
     Args:
         root: folder with ``images``, ``captions`` and ``samples``.
@@ -118,7 +121,7 @@ def read_dreambench_plus(
     if not samples:
         raise ValueError(f"{root / 'samples'} holds no generated images; {_LAYOUT}")
     numbered = (replace(sample, line=position) for position, sample in enumerate(samples, start=1))
-    return DreamBenchPlus(tuple(numbered), tuple(sorted(reader.tree.missing)))
+    return DreamBenchPlus(tuple(numbered), tuple(sorted(reader.tree.missing)), tuple(reader.notes()))
 
 
 def _method_folders(samples: Path, methods: Sequence[str], tree: _Tree) -> dict[str, str]:
@@ -167,6 +170,12 @@ class _Collection(NamedTuple):
     def category(self) -> str:
         """One of animal, human, object, style."""
         return self.path.rpartition("/")[2]
+
+    @staticmethod
+    def keyword(folder: str) -> str:
+        """The subject in a folder name: "piggy bank" for ``object_08_piggy_bank``; empty if there is none."""
+        found = _COLLECTION_NAME.fullmatch(folder)
+        return (found[3] or "").replace("_", " ").strip() if found else ""
 
     def file(self, folder: Path, suffix: str) -> Path:
         """Its file below ``images``, ``captions`` or the reference masks."""
@@ -231,6 +240,7 @@ class _Reader:
     def __init__(self, root: Path, masks: Path, pf_without: PfWithout) -> None:
         self.tree = _Tree()
         self._root, self._masks, self._pf_without = root, masks, pf_without
+        self._without_text: list[Path] = []
 
     def samples(self, method: str, folder: str) -> Iterator[Sample]:
         masks = self._mask_folder(folder)
@@ -275,26 +285,36 @@ class _Reader:
         reference_image = needed(image, "reference image", reference)
         reference_mask = needed(collection.file(self._masks / "refs", ".png"), "reference mask")
         text, caption = run / "text" / f"{name}.txt", self._caption(collection)
-        subject, *prompts = tree.lines(caption) or [""]
-        prompt_text = None
+        noun, *prompts = tree.lines(caption) or [""]
+        subject = noun or _Collection.keyword(sample.concept)
+        prompt_text = ""
         if not self._without_pf(collection, prompt):
-            prompt_text = " ".join(tree.lines(text)) or "".join(prompts[prompt : prompt + 1])
+            written, captioned = " ".join(tree.lines(text)), "".join(prompts[prompt : prompt + 1])
+            prompt_text = written or captioned
             if not prompt_text:
-                tree.missing.add((text if prompts else caption, "prompt (UTF-8 text)"))
-                lacks.append(f"prompt in {text} or line {prompt + 2} of {caption}")
-            if not subject:
-                tree.missing.add((caption, "subject (UTF-8 text, first line)"))
-                lacks.append(f"subject in line 1 of {caption}")
+                tree.missing.add((text if prompts else caption, "prompt (UTF-8 text; without it there is no PF)"))
+            elif not written:
+                self._without_text.append(text)
+            if not noun:
+                instead = "the folder's keyword is used" if subject else "without it there is no PF"
+                tree.missing.add((caption, f"subject (UTF-8 text, first line; {instead})"))
         return replace(
             sample,
             generated_mask=generated_mask,
             reference_image=reference_image or "",
             reference_mask=reference_mask,
-            prompt=prompt_text,
+            prompt=(prompt_text if subject else "") or None,
             subject=subject or None,
             category=collection.category,
             error=f"missing {' and '.join(lacks)}" if lacks else "",
         )
+
+    def notes(self) -> Iterator[str]:
+        if self._without_text:
+            yield (
+                f"the prompts of {len(self._without_text)} generated images are those of the caption files, because "
+                f"text lacks them; the first is {self._without_text[0]}"
+            )
 
     def add_missing_generated(self, folders: Sequence[str]) -> None:
         """Remember the collections and prompts for which a method has no image."""

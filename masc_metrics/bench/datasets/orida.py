@@ -99,8 +99,8 @@ def read_orida(
     fewer than ``cross_pairs``, all are used, in their own order.
 
     A sample has "same" or "cross" as category, the reference's subject as concept, and the id
-    ``same/<subject>/<i>-<j>`` or ``cross/<a>.<i>/<b>.<j>``, with positions from 0. It has no prompt and no generated
-    mask.
+    ``same/<subject>/<i>-<j>`` or ``cross/<a>.<i>/<b>.<j>``, with positions from 0. It has no prompt, and the
+    generated image's mask only decides about the image's EXIF orientation.
 
     Args:
         root: folder that holds ``train``, or ``train`` itself.
@@ -156,6 +156,7 @@ def read_orida(
             sample_id=f"{SAME}/{concept}/{i}-{j}" if a == b else f"{CROSS}/{concept}.{i}/{other}.{j}",
             generated_image=str(generated[j]),
             generated_mask=None,
+            orientation_mask=str(_mask_of(generated[j])),
             reference_image=str(references[i]),
             reference_mask=str(_mask_of(references[i])),
             prompt=None,

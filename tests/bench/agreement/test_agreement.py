@@ -37,6 +37,24 @@ def test_pooled_alpha_has_one_range_for_all_methods_and_is_rounded_at_each_step(
     assert rounding_mattered
 
 
+def test_pooled_analysis_has_an_alpha_per_method_with_the_range_of_all_methods() -> None:
+    # The scores of one method are reversed, and shifted, which a range per method would hide.
+    values = {pair: 0.6 - value if pair[0] == "emu2" else value for pair, value in SCORERS["good"].items()}
+    low, high = min(values.values()), max(values.values())
+    found = report(scores("good", values)).scorers[0]
+    for row, method in zip(found.methods, METHODS, strict=True):
+        keys = [pair for pair in KEYS if pair[0] == method]
+        scaled = [(value - low) / (high - low) for value in listed(values, keys)]
+        people = [[rating / 4 for rating in listed(group.values, keys)] for group in GROUPS]
+        each = [round(alpha(scaled, ratings), 3) for ratings in people]
+        assert (row.method, row.keys, row.deviation) == (method, len(keys), None)
+        assert row.runs == (row.mean,) == (round(sum(each) / 2, 3),)
+        assert row.ceiling == round(alpha(*people), 3)
+    assert [(row.mean or 0) > 0 for row in found.methods] == [True, False]
+    assert found.positive_methods == 1
+    assert report(scores("good", SCORERS["good"])).scorers[0].positive_methods == 2
+
+
 def test_ceiling_is_the_alpha_of_the_groups_on_the_same_keys() -> None:
     some = {pair: value for pair, value in SCORERS["good"].items() if pair[1] != "object_00_cup-0"}
     keys = [pair for pair in KEYS if pair in some]
@@ -70,10 +88,11 @@ def test_group_as_scorer_agrees_with_itself_and_reaches_the_ceiling() -> None:
     assert found.scorers[0].alpha_to["group2"].value == found.ceiling.value
 
 
-def test_rank_statistics_compare_with_the_mean_of_the_groups() -> None:
+def test_rating_statistics_compare_with_the_mean_of_the_groups() -> None:
     found = report(scores("fair", SCORERS["fair"])).scorers[0]
     mean = [(a + b) / 2 for a, b in zip(*(listed(group.values) for group in GROUPS), strict=True)]
     given = listed(SCORERS["fair"])
+    assert found.r.value == pytest.approx(np.corrcoef(given, mean)[0, 1])
     assert found.rho.value == pytest.approx(stats.spearmanr(given, mean).statistic)
     assert found.tau.value == pytest.approx(stats.kendalltau(given, mean).statistic)
     high = [score for score, rating in zip(given, mean, strict=True) if rating >= 3.5]
@@ -101,6 +120,40 @@ def test_only_common_keys_count_and_the_others_are_reported() -> None:
         ("group1", lacking, 4),
         ("group2", lacking, 4),
     ]
+
+
+def test_named_scorers_define_the_keys_and_ranges_include_keys_without_ratings() -> None:
+    missing, unrated = KEYS[0], KEYS[4]
+    good = {pair: value for pair, value in SCORERS["good"].items() if pair != missing} | {unrated: 9.0}
+    fair = {pair: v for pair, v in SCORERS["fair"].items() if pair[0] == "emu2" or pair[1].startswith("object_00")}
+    groups = [
+        scores(group.name, {pair: rating for pair, rating in group.values.items() if pair != unrated})
+        for group in GROUPS
+    ]
+    found = report(scores("good", good), scores("fair", fair), groups=groups, keys_of=["good"])
+    assert (found.keys, found.methods, found.keys_of) == (len(KEYS) - 1, METHODS, ("good",))
+    text = json.dumps([list(pair) for pair in sorted(KEYS) if pair != missing])
+    assert found.key_set_sha256 == hashlib.sha256(text.encode()).hexdigest()
+    people = [pair for pair in KEYS if pair not in (missing, unrated)]
+    assert found.ceiling.value == round(alpha(*(listed(group.values, people) for group in GROUPS)), 3)
+    for scorer, values in zip(found.scorers, (good, fair), strict=True):
+        own = [pair for pair in KEYS if pair in values and pair != missing]
+        low, high = min(values[pair] for pair in own), max(values[pair] for pair in own)
+        assert scorer.scaling_range == (low, high)
+        rated = [pair for pair in own if pair != unrated]
+        scaled = [(values[pair] - low) / (high - low) for pair in rated]
+        for group in GROUPS:
+            expected = round(alpha(scaled, [rating / 4 for rating in listed(group.values, rated)]), 3)
+            assert scorer.alpha_to[group.name].value == expected
+        assert scorer.keys == len(rated)
+        mean = [sum(group.values[pair] for group in GROUPS) / 2 for pair in rated]
+        assert scorer.rho.value == pytest.approx(stats.spearmanr([values[pair] for pair in rated], mean).statistic)
+    assert found.scorers[0].scaling_range[1] == 9, "of a key without ratings"
+    assert [(each.source, each.reason, each.count) for each in found.dropped] == [
+        (name, "key that is not one of good", 1) for name in ("fair", "group1", "group2")
+    ]
+    both = report(scores("good", good), scores("fair", fair), groups=groups, keys_of=["good", "fair"])
+    assert both.keys == len(good.keys() & fair.keys())
 
 
 def test_digest_of_the_key_set_does_not_depend_on_order_or_scores() -> None:
@@ -200,6 +253,11 @@ def test_undefined_values_are_null_with_a_reason() -> None:
         (lambda good: report(), r"^there are 0 scorers and 2 groups"),
         (lambda good: report(good, groups=GROUPS[:1]), r"^there are 1 scorers and 1 groups"),
         (lambda good: report(good, compare=[("good", "bad")]), r"^compare names 'bad'; give two of good$"),
+        (lambda good: report(good, keys_of=["good", "bad"]), r"^keys_of names 'bad'; give any of good$"),
+        (
+            lambda good: report(good, keys_of=["good"], protocol="dreambench-plus"),
+            r"^keys_of names 'good', but protocol",
+        ),
         (
             lambda good: report(scores("x", {("gan", KEYS[0][1]): 1.0})),
             r"^all scorers and groups must share a method; .* Methods of x: gan; group1: dreambooth_sd, emu2; group2",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return lambda *arguments: main(["agreement", "--replicates", "60", *arguments])
 
 
-def table(file: str, columns: dict[str, Values], settings: dict[str, str] | None = None) -> None:
+def table(
+    file: str,
+    columns: dict[str, Values],
+    settings: dict[str, str] | None = None,
+    keys: Sequence[tuple[str, str]] = KEYS,
+) -> None:
     with open(file, "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["method", "key", *columns])
-        for method, key in KEYS:
+        for method, key in keys:
             folder = method + (settings or {}).get(method, "")
             writer.writerow([folder, key, *(values[method, key] for values in columns.values())])
 
@@ -76,6 +82,7 @@ def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.Captu
         "alpha",
         "group2",
         "alpha",
+        "r",
         "rho",
         "tau",
         "AUC",
@@ -85,19 +92,58 @@ def test_scores_and_ratings_give_a_table_and_json(run: Run, capsys: pytest.Captu
     assert f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]" in row
     assert [f"{estimate.value:.3f}" for estimate in expected.scorers[0].alpha_to.values()] == row.split()[1:3]
     assert f"ceiling: alpha {expected.ceiling.value:.3f} [" in "\n".join(lines)
+    means = {row.method: row.mean for row in expected.scorers[0].methods}
+    assert {row["method"]: row["mean"] for row in found["scorers"][0]["methods"]} == means
+    by_method = lines.index(next(line for line in lines if line.startswith("alpha by method")))
+    assert [line.split()[-1] for line in lines[by_method + 1 : by_method + 3]] == [
+        f"{mean:.3f}" for mean in means.values()
+    ]
+    assert lines[by_method + 3].split() == ["above", "0", "2", "of", "2"]
     lowest = expected.scorers[0].extremes[0]
     assert f"cp: lowest {lowest.value:.4g} ({lowest.method}, {lowest.key})" in "\n".join(lines)
 
 
 def test_several_scorers_columns_and_names(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--score", "cp", "--column", "dino-i", "--out", "found.json", "--compare", "masc:cp", "GPT-4o")
-    assert run(*given, "masc=scores.csv", "GPT-4o=gpt", "gpt2", "data_human_rating") == 0
+    assert run(*given, "masc=scores.csv", "GPT-4o:judge=gpt", "gpt2", "data_human_rating") == 0
     found = read("found.json")
     assert [scorer["name"] for scorer in found["scorers"]] == ["masc:cp", "masc:dino-i", "GPT-4o", "gpt2"]
-    assert [scorer["scaled_like_people"] for scorer in found["scorers"]] == [False, False, True, True]
+    assert [scorer["scaled_like_people"] for scorer in found["scorers"]] == [False, False, True, False]
     assert found["scorers"][2]["alpha_to"]["group1"]["value"] == 1
     assert {(test["a"], test["b"]) for test in found["differences"]} == {("masc:cp", "GPT-4o")}
-    assert "masc:cp - GPT-4o" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "masc:cp - GPT-4o" in printed
+    assert [line.split()[0] for line in printed.splitlines() if line.endswith("0..4 (judge)")] == ["GPT-4o"]
+
+
+def test_judge_that_never_gives_the_ends_is_divided_by_4(run: Run) -> None:
+    by_method(Path("judge"), "{}.json", {pair: min(3.0, max(1.0, v)) for pair, v in GROUPS[0].values.items()})
+    shutil.copytree("judge", "data_gpt_rating/full")
+    given = ("judge", "named:judge=judge", ":judge=judge/../judge", "gpt4v=data_gpt_rating/full", "ratings.csv")
+    assert run(given[0], *given[1:2], *given[3:], "--score", "cp", "--out", "found.json") == 0
+    found = {scorer["name"]: scorer["scaling_range"] for scorer in read("found.json")["scorers"]}
+    assert found == {"judge": [1, 3], "named": [0, 4], "gpt4v": [0, 4]}
+    assert run(given[2], given[4], "--score", "cp", "--out", "found.json") == 0
+    assert [(scorer["name"], scorer["scaling_range"]) for scorer in read("found.json")["scorers"]] == [
+        ("judge", [0, 4])
+    ]
+
+
+def test_keys_can_be_those_of_named_scorers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    table("few.csv", {"cp": dict(list(SCORERS["fair"].items())[:20])}, keys=KEYS[:20])
+    given = ("all=scores.csv", "few=few.csv", "ratings.csv", "--score", "cp", "--out", "found.json")
+    for option, keys, counts in (
+        ((), 20, [20, 20]),
+        (("--keys-of", "all"), 30, [30, 20]),
+        (("--keys-of", "all, few"), 20, [20, 20]),
+    ):
+        assert run(*given, *option) == 0
+        found = read("found.json")
+        assert found["keys"] == keys
+        assert [scorer["keys"] for scorer in found["scorers"]] == counts
+    assert "CP, pooled, with style collections: 20 keys of all, few, " in capsys.readouterr().out
+    assert run(*given, "--keys-of", "all,none") == 2
+    assert "keys_of names 'none'; give any of all, few" in capsys.readouterr().err
 
 
 def test_file_name_may_hold_an_equals_sign(run: Run) -> None:
@@ -110,7 +156,7 @@ def test_two_scorers_are_compared_by_default(run: Run) -> None:
     assert run("scores.csv", "gpt", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
     tests = read("found.json")["differences"]
     assert [(test["a"], test["b"], test["statistic"]) for test in tests] == [
-        ("cp", "gpt", statistic) for statistic in ("alpha", "rho", "tau", "auc")
+        ("cp", "gpt", statistic) for statistic in ("alpha", "r", "rho", "tau", "auc")
     ]
 
 
@@ -122,7 +168,7 @@ def test_repeated_name_gives_runs_of_one_scorer_for_dreambench_plus(
     rows = read("found.json")["scorers"][0]["methods"]
     assert [row["method"] for row in rows] == ["dreambooth_sd", "emu2"]
     shown = f"{rows[1]['ceiling']:.3f}   {rows[1]['mean']:.3f} +- {rows[1]['deviation']:.3f}"
-    assert f"emu2           {shown}" in capsys.readouterr().out
+    assert f"emu2             {shown}" in capsys.readouterr().out
     assert run(*given) == 2
     assert "several scorers are named 'judge'" in capsys.readouterr().err
 

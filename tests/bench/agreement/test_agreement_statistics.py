@@ -14,8 +14,8 @@ from masc_metrics.bench.agreement.statistics import (
     alpha_resamples,
     auc,
     krippendorff_alpha,
-    rank_resamples,
-    rank_statistics,
+    rating_resamples,
+    rating_statistics,
 )
 from masc_metrics.bench.intervals import Numbers
 
@@ -138,25 +138,27 @@ def sample() -> tuple[Numbers, Numbers, Numbers]:
     return scores_K, ratings_K, rng.integers(0, 5, 80)
 
 
-def test_rank_statistics_are_scipys() -> None:
+def test_rating_statistics_are_scipys() -> None:
     scores_K, ratings_K, _ = sample()
-    rho, tau, area = rank_statistics(scores_K, ratings_K)
+    r, rho, tau, area = rating_statistics(scores_K, ratings_K)
+    assert r == pytest.approx(np.corrcoef(scores_K, ratings_K)[0, 1])
     assert rho == pytest.approx(stats.spearmanr(scores_K, ratings_K).statistic)
     assert tau == pytest.approx(stats.kendalltau(scores_K, ratings_K, variant="b").statistic)
     high, low = scores_K[ratings_K > 3.4], scores_K[ratings_K < 0.6]
     assert area == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in high for b in low]))
 
 
-def test_rank_statistics_of_resamples_are_those_of_repeated_keys() -> None:
+def test_rating_statistics_of_resamples_are_those_of_repeated_keys() -> None:
     scores_K, ratings_K, concepts_K = sample()
     ratings_K[concepts_K > 2] = 2  # some resamples have a single rating, some no high or low one
     weights_RC = np.random.default_rng(7).multinomial(5, np.full(5, 0.2), 40).astype(np.float64)
     weights_RC[0] = [0, 0, 0, 3, 2]
-    resamples = rank_resamples(scores_K, ratings_K, concepts_K, weights_RC)
+    resamples = rating_resamples(scores_K, ratings_K, concepts_K, weights_RC)
     assert np.isnan(resamples[0]).all()
     assert not np.isnan(resamples).all(axis=1)[1:].any()
-    for weights_C, (rho, tau, area) in zip(weights_RC[1:], resamples[1:], strict=True):
+    for weights_C, (r, rho, tau, area) in zip(weights_RC[1:], resamples[1:], strict=True):
         drawn = np.repeat(np.arange(80), weights_C[concepts_K].astype(int))
+        assert r == pytest.approx(np.corrcoef(scores_K[drawn], ratings_K[drawn])[0, 1], abs=1e-10)
         assert rho == pytest.approx(stats.spearmanr(scores_K[drawn], ratings_K[drawn]).statistic, abs=1e-10)
         assert tau == pytest.approx(stats.kendalltau(scores_K[drawn], ratings_K[drawn]).statistic, abs=1e-10)
         high, low = scores_K[drawn][ratings_K[drawn] >= 3.5], scores_K[drawn][ratings_K[drawn] <= 0.5]
@@ -165,7 +167,7 @@ def test_rank_statistics_of_resamples_are_those_of_repeated_keys() -> None:
 
 def test_constant_scores_have_undefined_correlations_and_an_auc_of_one_half() -> None:
     ratings_K = np.array([0.0, 0.5, 3.5, 4.0])
-    rho, tau, area = rank_statistics(np.ones(4), ratings_K)
-    assert (math.isnan(rho), math.isnan(tau), area) == (True, True, 0.5)
-    resamples = rank_resamples(np.ones(4), ratings_K, np.arange(4), np.ones((1, 4)))
-    np.testing.assert_array_equal(resamples, [[NAN, NAN, 0.5]])
+    *correlations, area = rating_statistics(np.ones(4), ratings_K)
+    assert ([math.isnan(value) for value in correlations], area) == ([True] * 3, 0.5)
+    resamples = rating_resamples(np.ones(4), ratings_K, np.arange(4), np.ones((1, 4)))
+    np.testing.assert_array_equal(resamples, [[NAN, NAN, NAN, 0.5]])

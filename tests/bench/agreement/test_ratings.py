@@ -96,10 +96,10 @@ def test_score_file_gives_one_scorer_per_column_and_counts_dropped_cells(tmp_pat
     cp, dino = read_scores(file, "cp", columns=["cp", "no-such", "dino-i"])
     assert (cp.name, cp.column, dino.name) == ("cp", "cp", "dino-i")
     assert cp.values == {("dreambooth_sd", KITTEN): 0.5, ("emu2", KITTEN): 0.5}
-    assert cp.dropped == {"empty or nan": 1, "row without method or key": 1}
+    assert cp.dropped == {"undefined (nan)": 1, "row without method or key": 1}
     assert dino.values[("dreambooth_sd", MOTORCYCLE)] == 0.5
     assert one(file, "pf").values == {("dreambooth_sd", KITTEN): 0.25, ("emu2", KITTEN): 0.5}
-    assert one(file, "pf").dropped == {"empty or nan": 2, "row without method or key": 1}
+    assert one(file, "pf").dropped == {"empty": 2, "row without method or key": 1}
     assert [part.name for part in read_scores(file, "cp", columns=["cp", "pf"], name="masc")] == ["masc:cp", "masc:pf"]
     assert one(file, name="masc").name == "masc"
 
@@ -112,6 +112,16 @@ def test_last_seed_counts_on_request_and_the_others_are_dropped(tmp_path: Path) 
     assert (last.seeds, one(file).seeds) == ("last", "mean")
 
 
+def test_last_seed_is_the_last_by_file_name_in_any_order_of_rows(tmp_path: Path) -> None:
+    for seeds in (range(11), range(10, -1, -1)):
+        content = {f"{MOTORCYCLE}_{seed}": seed for seed in seeds}
+        assert one(write(tmp_path / "emu2.json", content), seeds="last").values == {("emu2", MOTORCYCLE): 9}
+        rows = "".join(f"emu2,{MOTORCYCLE},{seed},a/tgt_image/3_{seed}.jpg\n" for seed in seeds)
+        table = one(write(tmp_path / "s.csv", f"method,key,cp,generated_image\n{rows}"), seeds="last")
+        assert table.values == {("emu2", MOTORCYCLE): 9}
+        assert table.dropped == {"overwritten by a later number of its key": 10}
+
+
 def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     rows = [("a", f"object_00_x-{prompt}_{seed}", prompt + seed / 2) for prompt in range(900) for seed in range(2)]
     rows.append(("b", "object_00_x-0", float("nan")))
@@ -120,7 +130,20 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "scores.parquet")
     scores = one(tmp_path / "scores.parquet")
     assert scores.values == {("a", f"object_00_x-{prompt}"): prompt + 0.25 for prompt in range(900)}
-    assert scores.dropped == {"empty or nan": 1}
+    assert scores.dropped == {"undefined (nan)": 1}
+
+
+def test_undefined_scores_are_counted_apart_from_empty_cells_and_with_their_reason(tmp_path: Path) -> None:
+    rows = f"a,{KITTEN}_0,nan,0\na,{KITTEN}_1,nan,0.0\na,{KITTEN}_2,nan,5\na,{KITTEN}_3,,\na,{MOTORCYCLE},0.5,7\n"
+    file = write(tmp_path / "s.csv", f"method,key,cp,reference_subject_patches\n{rows}")
+    assert one(file).dropped == {
+        "undefined (nan): reference mask that covers no patch by more than half": 2,
+        "undefined (nan)": 1,
+        "empty": 1,
+    }
+    (other,) = read_scores(write(tmp_path / "t.csv", file.read_text().replace(",cp,", ",dino-i,")), "cp",
+                           columns=["dino-i"])  # fmt: skip
+    assert other.dropped == {"undefined (nan)": 3, "empty": 1}
 
 
 def test_folder_of_json_is_one_scorer_with_the_name_of_the_folder(tmp_path: Path) -> None:
@@ -135,7 +158,7 @@ def test_folder_of_json_is_one_scorer_with_the_name_of_the_folder(tmp_path: Path
         ("dreambooth_sd", MOTORCYCLE): 25,
         ("ip_adapter_vit_g_sdxl", MOTORCYCLE): 1,
     }
-    assert scores.dropped == {"empty or nan": 1}
+    assert scores.dropped == {"empty": 1}
     assert one(folder, seeds="last").values[("dreambooth_sd", MOTORCYCLE)] == 30
 
 
@@ -145,21 +168,26 @@ def test_pair_in_json_is_cp_and_pf(tmp_path: Path) -> None:
     assert one(file, "pf", name="GPT-4o").values == {("emu2", KITTEN): 1, ("emu2", MOTORCYCLE): 0}
 
 
-@pytest.mark.parametrize(
-    ("numbers", "rates"),
-    [([0, 4, 2.0], True), ([0, 1, 1], False), ([0, 2.5, 3], False), ([0, 3, 5], False), ([-1, 3, 2], False)],
-)
-def test_integers_from_0_to_4_are_ratings_but_zeros_and_ones_are_not(
-    tmp_path: Path, numbers: list[float], rates: bool
-) -> None:
-    content = {f"object_00_x-{prompt}": number for prompt, number in enumerate(numbers)}
-    assert one(write(tmp_path / "emu2.json", content)).rates_0_to_4 is rates
-
-
-def test_averaged_ratings_are_still_ratings(tmp_path: Path) -> None:
-    scores = one(write(tmp_path / "emu2.json", {f"{KITTEN}_0": 3, f"{KITTEN}_1": 4}))
-    assert scores.values == {("emu2", KITTEN): 3.5}
-    assert scores.rates_0_to_4
+def test_judges_are_known_by_their_kind_and_not_by_their_numbers(tmp_path: Path) -> None:
+    numbers = {KITTEN: 0, MOTORCYCLE: 4}
+    for folder, judge in (
+        ("data_gpt_rating/concept_preservation_gpt4v_full", True),
+        ("data_gpt_rating", True),
+        ("data_human_rating/merged_data/group1", True),
+        ("data_dino_rating", False),
+        ("gpt", False),
+    ):
+        file = write(tmp_path / folder / "emu2.json", numbers)
+        assert one(file.parent).rates_0_to_4 is one(file).rates_0_to_4 is judge
+    table = write(tmp_path / "data_gpt_rating" / "s.csv", f"method,key,cp\nemu2,{KITTEN},0\nemu2,{MOTORCYCLE},4\n")
+    assert not one(table).rates_0_to_4
+    for source in (table, tmp_path / "gpt"):
+        (scores,) = read_scores(source, "cp", judge=True)
+        assert scores.rates_0_to_4
+    file = write(tmp_path / "gpt" / "emu2.json", {KITTEN: 70})
+    assert one(file).values == {("emu2", KITTEN): 70}
+    with pytest.raises(ValueError, match=rf"emu2.json, key {KITTEN}: 70 is not a rating from 0 to 4; correct it"):
+        read_scores(file, "cp", judge=True)
 
 
 def raw(root: Path) -> Path:
@@ -183,7 +211,7 @@ def test_raw_ratings_of_several_files_are_merged_and_the_last_file_counts(tmp_pa
         assert first.dropped == {"overwritten by a later number of its key": 1}
     _, second = read_ratings(tmp_path, "pf")
     assert second.values == {("dreambooth_sd", KITTEN): 3, ("dreambooth_sd", MOTORCYCLE): 3}
-    assert second.dropped == {"overwritten by a later number of its key": 1, "empty or nan": 1}
+    assert second.dropped == {"overwritten by a later number of its key": 1, "empty": 1}
 
 
 def test_merged_ratings_are_preferred_and_only_the_score_is_read(tmp_path: Path) -> None:
@@ -206,7 +234,7 @@ def test_table_of_ratings_has_one_column_per_group(tmp_path: Path) -> None:
     groups = read_ratings(file, "cp")
     assert [group.name for group in groups] == ["ann", "bob", "eve"]
     assert [group.values[("emu2", MOTORCYCLE)] for group in groups] == [3.5, 1, 2]
-    assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty or nan": 1}]
+    assert [dict(group.dropped) for group in groups] == [{}, {}, {"empty": 1}]
 
 
 def test_groups_can_be_chosen_among_the_columns(tmp_path: Path) -> None:
@@ -241,7 +269,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
     ann, bob = read_ratings(file, "cp")
     assert (ann.name, bob.name) == ("ann", "bob")
     assert bob.values == {("emu2", MOTORCYCLE): 3}
-    assert bob.dropped == {"empty or nan": 1}
+    assert bob.dropped == {"empty": 1}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +281,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
         ("emu2.json", {KITTEN: True}, r"True is not a finite number"),
         ("emu2.json", {KITTEN: {"score": 3}}, r"\{'score': 3\} is not a finite number"),
         ("emu2.json", {KITTEN: [1, 2, 3]}, rf"key {KITTEN}: \[1, 2, 3\] is not a pair"),
-        ("emu2.json", {KITTEN: None}, r"holds no number for 'emu2' \(1 x empty or nan\)"),
+        ("emu2.json", {KITTEN: None}, r"holds no number for 'emu2' \(1 x empty\)"),
         (
             "s.csv",
             f"method,key,cp\na,{KITTEN},1\na,{KITTEN},x\n",
@@ -263,7 +291,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
         ("s.csv", f"method,key,pf\na,{KITTEN},1\n", r"s.csv has no column cp; give one of pf"),
         ("s.csv", "method,cp\na,1\n", r"s.csv lacks the column key"),
         ("s.csv", "method,key,cp\n", r"s.csv lists no scores"),
-        ("s.csv", f"method,key,cp\na,{KITTEN},\n", r"holds no number for 'cp' \(1 x empty or nan\)"),
+        ("s.csv", f"method,key,cp\na,{KITTEN},\n", r"holds no number for 'cp' \(1 x empty\)"),
         (
             "s.csv",
             f"method,key,cp\na_step500,{KITTEN},1\na_step900,{KITTEN},0\n",

@@ -86,6 +86,22 @@ def test_incomplete_tree_lists_missing_files(tree: Path, tmp_path: Path, capsys:
     assert str(gone) in failed[0]["error"]
 
 
+def test_sample_without_a_prompt_keeps_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kitten, motorcycle = COLLECTIONS[:2]
+    root = dreambench_plus_tree(tmp_path, METHODS[:1], [kitten, motorcycle], [0])
+    text = root / "samples" / METHODS[0] / "text"
+    shutil.rmtree(text)
+    (root / "captions" / "object" / "00.txt").unlink()
+    arguments = ["dreambench-plus", str(root), "--out", str(tmp_path / "out.csv"), *TINY, "--allow-missing"]
+    assert main(arguments) == 0
+    found = {row["concept"]: row for row in rows(tmp_path / "out.csv")}
+    assert all(row["cp"] for row in found.values())
+    assert (found[motorcycle]["pf"], found[motorcycle]["subject"]) == ("", "motorcycle")
+    assert found[kitten]["pf"]
+    note = "the prompts of 1 generated images are those of the caption files, because text lacks them; the first is"
+    assert f"{root}: {note} {text / kitten / '0_0.txt'}" in capsys.readouterr().err
+
+
 def test_small_masks_are_left_out_as_in_the_paper(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

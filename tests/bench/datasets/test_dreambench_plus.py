@@ -22,6 +22,8 @@ from masc_metrics.bench.sample import Sample
 
 KITTEN, WARRIOR, TOY, STYLE = COLLECTIONS
 LORA, ADAPTER = METHODS
+NO_PROMPT = "prompt (UTF-8 text; without it there is no PF)"
+KEYWORD_USED = "subject (UTF-8 text, first line; the folder's keyword is used)"
 OTHER_SPELLING = "ip_adapter_vit_g_sdxl_scale0_6_gs7_5_step100_seed42_torch_float16"
 
 
@@ -255,6 +257,10 @@ def test_prompt_is_the_text_file_or_else_the_line_of_the_caption(small: Path) ->
     shutil.rmtree(text / KITTEN)
     tree = read_dreambench_plus(small)
     assert tree.missing == ()
+    assert tree.notes == (
+        "the prompts of 10 generated images are those of the caption files, because text lacks them; the first is "
+        f"{text}/{KITTEN}/0_0.txt",
+    )
     assert [sample.prompt for sample in tree.samples if sample.concept == KITTEN] == prompts_of(KITTEN)
     assert [find(tree, f"dreambooth_lora_sdxl/{TOY}/{prompt}_0").prompt for prompt in (2, 3, 4)] == [
         "a toy on the moon",
@@ -269,7 +275,7 @@ def test_white_space_around_caption_lines_is_removed(small: Path) -> None:
     for file in (small / "captions" / "object" / "07.txt", small / "captions" / "live_subject" / "animal" / "00.txt"):
         lines = file.read_text().splitlines()
         file.write_bytes(b"".join(f" {line} \r\n".encode() for line in [*lines, "", ""]))
-    assert read_dreambench_plus(small) == expected
+    assert read_dreambench_plus(small).samples == expected.samples
 
 
 def test_reference_missing_in_images_is_replaced_by_its_copy(small: Path) -> None:
@@ -323,10 +329,9 @@ def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path
         (small / file).unlink()
     tree = read_dreambench_plus(small)
     copied = "reference image (its copy in src_image is used)"
-    subject_text, prompt_text = "subject (UTF-8 text, first line)", "prompt (UTF-8 text)"
     assert tree.missing == (
-        (small / "captions/object/07.txt", prompt_text),
-        (small / "captions/object/07.txt", subject_text),
+        (small / "captions/object/07.txt", NO_PROMPT),
+        (small / "captions/object/07.txt", KEYWORD_USED),
         (small / "images/live_subject/animal/00.jpg", "reference image"),
         (small / "images/live_subject/animal/00.jpg", copied),
         (small / "masks/refs/object/07.png", "reference mask"),
@@ -336,16 +341,37 @@ def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path
     )
     assert len(tree.samples) == 25
     errors = {sample.sample_id.removeprefix("dreambooth_lora_sdxl/"): sample.error for sample in tree.samples}
-    mask, subject = f"{small}/masks/refs/object/07.png", f"{small}/captions/object/07.txt"
     assert {name: error for name, error in errors.items() if error} == {
         f"{KITTEN}/2_0": f"missing reference image {small}/images/live_subject/animal/00.jpg",
         f"{KITTEN}/3_0": f"missing generated mask {small}/masks/samples/{LORA}/{KITTEN}/3_0.png",
-        f"{TOY}/1_0": f"missing reference mask {mask} and prompt in {small}/samples/{LORA}/text/{TOY}/1_0.txt "
-        f"or line 3 of {subject} and subject in line 1 of {subject}",
-    } | {
-        f"{TOY}/{prompt}_0": f"missing reference mask {mask} and subject in line 1 of {subject}"
-        for prompt in (0, 2, 3, 4, 5, 6, 7)
+    } | {f"{TOY}/{prompt}_0": f"missing reference mask {small}/masks/refs/object/07.png" for prompt in range(8)}
+
+
+def test_without_a_caption_the_subject_is_the_folders_keyword_and_no_sample_is_lost(small: Path) -> None:
+    before = read_dreambench_plus(small)
+    caption = small / "captions/object/07.txt"
+    caption.unlink()
+    tree = read_dreambench_plus(small)
+    assert tree.samples == before.samples
+    assert tree.missing == ((caption, KEYWORD_USED),)
+    shutil.rmtree(small / "samples" / LORA / "text" / TOY)
+    tree = read_dreambench_plus(small)
+    assert tree.missing == ((caption, NO_PROMPT), (caption, KEYWORD_USED))
+    assert {(sample.prompt, sample.subject, sample.error) for sample in tree.samples if sample.concept == TOY} == {
+        (None, "hair style toy", "")
     }
+    assert tree.notes == ()
+
+
+def test_without_caption_and_keyword_there_is_no_prompt_following(small: Path) -> None:
+    for folder in (small / "samples" / LORA / "tgt_image", small / "samples" / LORA / "text"):
+        (folder / TOY).rename(folder / "object_07")
+    caption = small / "captions/object/07.txt"
+    caption.unlink()
+    tree = read_dreambench_plus(small)
+    assert (caption, "subject (UTF-8 text, first line; without it there is no PF)") in tree.missing
+    found = [sample for sample in tree.samples if sample.concept == "object_07"]
+    assert {(sample.prompt, sample.subject) for sample in found} == {(None, None)}
 
 
 def test_files_of_missing_folders_are_listed(small: Path, tmp_path: Path) -> None:
@@ -395,17 +421,16 @@ def test_prompt_in_no_caption_is_missing_from_its_text_file(small: Path) -> None
     shutil.copy(masks / "8_0.png", masks / "9_0.png")
     text = f"{small}/samples/{LORA}/text/{TOY}/9_0.txt"
     tree = read_dreambench_plus(small)
-    assert tree.missing == ((Path(text), "prompt (UTF-8 text)"),)
-    assert tree.samples[-1].error == f"missing prompt in {text} or line 11 of {small}/captions/object/07.txt"
+    assert tree.missing == ((Path(text), NO_PROMPT),)
+    assert (tree.samples[-1].prompt, tree.samples[-1].error) == (None, "")
 
 
 def test_captions_that_are_not_utf_8_are_missing(small: Path) -> None:
     caption = small / "captions" / "object" / "07.txt"
     caption.write_bytes(b"caf\xe9\n")
     tree = read_dreambench_plus(small)
-    assert tree.missing == ((caption, "subject (UTF-8 text, first line)"),)
-    assert find(tree, f"dreambooth_lora_sdxl/{TOY}/0_0").error == f"missing subject in line 1 of {caption}"
-    assert find(tree, f"dreambooth_lora_sdxl/{KITTEN}/0_0").error == ""
+    assert tree.missing == ((caption, KEYWORD_USED),)
+    assert find(tree, f"dreambooth_lora_sdxl/{TOY}/0_0").subject == "hair style toy"
 
 
 def test_samples_without_prompt_following_need_no_texts(tmp_path: Path) -> None:
@@ -414,7 +439,7 @@ def test_samples_without_prompt_following_need_no_texts(tmp_path: Path) -> None:
     shutil.rmtree(root / "samples" / LORA / "text")
     tree = read_dreambench_plus(root)
     assert tree.missing == ()
-    assert {(sample.error, sample.subject) for sample in tree.samples} == {("", None)}
+    assert {(sample.error, sample.prompt) for sample in tree.samples} == {("", None)}
     caption = root / "captions" / "style" / "10.txt"
     assert {path for path, _ in read_dreambench_plus(root, pf_without="nothing").missing} == {caption}
 
