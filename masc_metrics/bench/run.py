@@ -50,7 +50,7 @@ class Run:
         scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, siglip2-i, siglip2-t.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
-        baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vits8; repeatable.
+        baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
         dtype: precision of all networks.
         max_num_patches: patch budget per image.
         min_coverage: skip samples with a mask that marks at most this share of its pixels, such as 0.05.
