@@ -15,7 +15,7 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 
 MASC_SCORES = ("cp", "pf")
 
-BASELINES = ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
+BASELINES = ("clip-i", "clip-t", "dino-i", "dinov3-i", "radio-i", "siglip2-i", "siglip2-t")
 """Names of all baselines; those ending in "-i" compare two images, those ending in "-t" an image and a text."""
 
 SCORE_NAMES = (*MASC_SCORES, *BASELINES)
@@ -47,7 +47,8 @@ class Run:
 
     Attributes:
         out: CSV or Parquet file to write the scores to.
-        scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, siglip2-i, siglip2-t.
+        scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, radio-i, siglip2-i,
+            siglip2-t.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.

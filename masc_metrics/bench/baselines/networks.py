@@ -232,6 +232,27 @@ class DINOv3Network(CheckpointNetwork):
         return embeddings_BD
 
 
+class RADIONetwork(CheckpointNetwork):
+    """C-RADIO: the summary, which is its class tokens one after another.
+
+    The network normalises pixels itself, so they are only scaled to [0, 1]. No image-processor file is read.
+    """
+
+    _model_type, _class_name, _since = "radio", "RadioModel", "5.13"
+    _short_side, _crop = 512, 512
+
+    def _read_processor(self) -> Callable[[Sequence[Tensor]], Tensor]:
+        def prepare(images: Sequence[Tensor]) -> Tensor:
+            cropped_B3HW = torch.stack([short_side_and_crop(image, self._short_side, self._crop) for image in images])
+            return cropped_B3HW.to(torch.float32) / MAX_UINT8
+
+        return prepare
+
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
+        summary_BD: Tensor = self._network(pixel_values=self._pixels(images)).summary
+        return summary_BD
+
+
 class SigLIP2Network(EmbeddingNetwork):
     """MaSC's backbone without masks: its pooling head over all patches, and its text tower."""
 
@@ -253,6 +274,7 @@ NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtyp
     "clip": CLIPNetwork,
     "dino": DINONetwork,
     "dinov3": DINOv3Network,
+    "radio": RADIONetwork,
 }
 """By the part of the baseline's name before the dash."""
 

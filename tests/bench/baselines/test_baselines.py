@@ -26,6 +26,7 @@ from masc_metrics.bench.run import BASELINES, Run
 
 HAS_DINOV3 = hasattr(transformers, "DINOv3ViTModel")
 needs_dinov3 = pytest.mark.skipif(not HAS_DINOV3, reason="DINOv3 came with transformers 4.56")
+needs_radio = pytest.mark.skipif(not hasattr(transformers, "RadioModel"), reason="RADIO came with transformers 5.13")
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = [chr(code) for code in range(33, 127)]
@@ -66,7 +67,13 @@ DINOV3_PROCESSOR = {
     **IMAGENET,
 }
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-IMAGE_BASELINES = ["clip-i", "dino-i", pytest.param("dinov3-i", marks=needs_dinov3), "siglip2-i"]
+IMAGE_BASELINES = [
+    "clip-i",
+    "dino-i",
+    pytest.param("dinov3-i", marks=needs_dinov3),
+    pytest.param("radio-i", marks=needs_radio),
+    "siglip2-i",
+]
 ODD_SIZES = [(224, 224), (37, 301), (500, 333), (225, 223), (3, 8)]
 
 
@@ -123,6 +130,14 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     config = transformers.DINOv3ViTConfig(**SHAPE, image_size=224, patch_size=32, num_register_tokens=4)
     return _write(tmp_path_factory.mktemp("dinov3"), transformers.DINOv3ViTModel(config), DINOV3_PROCESSOR)
+
+
+@pytest.fixture(scope="session")
+def radio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(4)
+    sides = {"patch_size": 64, "image_size": 512, "max_img_size": 1024}
+    config = transformers.RadioConfig(**SHAPE, **sides, num_cls_tokens=3, num_registers=2, summary_idxs=[0, 2])
+    return _write(tmp_path_factory.mktemp("radio"), transformers.RadioModel(config), {})
 
 
 def _load(name: str, folder: Path, **settings: Any) -> Baseline:
@@ -186,6 +201,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         networks.CLIPNetwork,
         networks.DINONetwork,
         networks.DINOv3Network,
+        networks.RADIONetwork,
         networks.SigLIP2Network,
     ]
     for network_class in classes:
@@ -255,6 +271,33 @@ def test_dinov3_is_the_cosine_of_pooler_outputs_on_the_middle_of_the_image(dinov
     assert scores == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 0.05
     assert torch.equal(outputs[1].pooler_output, outputs[1].last_hidden_state[:, 0])  # it is the class token
+
+
+@needs_radio
+def test_radio_is_the_cosine_of_summaries_of_the_middle_512_pixels_scaled_to_one(radio: Path) -> None:
+    images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
+    network = transformers.RadioModel.from_pretrained(radio).eval()
+    outputs = [network(pixel_values=_tensor(_cropped(image, 512, 512) / 255)) for image in images]
+    expected = [_cosine(outputs[0].summary, output.summary) for output in outputs]
+    baseline = _load("radio-i", radio)
+    assert baseline.score([images[0]] * len(images), images) == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(expected) > 0.05
+    # The summary is the class tokens that the configuration names.
+    assert torch.equal(outputs[1].summary, outputs[1].last_hidden_state[:, [0, 2]].flatten(1))
+    assert _load("radio-i", radio, dtype="bfloat16").score(images[:1], images[1:2]) == pytest.approx(
+        expected[1:2], abs=0.02
+    )
+
+
+@needs_radio
+def test_radio_checkpoint_without_layer_scales_is_complete(radio: Path, tmp_path: Path) -> None:
+    weights = load_file(radio / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer_scale" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, _copy(radio, tmp_path, "model.safetensors") / "model.safetensors", metadata={"format": "pt"})
+    images = [_image(40, 60, seed) for seed in range(2)]
+    expected = _load("radio-i", radio).score(images[:1], images[1:])
+    assert _load("radio-i", tmp_path).score(images[:1], images[1:]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_siglip2_scores_use_the_backbones_pooling_over_all_patches(backbone: SigLIP2Backbone) -> None:
@@ -478,14 +521,14 @@ def test_float_and_pil_images_score_like_uint8(
 
 
 def test_baselines_and_default_checkpoints_are_listed() -> None:
-    assert BASELINES == ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
+    assert BASELINES == ("clip-i", "clip-t", "dino-i", "dinov3-i", "radio-i", "siglip2-i", "siglip2-t")
     assert set(DEFAULT_BASELINE_MODELS) == {name for name in BASELINES if not name.startswith("siglip2")}
     assert DEFAULT_BASELINE_MODELS["clip-i"] == DEFAULT_BASELINE_MODELS["clip-t"]
 
 
 def test_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"^name is 'clip'; give 'clip-i', 'clip-t', 'dino-i', 'dinov3-i', 'siglip2-i' or"
+        ValueError, match=r"^name is 'clip'; give 'clip-i', 'clip-t', 'dino-i', 'dinov3-i', 'radio-i', 'siglip2-i' or"
     ):
         load_baseline("clip", Run(Path()), device="cpu")
 
@@ -593,10 +636,16 @@ def test_processor_file_without_mean_is_an_error(dino: Path, tmp_path: Path) -> 
         _load("dino-i", folder)
 
 
-def test_transformers_without_dinov3_is_reported_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.55.4"))
-    with pytest.raises(ImportError, match=r"dinov3-i needs transformers 4.56 or newer, and 4.55.4 is installed"):
-        load_baseline("dinov3-i", Run(Path()), device="cpu")
+@pytest.mark.parametrize(
+    ("name", "since", "installed"), [("dinov3-i", "4.56", "4.55.4"), ("radio-i", "5.13", "5.12.1")]
+)
+def test_transformers_without_the_class_is_reported_before_any_download(
+    name: str, since: str, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__=installed))
+    expected = rf"{name} needs transformers {since} or newer, and {installed} is installed; pip install 'transformers>="
+    with pytest.raises(ImportError, match=expected):
+        load_baseline(name, Run(Path()), device="cpu")
 
 
 @pytest.fixture
