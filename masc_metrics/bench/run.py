@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,12 +24,29 @@ SCORE_NAMES = (*MASC_SCORES, *BASELINES)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
+
 def _score_names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in SCORE_NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown score {unknown[0]!r}; give any of {', '.join(SCORE_NAMES)}")
-    return names
+    scores = tuple(dict.fromkeys(score.strip() for score in text.split(",")))
+    given: dict[str, str] = {}
+    for score in scores:
+        name, equals, function = score.partition("=")
+        if not equals and name not in SCORE_NAMES:
+            raise argparse.ArgumentTypeError(
+                f"unknown score {name!r}; give any of {', '.join(SCORE_NAMES)}, or NAME=MODULE:FUNCTION"
+            )
+        if equals and not (name.isprintable() and name.strip() == name != "" and _FUNCTION.fullmatch(function)):
+            raise argparse.ArgumentTypeError(
+                f"{score!r} is not NAME=MODULE:FUNCTION, such as mine=package.module:score"
+            )
+        if equals and name.lower() in SCORE_NAMES:
+            raise argparse.ArgumentTypeError(f"{score!r} has the name of the score {name.lower()}; give another name")
+        if given.setdefault(name.lower(), score) != score:
+            raise argparse.ArgumentTypeError(
+                f"{given[name.lower()]!r} and {score!r} have one name; give one of them another"
+            )
+    return scores
 
 
 def _name_and_model(text: str) -> tuple[str, str]:
@@ -48,7 +66,7 @@ class Run:
     Attributes:
         out: CSV or Parquet file to write the scores to.
         scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, radio-i, siglip2-i,
-            siglip2-t.
+            siglip2-t, or NAME=MODULE:FUNCTION for a function of yours.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
@@ -93,6 +111,17 @@ class Run:
         """The dtype of all networks."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """``module:function`` of each score that is a function of the user's, by the score's name."""
+        parts = (score.partition("=") for score in self.scores)
+        return {name: function for name, _, function in parts if function}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the scores, which are columns of the table of scores."""
+        return tuple(score.partition("=")[0] for score in self.scores)
 
     def model_of(self, baseline: str) -> str | None:
         """Checkpoint given for a baseline; None for its default."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.loading import Loaded, LoadedSample
 from masc_metrics.bench.run import BASELINES, Run
-from masc_metrics.bench.sample import MEASURES, SampleResult
+from masc_metrics.bench.sample import MEASURES, SampleResult, columns
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
@@ -21,21 +22,23 @@ from masc_metrics.prompts import strip_subject
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """The settings of a run, MaSC's backbone and the baselines by name; made by :func:`load_scorer`."""
+    """The settings of a run, MaSC's backbone, baselines and functions by name; made by :func:`load_scorer`."""
 
     run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
+    functions: dict[str, FunctionScore]
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
         """Score a batch.
 
         Returns:
             Results in the order of the batch. A sample that could not be loaded keeps its error, one that a filter
-            leaves out has a reason.
+            leaves out has a reason. If a function of the user's fails for a sample, the sample has its error.
 
         Raises:
             RuntimeError: if a network's features are not finite.
+            FunctionResultError: if a function of the user's returns something other than one number a sample.
         """
         results: dict[int, SampleResult] = {}
         pairs = []
@@ -43,16 +46,25 @@ class Scorer:
             if isinstance(loaded, SampleResult):
                 results[loaded.number] = loaded
             elif left_out := self._left_out(loaded):
-                no_scores = dict.fromkeys(self.run.scores)
+                no_scores = dict.fromkeys(self.run.columns)
                 results[loaded.number] = SampleResult(loaded.number, no_scores, _measures(loaded), left_out=left_out)
             else:
                 pairs.append(loaded)
-        scores = {name: self._scores(name, pairs) for name in self.run.scores}
+        scores: dict[str, dict[int, float]] = {}
+        for name, function in self.functions.items():
+            scores[name], errors = _function_scores(function, pairs)
+            for pair in pairs:
+                if pair.number in errors:
+                    results[pair.number] = SampleResult(
+                        pair.number, dict.fromkeys(self.run.columns), _measures(pair), error=errors[pair.number]
+                    )
+            pairs = [pair for pair in pairs if pair.number not in errors]
+        scores |= {name: self._scores(name, pairs) for name in self.run.columns if name not in self.functions}
         for pair in pairs:
             prompt = pair.sample.prompt if "pf" in self.run.scores else None
             results[pair.number] = SampleResult(
                 number=pair.number,
-                scores={name: values.get(pair.number) for name, values in scores.items()},
+                scores={name: scores[name].get(pair.number) for name in self.run.columns},
                 measures=_measures(pair),
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
             )
@@ -99,8 +111,47 @@ class Scorer:
         return dict(zip((pair.number for pair in pairs), scores, strict=True))
 
 
-def load_scorer(run: Run, device: torch.device) -> Scorer:
+def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> tuple[dict[int, float], dict[int, str]]:
+    """Scores of a function by the sample's number, and errors of the samples that it fails for."""
+    if not pairs:
+        return {}, {}
+    generated, references = ([getattr(pair, name).pixels for pair in pairs] for name in ("generated", "reference"))
+    try:
+        return dict(zip((pair.number for pair in pairs), function.score(generated, references), strict=True)), {}
+    except (FunctionResultError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # the function is the user's and can raise anything
+        if len(pairs) == 1:
+            text = " ".join(str(error).split())
+            return {}, {pairs[0].number: f"{function.name}: {function.target} failed: {type(error).__name__}: {text}"}
+    parts = [_function_scores(function, [pair]) for pair in pairs]
+    return (
+        {number: score for scores, _ in parts for number, score in scores.items()},
+        {number: error for _, errors in parts for number, error in errors.items()},
+    )
+
+
+def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
+    """Import the functions of a run.
+
+    Raises:
+        ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
+            also if one has the name of another column.
+    """
+    reserved = {*columns(()), "cp_times_pf", "seed"}
+    for name in run.functions:
+        if name in reserved:
+            raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")
+    return {name: FunctionScore(name, target, device) for name, target in run.functions.items()}
+
+
+def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionScore]) -> Scorer:
     """Load all networks of a run.
+
+    Args:
+        run: the settings.
+        device: device of the networks.
+        functions: from :func:`load_functions`.
 
     Raises:
         OSError: if a checkpoint is not available; the text says how to get it.
@@ -121,7 +172,7 @@ def load_scorer(run: Run, device: torch.device) -> Scorer:
     baselines = {
         name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
     }
-    return Scorer(run, backbone, baselines)
+    return Scorer(run, backbone, baselines, functions)
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:

@@ -172,7 +172,6 @@ def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iter
     label = f"{samples.source}, line {sample.line} (sample {sample.sample_id})"
     if result.error:
         yield f"{label}: {result.error}"
-    for name, reason in _UNDEFINED.items():
-        value = result.scores.get(name)
+    for name, value in result.scores.items():
         if value is not None and math.isnan(value):
-            yield f"{label}: {name.upper()} is undefined, because {reason}"
+            yield f"{label}: {name.upper()} is undefined, because {_UNDEFINED.get(name, 'its function gave NaN')}"

@@ -101,7 +101,7 @@ def _orida(source: OridaInput, run: Run) -> int:
     finished = score_list(SampleList(pairs.samples, source.root), run)
     if not finished.table_written:
         return finished.exit_code
-    results = {name: orida.same_against_cross(run.out, name) for name in run.scores}
+    results = {name: orida.same_against_cross(run.out, name) for name in run.columns}
     for name, result in results.items():
         print(f"{name.upper()}  AUC {result.auc:.4f}  {result.same} pairs of one subject against {result.cross} of two")
         print(
