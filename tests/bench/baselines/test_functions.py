@@ -249,7 +249,7 @@ def test_documented_dreamsim_example_fits_the_public_interface_of_dreamsim(
 
     def model(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         assert first.shape == second.shape == (len(first), 3, 224, 224)
-        return 1 - torch.cosine_similarity(first.flatten(1), second.flatten(1))
+        return 1 - torch.cosine_similarity(first.flatten(1).double(), second.flatten(1).double())
 
     def dreamsim(pretrained: bool, device: str) -> Any:
         assert (pretrained, device) == (True, "cpu")
