@@ -84,6 +84,13 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         return Finished(
             fail(UNUSABLE, ValueError(f"--baseline-model names {unused[0]}, which --scores does not; add it there"))
         )
+    for score, options in (("cp", ("aggregation",)), ("pf", ("pooling", "prompts"))):
+        for name in options:
+            if score not in run.scores and getattr(run, name) != Run.__dataclass_fields__[name].default:
+                error = ValueError(
+                    f"--{name} is {','.join(getattr(run, name))}, but --scores lacks {score}; add it there"
+                )
+                return Finished(fail(UNUSABLE, error))
     try:
         ranks = start_ranks(run)
     except (OSError, ValueError) as error:

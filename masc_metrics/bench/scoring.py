@@ -12,9 +12,9 @@ from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.loading import Loaded, LoadedSample
-from masc_metrics.bench.run import BASELINES, Run
+from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, SampleResult, columns
-from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.functional import concept_preservation_variants, prompt_following_variants
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
@@ -59,9 +59,15 @@ class Scorer:
                         pair.number, dict.fromkeys(self.run.columns), _measures(pair), error=errors[pair.number]
                     )
             pairs = [pair for pair in pairs if pair.number not in errors]
-        scores |= {name: self._scores(name, pairs) for name in self.run.columns if name not in self.functions}
+        for name in self.run.scores:
+            if name in self.baselines:
+                scores[name] = self._baseline_scores(self.baselines[name], pairs)
+            elif name in MASC_SCORES:
+                family = CP_COLUMNS if name == "cp" else PF_COLUMNS
+                scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
+        strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
-            prompt = pair.sample.prompt if "pf" in self.run.scores else None
+            prompt = pair.sample.prompt if strips else None
             results[pair.number] = SampleResult(
                 number=pair.number,
                 scores={name: scores[name].get(pair.number) for name in self.run.columns},
@@ -77,38 +83,65 @@ class Scorer:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
-    def _scores(self, name: str, pairs: list[LoadedSample]) -> dict[int, float]:
-        """Scores by the sample's number, of the pairs that have the input of a score."""
-        baseline = self.baselines.get(name)
-        if name == "cp":
-            pairs = [pair for pair in pairs if pair.reference.mask is not None]
-        elif name == "pf":
-            pairs = [pair for pair in pairs if pair.generated.mask is not None and pair.sample.prompt is not None]
-        elif baseline and baseline.kind == "text":
-            pairs = [pair for pair in pairs if pair.sample.prompt is not None]
+    def _baseline_scores(self, baseline: Baseline, pairs: Sequence[LoadedSample]) -> dict[int, float]:
+        """Scores by the sample's number, of the pairs that have the input of a baseline."""
+        pairs = [pair for pair in pairs if baseline.kind == "image" or pair.sample.prompt is not None]
         if not pairs:
             return {}
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
-        references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
-        prompts = [pair.sample.prompt or "" for pair in pairs]
+        if baseline.kind == "text":
+            scores = baseline.score_texts(generated, [pair.sample.prompt or "" for pair in pairs])
+        else:
+            scores = baseline.score(generated, ImageBatch(tuple(pair.reference.pixels for pair in pairs)))
+        return dict(zip((pair.number for pair in pairs), scores, strict=True))
+
+    def _masc_scores(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, dict[int, float]]:
+        """Scores by column and by the sample's number, of the pairs that have a column's input.
+
+        Columns with input from the same pairs are computed together, so that their images are encoded once.
+        """
+        scores: dict[str, dict[int, float]] = {}
+        together: dict[tuple[int, ...], list[str]] = {}
+        for column in columns:
+            positions = tuple(position for position, pair in enumerate(pairs) if _has_inputs(pair, column))
+            together.setdefault(positions, []).append(column)
+        for positions, group in together.items():
+            found = [pairs[position] for position in positions]
+            values = self._variants(group, found) if found else {column: [] for column in group}
+            numbers = [pair.number for pair in found]
+            scores |= {column: dict(zip(numbers, values[column], strict=True)) for column in group}
+        return scores
+
+    def _variants(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, list[float]]:
+        generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
+        needed = {name for column in columns for name in inputs_of(column)}
+        reference_masks, generated_masks = (
+            MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
+            for which in ("reference", "generated")
+        )
         settings: dict[str, Any] = {
             "backbone": self.backbone,
             "max_num_patches": self.run.max_num_patches,
             "encode_batch_size": self.run.batch_size,
         }
-        scores: list[float]
-        if baseline and baseline.kind == "text":
-            scores = baseline.score_texts(generated, prompts)
-        elif baseline:
-            scores = baseline.score(generated, references)
-        elif name == "cp":
-            masks = MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None))
-            scores = concept_preservation(generated, references, masks, **settings).tolist()
-        else:
-            masks = MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None))
-            subjects = [pair.sample.subject for pair in pairs]
-            scores = prompt_following(generated, masks, prompts, subjects, **settings).tolist()
-        return dict(zip((pair.number for pair in pairs), scores, strict=True))
+        if columns[0] in CP_COLUMNS:
+            references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+            aggregations = [CP_COLUMNS[column] for column in columns]
+            preserved = concept_preservation_variants(
+                generated, references, reference_masks, generated_masks, aggregations=aggregations, **settings
+            )
+            return {column: preserved[CP_COLUMNS[column]].tolist() for column in columns}
+        prompts = [pair.sample.prompt or "" for pair in pairs]
+        subjects = [pair.sample.subject for pair in pairs]
+        poolings, texts = (
+            list(dict.fromkeys(part)) for part in zip(*(PF_COLUMNS[name] for name in columns), strict=True)
+        )
+        strip_subject = [text == "stripped" for text in texts]
+        followed = prompt_following_variants(
+            generated, generated_masks, prompts, subjects, poolings=poolings, strip_subject=strip_subject, **settings
+        )
+        settings_of = {column: (pooling, text == "stripped") for column, (pooling, text) in PF_COLUMNS.items()}
+        return {column: followed[settings_of[column]].tolist() for column in columns}
 
 
 def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> tuple[dict[int, float], dict[int, str]]:
@@ -173,6 +206,16 @@ def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionSco
         name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
     }
     return Scorer(run, backbone, baselines, functions)
+
+
+def _has_inputs(pair: LoadedSample, column: str) -> bool:
+    """Whether a pair has what a column needs; a sample without a subject keeps its prompt."""
+    given = {
+        "reference_mask": pair.reference.mask is not None,
+        "generated_mask": pair.generated.mask is not None,
+        "prompt": pair.sample.prompt is not None,
+    }
+    return all(given.get(name, True) for name in inputs_of(column))
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:

@@ -89,6 +89,10 @@ def _orida(source: OridaInput, run: Run) -> int:
         check_out(run, source.root)
         if "pf" in run.scores:
             raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        if "mutual-recall" in run.aggregation:
+            raise ValueError(
+                "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"
+            )
         pairs = orida.read_orida(
             source.root, subjects=source.subjects, backgrounds=source.backgrounds, cross_pairs=source.cross_pairs
         )
