@@ -24,7 +24,13 @@ from masc_metrics.precision import to_device
 from masc_metrics.prompts import check_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
-from masc_metrics.scores import best_cosine, embedding_cosine, masked_max_cosine
+from masc_metrics.scores import (
+    best_cosine,
+    embedding_cosine,
+    masked_max_cosine,
+    mutual_recall,
+    weighted_max_cosine,
+)
 from masc_metrics.transfer import (
     TransferredMasks,
     find_subject,
@@ -35,6 +41,9 @@ from masc_metrics.transfer import (
 
 Pooling = Literal["background", "full", "foreground"]
 DEFAULT_POOLING: Pooling = "background"
+
+Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
+DEFAULT_AGGREGATION: Aggregation = "masked"
 
 
 def concept_preservation(
@@ -69,19 +78,99 @@ def concept_preservation(
 
     Source: MaSC, arXiv 2605.22469.
     """
+    return concept_preservation_variants(
+        generated_images,
+        reference_images,
+        reference_masks,
+        aggregations=(DEFAULT_AGGREGATION,),
+        backbone=backbone,
+        max_num_patches=max_num_patches,
+        encode_batch_size=encode_batch_size,
+    )[DEFAULT_AGGREGATION]
+
+
+def concept_preservation_variants(
+    generated_images: Images,
+    reference_images: Images,
+    reference_masks: Masks | None,
+    generated_masks: Masks | None = None,
+    *,
+    aggregations: Sequence[Aggregation],
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> dict[Aggregation, Tensor]:
+    """Concept preservation and the paper's ablations of it, from one pass of the images through the network.
+
+    ============= ====================================================================================================
+    masked        :func:`concept_preservation`
+    weighted      coverage as weight, no threshold, see :func:`masc_metrics.scores.weighted_max_cosine`; NaN where the
+                  mask covers no patch
+    global        mean over all reference patches, no mask; always defined
+    mutual-recall :func:`masc_metrics.scores.mutual_recall`, in [0, 1]: the reference's subject is the patches more
+                  than half covered, the generated subject those at least half covered; NaN where no mutual pair begins
+                  in the reference's subject
+    ============= ====================================================================================================
+
+    Args:
+        generated_images: B images, in any form accepted by :func:`concept_preservation`.
+        reference_images: B images of the subject.
+        reference_masks: B masks of the subject in the reference images. May be None for "global" alone.
+        generated_masks: B masks of the subject in the generated images, for "mutual-recall".
+        aggregations: the variants to compute.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image.
+        encode_batch_size: samples encoded together.
+
+    Returns:
+        For each variant (B,) float32 on the backbone's device, higher is better.
+
+    Raises:
+        TypeError, ValueError, OSError, RuntimeError: as for :func:`concept_preservation`.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
     _check_settings(backbone, max_num_patches, encode_batch_size)
-    generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
-    scored = [
-        (
-            part,
-            masked_max_cosine(reference.tokens_BND, foreground_BN, candidate.tokens_BND, candidate.valid_BN),
-            foreground_BN.any(dim=1),
+    for aggregation in check_sequence("aggregations", aggregations, "a list of aggregations"):
+        check_choice("aggregations", aggregation, get_args(Aggregation))
+    generated, references = _check_pairs(generated_images, reference_images)
+    masks = generated_subjects = None
+    if set(aggregations) - {"global"}:
+        if reference_masks is None:
+            raise TypeError("reference_masks is None; give a mask of the subject for every reference image")
+        masks = check_masks(reference_masks, "reference_masks", references.sizes)
+    if "mutual-recall" in aggregations:
+        if generated_masks is None:
+            raise TypeError("generated_masks is None; mutual-recall needs a mask of the subject for every image")
+        generated_subjects = check_masks(generated_masks, "generated_masks", generated.sizes)
+
+    scored: dict[Aggregation, list[tuple[list[int], Tensor, Tensor]]] = {name: [] for name in aggregations}
+    for part, reference, candidate in _encoded_pairs(
+        generated, references, backbone, max_num_patches, encode_batch_size
+    ):
+        pair = reference.tokens_BND, candidate.tokens_BND, candidate.valid_BN
+        coverage_BN = (
+            reference.valid_BN if masks is None else _coverage([masks.masks[index] for index in part], reference)
         )
-        for part, reference, candidate, foreground_BN in _encoded_pairs(
-            generated, references, masks, backbone, max_num_patches, encode_batch_size
-        )
-    ]
-    return _in_order(scored, backbone)
+        foreground_BN = coverage_BN > FOREGROUND_THRESHOLD
+        for aggregation, parts in scored.items():
+            if aggregation == "masked":
+                scores_B, defined_B = masked_max_cosine(pair[0], foreground_BN, *pair[1:]), foreground_BN.any(dim=1)
+            elif aggregation == "mutual-recall" and generated_subjects is not None:
+                subject_BN = (
+                    _coverage([generated_subjects.masks[index] for index in part], candidate) >= FOREGROUND_THRESHOLD
+                )
+                scores_B = mutual_recall(
+                    reference.tokens_BND, reference.valid_BN, foreground_BN, *pair[1:], subject_BN & candidate.valid_BN
+                )
+                # Neighbours of NaN are numbers too: what is not finite becomes a NaN that has no excuse.
+                defined_B = ~(_finite(reference) & _finite(candidate))
+                scores_B = scores_B.masked_fill(defined_B, torch.nan)
+            else:
+                weight_BN = reference.valid_BN if aggregation == "global" else coverage_BN
+                scores_B, defined_B = weighted_max_cosine(pair[0], weight_BN, *pair[1:]), weight_BN.sum(dim=1) > 0
+            parts.append((part, scores_B, defined_B))
+    return {aggregation: _in_order(parts, backbone) for aggregation, parts in scored.items()}
 
 
 def match_maps(
@@ -112,12 +201,14 @@ def match_maps(
         TypeError, ValueError, OSError, RuntimeError: as for :func:`concept_preservation`.
     """
     _check_settings(backbone, max_num_patches, encode_batch_size)
-    generated, references, masks = _check_pairs(generated_images, reference_images, reference_masks)
+    generated, references = _check_pairs(generated_images, reference_images)
+    masks = check_masks(reference_masks, "reference_masks", references.sizes)
     maps: dict[int, Tensor] = {}
     sums: list[tuple[list[int], Tensor, Tensor]] = []
-    for part, reference, candidate, foreground_BN in _encoded_pairs(
-        generated, references, masks, backbone, max_num_patches, encode_batch_size
+    for part, reference, candidate in _encoded_pairs(
+        generated, references, backbone, max_num_patches, encode_batch_size
     ):
+        foreground_BN = _coverage([masks.masks[index] for index in part], reference) > FOREGROUND_THRESHOLD
         best_BN = best_cosine(reference.tokens_BND, candidate.tokens_BND, candidate.valid_BN)
         sums_B = torch.where(foreground_BN, best_BN, 0).sum(dim=1)
         sums.append((part, sums_B, torch.ones_like(sums_B, dtype=torch.bool)))
@@ -171,84 +262,119 @@ def prompt_following(
 
     Source: MaSC, arXiv 2605.22469.
     """
-    return score_prompts(
+    return prompt_following_variants(
         generated_images,
         generated_masks,
         prompts,
         subjects,
+        poolings=(pooling,),
+        strip_subject=(strip_subject,),
         backbone=backbone,
         max_num_patches=max_num_patches,
         encode_batch_size=encode_batch_size,
-        pooling=pooling,
-        strip_subject=strip_subject,
         reference_images=reference_images,
         reference_masks=reference_masks,
-    ).scores_B
+    ).scores[pooling, strip_subject]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """Prompt following, with the masks that were transferred for it.
+    """Results of :func:`prompt_following_variants`.
 
     Attributes:
-        scores_B: as returned by :func:`prompt_following`.
-        transferred: the transferred masks; None if masks were given or none are needed.
+        scores: for each (pooling, strip_subject), what :func:`prompt_following` returns for them.
+        transferred: the masks that were transferred from the references; None if masks were given or none are needed.
     """
 
-    scores_B: Tensor
+    scores: dict[tuple[Pooling, bool], Tensor]
     transferred: TransferredMasks | None
 
 
-def score_prompts(
+def prompt_following_variants(
     generated_images: Images,
     generated_masks: Masks | None,
     prompts: Sequence[str] | None,
     subjects: Sequence[str | None] | None = None,
     *,
+    poolings: Sequence[Pooling] = (DEFAULT_POOLING,),
+    strip_subject: Sequence[bool] = (True,),
     backbone: SigLIP2Backbone,
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
-    pooling: Pooling = DEFAULT_POOLING,
-    strip_subject: bool = True,
     reference_images: ReferenceImages | None = None,
     reference_masks: ReferenceMasks | None = None,
 ) -> PromptScores:
-    """:func:`prompt_following`, which has the arguments and errors, with the transferred masks."""
+    """Prompt following by every combination of poolings and prompts, from one pass of the images through the network.
+
+    Args:
+        generated_images: B images, in any form accepted by :func:`prompt_following`.
+        generated_masks: B masks of the subject in the generated images. None transfers them from the references; for
+            the pooling "full" alone, no mask is used.
+        prompts: B prompts that the images were generated from.
+        subjects: B names of the subject, spelled as in the prompts.
+        poolings: patches to pool over, each "background", "full" or "foreground".
+        strip_subject: whether to remove the subject from the prompt; (True, False) computes both.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image.
+        encode_batch_size: samples encoded together.
+        reference_images: images of the subject, as :func:`transfer_masks` takes them; ignored if masks are given.
+        reference_masks: their masks.
+
+    Returns:
+        For each (pooling, strip_subject) what :func:`prompt_following` returns for them: NaN for "background" where the
+        mask covers at least half of every patch, for "foreground" where it does so of none; "full" is always defined.
+        With them, the transferred masks.
+
+    Raises:
+        TypeError, ValueError, OSError, RuntimeError: as for :func:`prompt_following`.
+
+    Source: MaSC, arXiv 2605.22469.
+    """
     _check_settings(backbone, max_num_patches, encode_batch_size)
-    check_pooling(pooling, strip_subject)
+    for pooling in check_sequence("poolings", poolings, "a list of poolings"):
+        for strip in check_sequence("strip_subject", strip_subject, "a list of booleans"):
+            check_pooling(pooling, strip)
     generated = check_images(generated_images, "generated_images")
+    masked = [pooling for pooling in poolings if pooling != "full"]
     masks: MaskBatch | None = None
     references: tuple[References, ...] | None = None
     if generated_masks is not None:
         masks = check_masks(generated_masks, "generated_masks", generated.sizes)
-    elif pooling != "full":
+    elif masked:
         if reference_images is None or reference_masks is None:
             raise TypeError(
-                f"generated_masks is None; pooling={pooling!r} needs a mask of the subject for every image: give them, "
-                "or reference_images and reference_masks to find the subject by"
+                f"generated_masks is None; pooling={masked[0]!r} needs a mask of the subject for every image: give "
+                "them, or reference_images and reference_masks to find the subject by"
             )
         references = check_references(reference_images, reference_masks, len(generated))
-    texts = _check_texts(prompts, subjects, len(generated), strip_subject)
+    texts = {strip: _check_texts(prompts, subjects, len(generated), strip) for strip in strip_subject}
 
     images = [_each(generated)] if references is None else [_all_of(references), _each(generated)]
     transferred = _Transferred(generated)
-    pooled = []
+    pooled: dict[Pooling, list[tuple[list[int], Tensor, Tensor]]] = {pooling: [] for pooling in poolings}
     for part, (*shown, features) in _encoded(images, backbone, max_num_patches, encode_batch_size):
-        keep_BN = features.valid_BN
-        part_masks = [masks.masks[index] for index in part] if masks is not None else None
+        part_masks = None if masks is None else [masks.masks[index] for index in part]
         if references is not None:
             part_masks = transferred.add(part, [references[index] for index in part], shown[0], features)
-        if part_masks is not None and pooling != "full":
+        foreground_BN = None
+        if part_masks is not None and masked:
             foreground_BN = _coverage(part_masks, features) >= FOREGROUND_THRESHOLD
-            keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
-        pooled.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
-    # A GPU still encodes images while the texts are queued.
-    embeddings_BD = backbone.encode_texts(texts, batch_size=encode_batch_size)
-    scored = []
-    for part, pooled_BD, defined_B in pooled:
-        texts_BD = torch.stack([embeddings_BD[index] for index in part])  # an index by a list would synchronise
-        scored.append((part, embedding_cosine(pooled_BD, texts_BD), defined_B))
-    return PromptScores(_in_order(scored, backbone), None if references is None else transferred.masks())
+        for pooling, parts in pooled.items():
+            keep_BN = features.valid_BN
+            if foreground_BN is not None and pooling != "full":
+                keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
+            parts.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
+    scores: dict[tuple[Pooling, bool], Tensor] = {}
+    for strip, stripped in texts.items():
+        # A GPU still encodes images while the texts are queued.
+        embeddings_BD = backbone.encode_texts(stripped, batch_size=encode_batch_size)
+        for pooling, parts in pooled.items():
+            scored = []
+            for part, pooled_BD, defined_B in parts:
+                texts_BD = torch.stack([embeddings_BD[index] for index in part])  # an index by a list would synchronise
+                scored.append((part, embedding_cosine(pooled_BD, texts_BD), defined_B))
+            scores[pooling, strip] = _in_order(scored, backbone)
+    return PromptScores(scores, None if references is None else transferred.masks())
 
 
 def transfer_masks(
@@ -385,13 +511,11 @@ def _check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batc
     check_positive("encode_batch_size", encode_batch_size)
 
 
-def _check_pairs(
-    generated_images: Images, reference_images: Images, reference_masks: Masks
-) -> tuple[ImageBatch, ImageBatch, MaskBatch]:
+def _check_pairs(generated_images: Images, reference_images: Images) -> tuple[ImageBatch, ImageBatch]:
     generated = check_images(generated_images, "generated_images")
     references = check_images(reference_images, "reference_images")
     check_count("reference_images", len(references), len(generated))
-    return generated, references, check_masks(reference_masks, "reference_masks", references.sizes)
+    return generated, references
 
 
 def _check_texts(
@@ -482,16 +606,19 @@ def _encoded(
 def _encoded_pairs(
     generated: ImageBatch,
     references: ImageBatch,
-    masks: MaskBatch,
     backbone: SigLIP2Backbone,
     max_num_patches: int,
     encode_batch_size: int,
-) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures, Tensor]]:
-    """For each part: indices, features of the references and of the generated images, foreground of the references."""
+) -> Iterator[tuple[list[int], PatchFeatures, PatchFeatures]]:
+    """For each part: indices of its samples, features of the references and of the generated images."""
     groups = [_each(references), _each(generated)]
     for part, (reference, candidate) in _encoded(groups, backbone, max_num_patches, encode_batch_size):
-        coverage_BN = _coverage([masks.masks[index] for index in part], reference)
-        yield part, reference, candidate, coverage_BN > FOREGROUND_THRESHOLD
+        yield part, reference, candidate
+
+
+def _finite(features: PatchFeatures) -> Tensor:
+    """Whether the features of all patches of an image are finite, (B,) bool."""
+    return (features.tokens_BND.isfinite().all(dim=2) | ~features.valid_BN).all(dim=1)
 
 
 def _coverage(masks: Sequence[Tensor], features: PatchFeatures) -> Tensor:

@@ -15,7 +15,13 @@ from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
-from masc_metrics.functional import DEFAULT_POOLING, Pooling, check_pooling, concept_preservation, score_prompts
+from masc_metrics.functional import (
+    DEFAULT_POOLING,
+    Pooling,
+    check_pooling,
+    concept_preservation,
+    prompt_following_variants,
+)
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
 from masc_metrics.masks import Masks
@@ -239,7 +245,7 @@ class MaSCPromptFollowing(SampleMetric):
         """
         generated = check_images(generated_images, "generated_images")
         ids = check_sample_ids(sample_ids, len(generated))
-        found = score_prompts(
+        found = prompt_following_variants(
             generated,
             generated_masks,
             prompts,
@@ -247,8 +253,8 @@ class MaSCPromptFollowing(SampleMetric):
             backbone=self.backbone,
             max_num_patches=self.max_num_patches,
             encode_batch_size=self.encode_batch_size,
-            pooling=self.pooling,
-            strip_subject=self.strip_subject,
+            poolings=(self.pooling,),
+            strip_subject=(self.strip_subject,),
             reference_images=reference_images,
             reference_masks=reference_masks,
         )
@@ -257,7 +263,7 @@ class MaSCPromptFollowing(SampleMetric):
         if found.transferred is not None:
             self.transferred_sum = self.transferred_sum + len(found.transferred)
             self.empty_mask_sum = self.empty_mask_sum + found.transferred.confidence_B.isnan().sum().to(self.device)
-        self.accumulate(found.scores_B, ids)
+        self.accumulate(found.scores[self.pooling, self.strip_subject], ids)
 
     @property
     def transferred_count(self) -> int:

@@ -30,8 +30,6 @@ class ProcessorValues:
         std: divides each channel after that.
         resample: "bilinear" or "bicubic".
         rescale_factor: multiplies pixel values in 0..255 first; 1/255 if the file does not say.
-        size: (height, width) in pixels; None if the file does not give both.
-        center_crop: whether the file asks for a center crop.
     """
 
     file: Path
@@ -39,8 +37,6 @@ class ProcessorValues:
     std: tuple[float, float, float]
     resample: str
     rescale_factor: float
-    size: tuple[int, int] | None
-    center_crop: bool
 
 
 def load_json(file: Path) -> dict[str, Any]:
@@ -202,9 +198,6 @@ def read_processor_values(folder: Path) -> ProcessorValues:
     with readable(file, "image processor"):
         mean, std = ([float(value) for value in values[key]] for key in ("image_mean", "image_std"))
         rescale_factor = float(values.get("rescale_factor", 1 / 255))
-        size = values.get("size")
-        both = isinstance(size, dict) and {"height", "width"} <= set(size)
-        height_width = (int(size["height"]), int(size["width"])) if both else None
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; both need three values")
     return ProcessorValues(
@@ -213,6 +206,4 @@ def read_processor_values(folder: Path) -> ProcessorValues:
         std=(std[0], std[1], std[2]),
         resample=_RESAMPLING[resample],
         rescale_factor=rescale_factor,
-        size=height_width,
-        center_crop=bool(values.get("do_center_crop")),
     )

@@ -112,7 +112,7 @@ class Loader(Dataset[list[Loaded]]):
             generated = self._image("generated", sample.generated_image, sample.generated_mask, sample.orientation_mask)
             return LoadedSample(number, sample, generated, references[key])
         except (OSError, ValueError, TypeError) as error:
-            return SampleResult(number, dict.fromkeys(self.run.scores), {}, error=str(error))
+            return SampleResult(number, dict.fromkeys(self.run.columns), {}, error=str(error))
 
     def _image(
         self, which: str, image_file: str, mask_file: str | None, orientation_mask: str | None = None

@@ -184,6 +184,19 @@ def non_negative_integer(text: str) -> int:
     return int(text)
 
 
+def any_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    """A parser of comma-separated choices, without repetitions."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        given = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        for part in given:
+            if part not in choices:
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(choices)}")
+        return given
+
+    return parse
+
+
 def fraction(text: str) -> float:
     """Parse a number in [0, 1)."""
     try:

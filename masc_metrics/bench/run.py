@@ -3,32 +3,87 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
+from typing import get_args
 
 import torch
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
-from masc_metrics.bench.options import fraction, non_negative_integer, option, positive_integer
+from masc_metrics.bench.options import any_of, fraction, non_negative_integer, option, positive_integer
 from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 
 MASC_SCORES = ("cp", "pf")
 
-BASELINES = ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
+BASELINES = ("clip-i", "clip-t", "dino-i", "dinov3-i", "radio-i", "siglip2-i", "siglip2-t")
 """Names of all baselines; those ending in "-i" compare two images, those ending in "-t" an image and a text."""
 
 SCORE_NAMES = (*MASC_SCORES, *BASELINES)
 
+PROMPTS = ("stripped", "full")
+"""Prompts of prompt following: without the subject (as in the paper), or as they are."""
+
+CP_COLUMNS: Mapping[str, Aggregation] = MappingProxyType(
+    {
+        "cp" if aggregation == DEFAULT_AGGREGATION else f"cp_{aggregation.replace('-', '_')}": aggregation
+        for aggregation in get_args(Aggregation)
+    }
+)
+"""Aggregation of each column of concept preservation: cp, cp_weighted, cp_global, cp_mutual_recall."""
+
+PF_COLUMNS: Mapping[str, tuple[Pooling, str]] = MappingProxyType(
+    {
+        "pf" if (pooling, prompt) == (DEFAULT_POOLING, PROMPTS[0]) else f"pf_{pooling}_{prompt}": (pooling, prompt)
+        for pooling in get_args(Pooling)
+        for prompt in PROMPTS
+    }
+)
+"""Pooling and prompt of each column of prompt following: pf, pf_background_full, pf_full_stripped, ..."""
+
+
+def inputs_of(column: str) -> tuple[str, ...]:
+    """Columns of a sample list that a column of the table of scores needs, beside the two images."""
+    if column in CP_COLUMNS:
+        masks = {"global": (), "mutual-recall": ("reference_mask", "generated_mask")}
+        return masks.get(CP_COLUMNS[column], ("reference_mask",))
+    if column in PF_COLUMNS:
+        pooling, prompt = PF_COLUMNS[column]
+        masks_and_prompt = ("prompt",) if pooling == "full" else ("generated_mask", "prompt")
+        return (*masks_and_prompt, "subject") if prompt == "stripped" else masks_and_prompt
+    return ()
+
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+_FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+
+
 def _score_names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    unknown = [name for name in names if name not in SCORE_NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown score {unknown[0]!r}; give any of {', '.join(SCORE_NAMES)}")
-    return names
+    scores = tuple(dict.fromkeys(score.strip() for score in text.split(",")))
+    given: dict[str, str] = {}
+    for score in scores:
+        name, equals, function = score.partition("=")
+        if not equals and name not in SCORE_NAMES:
+            raise argparse.ArgumentTypeError(
+                f"unknown score {name!r}; give any of {', '.join(SCORE_NAMES)}, or NAME=MODULE:FUNCTION"
+            )
+        if equals and not (name.isprintable() and name.strip() == name != "" and _FUNCTION.fullmatch(function)):
+            raise argparse.ArgumentTypeError(
+                f"{score!r} is not NAME=MODULE:FUNCTION, such as mine=package.module:score"
+            )
+        if equals and name.lower() in (*SCORE_NAMES, *CP_COLUMNS, *PF_COLUMNS):
+            raise argparse.ArgumentTypeError(f"{score!r} has the name of the score {name.lower()}; give another name")
+        if given.setdefault(name.lower(), score) != score:
+            raise argparse.ArgumentTypeError(
+                f"{given[name.lower()]!r} and {score!r} have one name; give one of them another"
+            )
+    return scores
 
 
 def _name_and_model(text: str) -> tuple[str, str]:
@@ -47,10 +102,16 @@ class Run:
 
     Attributes:
         out: CSV or Parquet file to write the scores to.
-        scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, siglip2-i, siglip2-t.
+        scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, radio-i, siglip2-i,
+            siglip2-t, or NAME=MODULE:FUNCTION for a function of yours.
+        pooling: comma-separated poolings of pf: background, full, foreground. Every combination with --prompts is a
+            column: pf for background and stripped, pf_full_stripped and so on for the others.
+        prompts: comma-separated prompts of pf: stripped, full.
+        aggregation: comma-separated aggregations of cp, each a column: masked (cp), weighted (cp_weighted), global
+            (cp_global), mutual-recall (cp_mutual_recall).
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
-        baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vits8; repeatable.
+        baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
         dtype: precision of all networks.
         max_num_patches: patch budget per image.
         min_coverage: skip samples with a mask that marks at most this share of its pixels, such as 0.05.
@@ -68,6 +129,9 @@ class Run:
 
     out: Path = option(type=Path, compare=False, metavar="FILE")
     scores: tuple[str, ...] = option(MASC_SCORES, type=_score_names)
+    pooling: tuple[Pooling, ...] = option((DEFAULT_POOLING,), type=any_of(*get_args(Pooling)))
+    prompts: tuple[str, ...] = option((PROMPTS[0],), type=any_of(*PROMPTS))
+    aggregation: tuple[Aggregation, ...] = option((DEFAULT_AGGREGATION,), type=any_of(*get_args(Aggregation)))
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
     baseline_model: tuple[tuple[str, str], ...] = option(
@@ -92,6 +156,26 @@ class Run:
         """The dtype of all networks."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """``module:function`` of each score that is a function of the user's, by the score's name."""
+        parts = (score.partition("=") for score in self.scores)
+        return {name: function for name, _, function in parts if function}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table of scores that hold scores."""
+        return tuple(column for score in self.scores for column in self._columns_of(score.partition("=")[0]))
+
+    def _columns_of(self, score: str) -> list[str]:
+        if score == "cp":
+            of_aggregation = {aggregation: column for column, aggregation in CP_COLUMNS.items()}
+            return [of_aggregation[aggregation] for aggregation in self.aggregation]
+        if score == "pf":
+            of_setting = {setting: column for column, setting in PF_COLUMNS.items()}
+            return [of_setting[pooling, prompt] for pooling in self.pooling for prompt in self.prompts]
+        return [score]
 
     def model_of(self, baseline: str) -> str | None:
         """Checkpoint given for a baseline; None for its default."""

@@ -138,8 +138,8 @@ def write_scores(samples: SampleList, run: Run, folder: RunFolder) -> tuple[list
     rows = [table_row(sample, result, run.out.parent) for sample, result in pairs]
     extra = dict.fromkeys(name for sample in samples.samples for name in sample.extra)
     empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
-    write_table(run.out, [empty | row for row in rows], columns(run.scores, extra), (*run.scores, *MEASURES))
-    summary = summarize(samples.samples, results, run.scores)
+    write_table(run.out, [empty | row for row in rows], columns(run.columns, extra), (*run.columns, *MEASURES))
+    summary = summarize(samples.samples, results, run.columns)
     write_json(summary_file(run), {"settings": folder.settings(), **summary})
     return results, summary
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from masc_metrics.bench.run import MASC_SCORES
+from masc_metrics.bench.run import MASC_SCORES, inputs_of
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
 from masc_metrics.bench.sample import columns as table_columns
 from masc_metrics.bench.tables import Row, read_rows
@@ -26,11 +26,6 @@ from masc_metrics.bench.tables import Row, read_rows
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
 _ALWAYS_NEEDED = ("generated_image", "reference_image")
-
-_NEEDED = {
-    "cp": ("reference_mask",),
-    "pf": ("generated_mask", "prompt", "subject"),
-}
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -70,8 +65,8 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
         source: a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file with those columns of ``COLUMNS`` that the
             scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are copied into the
             table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
-        scores: scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
-            ``generated_mask``, ``prompt`` and ``subject``.
+        scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
+            ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
 
     Raises:
         OSError: if it cannot be read.
@@ -79,7 +74,7 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
             or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in _NEEDED.get(score, ()))}
+    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in inputs_of(score))}
     if source.is_dir():
         return SampleList(tuple(_folder_samples(source, needed)), source)
     columns = [name for name in COLUMNS if name in needed]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from masc_metrics.bench.baselines.functions import FunctionResultError
 from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import Run
@@ -17,7 +18,7 @@ from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS
 from masc_metrics.bench.sample_list import SampleList, read_samples
-from masc_metrics.bench.scoring import Scorer, load_scorer
+from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
 from masc_metrics.bench.tables import is_parquet, pyarrow_parquet
 
@@ -37,7 +38,7 @@ class ScoreInput:
 
 def _score(source: ScoreInput, run: Run) -> int:
     try:
-        samples = read_samples(source.samples, run.scores)
+        samples = read_samples(source.samples, run.columns)
         check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
@@ -83,12 +84,23 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         return Finished(
             fail(UNUSABLE, ValueError(f"--baseline-model names {unused[0]}, which --scores does not; add it there"))
         )
+    for score, options in (("cp", ("aggregation",)), ("pf", ("pooling", "prompts"))):
+        for name in options:
+            if score not in run.scores and getattr(run, name) != Run.__dataclass_fields__[name].default:
+                error = ValueError(
+                    f"--{name} is {','.join(getattr(run, name))}, but --scores lacks {score}; add it there"
+                )
+                return Finished(fail(UNUSABLE, error))
     try:
         ranks = start_ranks(run)
     except (OSError, ValueError) as error:
         return Finished(fail(UNUSABLE, error))
     try:
-        scorer = load_scorer(run, ranks.device)
+        functions = load_functions(run, ranks.device)
+    except (ValueError, TypeError, ImportError) as error:
+        return Finished(fail(UNUSABLE, error, ranks))
+    try:
+        scorer = load_scorer(run, ranks.device, functions)
     except (OSError, ValueError, ImportError) as error:
         return Finished(fail(NO_CHECKPOINT, error, ranks))
     except torch.cuda.OutOfMemoryError as error:
@@ -128,13 +140,13 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
     except KeyboardInterrupt:
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
-    except OSError as error:
+    except (OSError, FunctionResultError) as error:
         print(f"masc-metrics: {error}; results are kept in {folder.folder}: start again to continue", file=sys.stderr)
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
     folder.remove()
     for line in row_warnings(samples, results):
         print(line, file=sys.stderr)
-    for line in summary_lines(summary, run.scores):
+    for line in summary_lines(summary, run.columns):
         print(line)
     print(f"by group, with intervals: {summary_file(run)}")
     if len(summary["by"].get("method", {})) > 1:

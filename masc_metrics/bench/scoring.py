@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.loading import Loaded, LoadedSample
-from masc_metrics.bench.run import BASELINES, Run
-from masc_metrics.bench.sample import MEASURES, SampleResult
-from masc_metrics.functional import concept_preservation, prompt_following
+from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, PF_COLUMNS, Run, inputs_of
+from masc_metrics.bench.sample import MEASURES, SampleResult, columns
+from masc_metrics.functional import concept_preservation_variants, prompt_following_variants
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
@@ -21,21 +22,23 @@ from masc_metrics.prompts import strip_subject
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """The settings of a run, MaSC's backbone and the baselines by name; made by :func:`load_scorer`."""
+    """The settings of a run, MaSC's backbone, baselines and functions by name; made by :func:`load_scorer`."""
 
     run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
+    functions: dict[str, FunctionScore]
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
         """Score a batch.
 
         Returns:
             Results in the order of the batch. A sample that could not be loaded keeps its error, one that a filter
-            leaves out has a reason.
+            leaves out has a reason. If a function of the user's fails for a sample, the sample has its error.
 
         Raises:
             RuntimeError: if a network's features are not finite.
+            FunctionResultError: if a function of the user's returns something other than one number a sample.
         """
         results: dict[int, SampleResult] = {}
         pairs = []
@@ -45,19 +48,34 @@ class Scorer:
             elif left_out := self._left_out(loaded):
                 results[loaded.number] = SampleResult(
                     loaded.number,
-                    dict.fromkeys(self.run.scores),
+                    dict.fromkeys(self.run.columns),
                     _measures(loaded),
                     left_out=left_out,
                     orientation_undecided=_orientation_undecided(loaded),
                 )
             else:
                 pairs.append(loaded)
-        scores = {name: self._scores(name, pairs) for name in self.run.scores}
+        scores: dict[str, dict[int, float]] = {}
+        for name, function in self.functions.items():
+            scores[name], errors = _function_scores(function, pairs)
+            for pair in pairs:
+                if pair.number in errors:
+                    results[pair.number] = SampleResult(
+                        pair.number, dict.fromkeys(self.run.columns), _measures(pair), error=errors[pair.number]
+                    )
+            pairs = [pair for pair in pairs if pair.number not in errors]
+        for name in self.run.scores:
+            if name in self.baselines:
+                scores[name] = self._baseline_scores(self.baselines[name], pairs)
+            elif name in MASC_SCORES:
+                family = CP_COLUMNS if name == "cp" else PF_COLUMNS
+                scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
+        strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
-            prompt = pair.sample.prompt if "pf" in self.run.scores else None
+            prompt = pair.sample.prompt if strips else None
             results[pair.number] = SampleResult(
                 number=pair.number,
-                scores={name: values.get(pair.number) for name, values in scores.items()},
+                scores={name: scores[name].get(pair.number) for name in self.run.columns},
                 measures=_measures(pair),
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
                 orientation_undecided=_orientation_undecided(pair),
@@ -71,42 +89,108 @@ class Scorer:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
-    def _scores(self, name: str, pairs: list[LoadedSample]) -> dict[int, float]:
-        """Scores by the sample's number, of the pairs that have the input of a score."""
-        baseline = self.baselines.get(name)
-        if name == "cp":
-            pairs = [pair for pair in pairs if pair.reference.mask is not None]
-        elif name == "pf":
-            pairs = [pair for pair in pairs if pair.generated.mask is not None and pair.sample.prompt is not None]
-        elif baseline and baseline.kind == "text":
-            pairs = [pair for pair in pairs if pair.sample.prompt is not None]
+    def _baseline_scores(self, baseline: Baseline, pairs: Sequence[LoadedSample]) -> dict[int, float]:
+        """Scores by the sample's number, of the pairs that have the input of a baseline."""
+        pairs = [pair for pair in pairs if baseline.kind == "image" or pair.sample.prompt is not None]
         if not pairs:
             return {}
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
-        references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
-        prompts = [pair.sample.prompt or "" for pair in pairs]
+        if baseline.kind == "text":
+            scores = baseline.score_texts(generated, [pair.sample.prompt or "" for pair in pairs])
+        else:
+            scores = baseline.score(generated, ImageBatch(tuple(pair.reference.pixels for pair in pairs)))
+        return dict(zip((pair.number for pair in pairs), scores, strict=True))
+
+    def _masc_scores(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, dict[int, float]]:
+        """Scores by column and by the sample's number, of the pairs that have a column's input.
+
+        Columns with input from the same pairs are computed together, so that their images are encoded once.
+        """
+        scores: dict[str, dict[int, float]] = {}
+        together: dict[tuple[int, ...], list[str]] = {}
+        for column in columns:
+            positions = tuple(position for position, pair in enumerate(pairs) if _has_inputs(pair, column))
+            together.setdefault(positions, []).append(column)
+        for positions, group in together.items():
+            found = [pairs[position] for position in positions]
+            values = self._variants(group, found) if found else {column: [] for column in group}
+            numbers = [pair.number for pair in found]
+            scores |= {column: dict(zip(numbers, values[column], strict=True)) for column in group}
+        return scores
+
+    def _variants(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, list[float]]:
+        generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
+        needed = {name for column in columns for name in inputs_of(column)}
+        reference_masks, generated_masks = (
+            MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
+            for which in ("reference", "generated")
+        )
         settings: dict[str, Any] = {
             "backbone": self.backbone,
             "max_num_patches": self.run.max_num_patches,
             "encode_batch_size": self.run.batch_size,
         }
-        scores: list[float]
-        if baseline and baseline.kind == "text":
-            scores = baseline.score_texts(generated, prompts)
-        elif baseline:
-            scores = baseline.score(generated, references)
-        elif name == "cp":
-            masks = MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None))
-            scores = concept_preservation(generated, references, masks, **settings).tolist()
-        else:
-            masks = MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None))
-            subjects = [pair.sample.subject for pair in pairs]
-            scores = prompt_following(generated, masks, prompts, subjects, **settings).tolist()
-        return dict(zip((pair.number for pair in pairs), scores, strict=True))
+        if columns[0] in CP_COLUMNS:
+            references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+            aggregations = [CP_COLUMNS[column] for column in columns]
+            preserved = concept_preservation_variants(
+                generated, references, reference_masks, generated_masks, aggregations=aggregations, **settings
+            )
+            return {column: preserved[CP_COLUMNS[column]].tolist() for column in columns}
+        prompts = [pair.sample.prompt or "" for pair in pairs]
+        subjects = [pair.sample.subject for pair in pairs]
+        poolings, texts = (
+            list(dict.fromkeys(part)) for part in zip(*(PF_COLUMNS[name] for name in columns), strict=True)
+        )
+        strip_subject = [text == "stripped" for text in texts]
+        followed = prompt_following_variants(
+            generated, generated_masks, prompts, subjects, poolings=poolings, strip_subject=strip_subject, **settings
+        )
+        settings_of = {column: (pooling, text == "stripped") for column, (pooling, text) in PF_COLUMNS.items()}
+        return {column: followed.scores[settings_of[column]].tolist() for column in columns}
 
 
-def load_scorer(run: Run, device: torch.device) -> Scorer:
+def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> tuple[dict[int, float], dict[int, str]]:
+    """Scores of a function by the sample's number, and errors of the samples that it fails for."""
+    if not pairs:
+        return {}, {}
+    generated, references = ([getattr(pair, name).pixels for pair in pairs] for name in ("generated", "reference"))
+    try:
+        return dict(zip((pair.number for pair in pairs), function.score(generated, references), strict=True)), {}
+    except (FunctionResultError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # the function is the user's and can raise anything
+        if len(pairs) == 1:
+            text = " ".join(str(error).split())
+            return {}, {pairs[0].number: f"{function.name}: {function.target} failed: {type(error).__name__}: {text}"}
+    parts = [_function_scores(function, [pair]) for pair in pairs]
+    return (
+        {number: score for scores, _ in parts for number, score in scores.items()},
+        {number: error for _, errors in parts for number, error in errors.items()},
+    )
+
+
+def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
+    """Import the functions of a run.
+
+    Raises:
+        ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
+            also if one has the name of another column.
+    """
+    reserved = {*columns(()), "cp_times_pf", "seed"}
+    for name in run.functions:
+        if name in reserved:
+            raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")
+    return {name: FunctionScore(name, target, device) for name, target in run.functions.items()}
+
+
+def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionScore]) -> Scorer:
     """Load all networks of a run.
+
+    Args:
+        run: the settings.
+        device: device of the networks.
+        functions: from :func:`load_functions`.
 
     Raises:
         OSError: if a checkpoint is not available; the text says how to get it.
@@ -127,7 +211,17 @@ def load_scorer(run: Run, device: torch.device) -> Scorer:
     baselines = {
         name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
     }
-    return Scorer(run, backbone, baselines)
+    return Scorer(run, backbone, baselines, functions)
+
+
+def _has_inputs(pair: LoadedSample, column: str) -> bool:
+    """Whether a pair has what a column needs; a sample without a subject keeps its prompt."""
+    given = {
+        "reference_mask": pair.reference.mask is not None,
+        "generated_mask": pair.generated.mask is not None,
+        "prompt": pair.sample.prompt is not None,
+    }
+    return all(given.get(name, True) for name in inputs_of(column))
 
 
 def _orientation_undecided(pair: LoadedSample) -> list[str]:

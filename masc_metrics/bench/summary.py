@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
+from masc_metrics.bench.run import PF_COLUMNS
 from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import text_table
@@ -22,10 +23,18 @@ _GROUPINGS = (("method",), ("category",), ("concept",), ("method", "category"))
 
 _SHOWN = 20  # the table of scores has all
 
+_UNPOOLED = {
+    "background": "generated_mask leaves no background patch",
+    "foreground": "generated_mask covers no patch by at least half",
+}
+
 _UNDEFINED = {
     "cp": "reference_mask covers no reference patch by more than half",
-    "pf": "generated_mask leaves no background patch",
-}
+    "cp_weighted": "reference_mask covers no reference patch",
+    "cp_mutual_recall": "no mutual pair of nearest patches begins in the reference's subject",
+} | {column: _UNPOOLED[pooling] for column, (pooling, _) in PF_COLUMNS.items() if pooling in _UNPOOLED}
+
+_STRIPPED = [column for column, (_, prompt) in PF_COLUMNS.items() if prompt == "stripped"]
 
 
 def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores: Sequence[str]) -> dict[str, Any]:
@@ -151,7 +160,7 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
     lines = problems[:_SHOWN]
     if len(problems) > _SHOWN:
         lines.append(f"{samples.source}: {len(problems) - _SHOWN} more rows failed or are undefined; see the scores")
-    followed = [sample for sample, result in rows if result.scores.get("pf") is not None]
+    followed = [sample for sample, result in rows if any(result.scores.get(column) is not None for column in _STRIPPED)]
     without = sum(not (sample.subject or "").strip() for sample in followed)
     if without:
         lines.append(
@@ -183,7 +192,6 @@ def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iter
     label = f"{samples.source}, line {sample.line} (sample {sample.sample_id})"
     if result.error:
         yield f"{label}: {result.error}"
-    for name, reason in _UNDEFINED.items():
-        value = result.scores.get(name)
+    for name, value in result.scores.items():
         if value is not None and math.isnan(value):
-            yield f"{label}: {name.upper()} is undefined, because {reason}"
+            yield f"{label}: {name.upper()} is undefined, because {_UNDEFINED.get(name, 'its function gave NaN')}"

@@ -208,7 +208,7 @@ def test_earlier_scores_stay_until_new_ones_are_complete(
     assert out.read_text() == "earlier"
     assert not list(tmp_path.glob("*.part"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masc_metrics.bench.scoring.concept_preservation", lambda *_, **__: 1 / 0)
+        patch.setattr("masc_metrics.bench.scoring.concept_preservation_variants", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             score(samples, checkpoint)
     assert out.read_text() == "earlier"

@@ -14,7 +14,7 @@ from support.transfer_quality import Scenes, auc, iou
 from torchmetrics import MetricCollection
 
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, SigLIP2Backbone, load_backbone
-from masc_metrics.functional import check_transfer, prompt_following, score_prompts, transfer_masks
+from masc_metrics.functional import check_transfer, prompt_following, prompt_following_variants, transfer_masks
 from masc_metrics.scenes import SCENES, Subject, render
 from masc_metrics.transfer import TRUSTED_IOU, find_subject
 
@@ -176,8 +176,8 @@ def test_prompt_following_without_masks_equals_that_with_transferred_masks(backb
     )
     arguments = {name: samples[name] for name in ("generated_images", "prompts", "subjects")}
     given = prompt_following(generated_masks=transferred, **arguments, **settings(backbone))
-    found = score_prompts(generated_masks=None, **pf_arguments(samples), **settings(backbone))
-    assert torch.equal(found.scores_B, given)
+    found = prompt_following_variants(generated_masks=None, **pf_arguments(samples), **settings(backbone))
+    assert torch.equal(found.scores["background", True], given)
     assert found.transferred is not None
     assert all(torch.equal(a, b) for a, b in zip(found.transferred.masks, transferred.masks, strict=True))
     assert not torch.equal(
@@ -194,7 +194,9 @@ def test_given_masks_win_and_references_are_not_even_encoded(backbone: SigLIP2Ba
         found = prompt_following(**arguments, **{name: samples[name] for name in REFERENCES}, **settings(backbone))
     assert torch.equal(found, expected)
     assert counts["images"] == 3
-    full = score_prompts(generated_masks=None, pooling="full", **pf_arguments(samples), **settings(backbone))
+    full = prompt_following_variants(
+        generated_masks=None, poolings=["full"], **pf_arguments(samples), **settings(backbone)
+    )
     assert full.transferred is None
 
 
@@ -205,11 +207,13 @@ def test_collection_needs_no_masks_of_generated_images(checkpoint: Path) -> None
         {"cp": MaSCConceptPreservation(checkpoint, **options), "pf": MaSCPromptFollowing(checkpoint, **options)}
     )
     metrics.update(**pf_arguments(samples))
-    found = score_prompts(generated_masks=None, **pf_arguments(samples), **settings(load_backbone(checkpoint)))
+    found = prompt_following_variants(
+        generated_masks=None, **pf_arguments(samples), **settings(load_backbone(checkpoint))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         value = metrics.compute()["pf"]
-    assert value == pytest.approx(found.scores_B.nanmean().item(), abs=1e-6)
+    assert value == pytest.approx(found.scores["background", True].nanmean().item(), abs=1e-6)
     assert metrics["pf"].transferred_count == 4
 
 

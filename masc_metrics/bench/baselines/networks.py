@@ -17,7 +17,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
@@ -39,7 +40,7 @@ from masc_metrics.reading import (
 _Key = TypeVar("_Key", bound=Hashable)
 
 _CACHE_BYTES = 64 * 2**20
-"""About 32000 images of CLIP's 512 values, or 21000 of DINOv3's 768."""
+"""About 32000 images of CLIP's 512 values, or 16000 of DINOv3's 1024."""
 
 
 _SAFETENSORS_COMMITS = {
@@ -98,7 +99,7 @@ class CheckpointNetwork(EmbeddingNetwork):
     Args:
         baseline: name of the baseline, for error texts.
         source: hub id or folder of config.json, safetensors weights, and the files of the image processor and, for
-            CLIP, of the tokenizer; two hub ids have a known commit with safetensors.
+            CLIP, of the tokenizer; some hub ids have a known commit with safetensors.
         device: device of the network.
         dtype: dtype of the weights.
 
@@ -111,17 +112,19 @@ class CheckpointNetwork(EmbeddingNetwork):
 
     _model_type: str  # of config.json
     _class_name: str
-    _processor_class: str
+    _since: str = "4.51"  # version of transformers that first has the class
+    _short_side: int = 256
+    _crop: int = 224
     _options: Mapping[str, Any] = MappingProxyType({})
     _unused: tuple[str, ...] = ()
 
     def __init__(self, baseline: str, source: CheckpointSource, device: torch.device, dtype: torch.dtype) -> None:
         import transformers
 
-        if not hasattr(transformers, self._class_name):  # DINOv3's is the newest
+        if not hasattr(transformers, self._class_name):
             raise ImportError(
-                f"baseline {baseline} needs transformers 4.56 or newer, and {transformers.__version__} is installed; "
-                "pip install 'transformers>=4.56'"
+                f"baseline {baseline} needs transformers {self._since} or newer, and {transformers.__version__} is "
+                f"installed; pip install 'transformers>={self._since}'"
             )
         self._folder, commit = _find(baseline, source, self._model_type)
         super().__init__(source.model, commit, device)
@@ -141,29 +144,17 @@ class CheckpointNetwork(EmbeddingNetwork):
     def _read_processor(self) -> Callable[[Sequence[Tensor]], Tensor]:
         """A function from images, uint8 in 0..255 or float in [0, 1], to normalised pixels, (B, 3, H, W) float32.
 
-        It is the checkpoint's image processor, which uses Pillow in every transformers version, with or without
-        torchvision. Float images are rounded to uint8, which Pillow needs.
+        The images are resized and cropped by :func:`short_side_and_crop`, then scaled and normalised with the values of
+        the checkpoint's image-processor file.
         """
-        import transformers
-
-        if not (self._folder / PROCESSOR_FILES[0]).is_file():
-            raise FileNotFoundError(
-                f"{self._folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint"
-            )
-        # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
-        name = self._processor_class
-        pil_class = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-        with quiet_transformers():
-            processor = pil_class.from_pretrained(self._folder, local_files_only=True)
+        values = read_processor_values(self._folder)
+        mean_311, std_311 = (
+            torch.tensor(part, dtype=torch.float32, device="cpu")[:, None, None] for part in (values.mean, values.std)
+        )
 
         def prepare(images: Sequence[Tensor]) -> Tensor:
-            bytes_3HW = (
-                (image * 255).round().to(torch.uint8) if image.is_floating_point() else image for image in images
-            )
-            arrays = [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in bytes_3HW]
-            # Stated, because the channel dimension of an image 3 pixels high is ambiguous.
-            pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
-            return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+            cropped_B3HW = torch.stack([short_side_and_crop(image, self._short_side, self._crop) for image in images])
+            return (cropped_B3HW.to(torch.float32) * values.rescale_factor - mean_311) / std_311
 
         return prepare
 
@@ -174,7 +165,28 @@ class CheckpointNetwork(EmbeddingNetwork):
 class CLIPNetwork(CheckpointNetwork):
     """CLIP: the projected embeddings of its image and its text tower."""
 
-    _model_type, _class_name, _processor_class = "clip", "CLIPModel", "CLIPImageProcessor"
+    _model_type, _class_name = "clip", "CLIPModel"
+
+    def _read_processor(self) -> Callable[[Sequence[Tensor]], Tensor]:
+        """The checkpoint's image processor, which uses Pillow in every version, with or without torchvision."""
+        import transformers
+
+        if not (self._folder / PROCESSOR_FILES[0]).is_file():
+            raise FileNotFoundError(
+                f"{self._folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint"
+            )
+        # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
+        pil_class = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        with quiet_transformers():
+            processor = pil_class.from_pretrained(self._folder, local_files_only=True)
+
+        def prepare(images: Sequence[Tensor]) -> Tensor:
+            arrays = [_bytes_HW3(image) for image in images]
+            # Stated, because the channel dimension of an image 3 pixels high is ambiguous.
+            pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+            return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+
+        return prepare
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -202,7 +214,7 @@ class CLIPNetwork(CheckpointNetwork):
 class DINONetwork(CheckpointNetwork):
     """DINO: the class token of the last hidden state, after the final layer norm."""
 
-    _model_type, _class_name, _processor_class = "vit", "ViTModel", "ViTImageProcessor"
+    _model_type, _class_name = "vit", "ViTModel"
     _options, _unused = MappingProxyType({"add_pooling_layer": False}), ("pooler.", "classifier.")
 
     def _encode_images(self, images: list[Tensor]) -> Tensor:
@@ -211,40 +223,34 @@ class DINONetwork(CheckpointNetwork):
 
 
 class DINOv3Network(CheckpointNetwork):
-    """DINOv3: the class token after the final layer norm, transformers' pooler output.
+    """DINOv3: the class token after the final layer norm, transformers' pooler output."""
 
-    transformers' image processor for it needs torchvision. Its steps are done here in torch, in the same order and with
-    the values of the checkpoint's preprocessor_config.json: scale to [0, 1], resize with antialiasing in float32,
-    normalise.
-    """
-
-    _model_type, _class_name = "dinov3_vit", "DINOv3ViTModel"
-
-    def _read_processor(self) -> Callable[[Sequence[Tensor]], Tensor]:
-        values = read_processor_values(self._folder)
-        if values.center_crop or values.size is None:
-            raise ValueError(
-                f"{values.file} lacks a size of height and width or has do_center_crop true; copy "
-                "it from the original checkpoint"
-            )
-        mean, std = (
-            to_device(torch.tensor(part, dtype=torch.float32, device="cpu"), self.device)[:, None, None]
-            for part in (values.mean, values.std)
-        )
-
-        def prepare(image: Tensor) -> Tensor:
-            values_3HW = image * MAX_UINT8 if image.is_floating_point() else image
-            scaled_13HW = to_device(values_3HW, self.device)[None].to(torch.float32) * values.rescale_factor
-            resized_13HW = F.interpolate(
-                scaled_13HW, values.size, mode=values.resample, align_corners=False, antialias=True
-            )
-            return (resized_13HW - mean) / std
-
-        return lambda images: torch.cat([prepare(image) for image in images])
+    _model_type, _class_name, _since = "dinov3_vit", "DINOv3ViTModel", "4.56"
 
     def _encode_images(self, images: list[Tensor]) -> Tensor:
         embeddings_BD: Tensor = self._network(pixel_values=self._pixels(images)).pooler_output
         return embeddings_BD
+
+
+class RADIONetwork(CheckpointNetwork):
+    """C-RADIO: the summary, which is its class tokens one after another.
+
+    The network normalises pixels itself, so they are only scaled to [0, 1]. No image-processor file is read.
+    """
+
+    _model_type, _class_name, _since = "radio", "RadioModel", "5.13"
+    _short_side, _crop = 512, 512
+
+    def _read_processor(self) -> Callable[[Sequence[Tensor]], Tensor]:
+        def prepare(images: Sequence[Tensor]) -> Tensor:
+            cropped_B3HW = torch.stack([short_side_and_crop(image, self._short_side, self._crop) for image in images])
+            return cropped_B3HW.to(torch.float32) / MAX_UINT8
+
+        return prepare
+
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
+        summary_BD: Tensor = self._network(pixel_values=self._pixels(images)).summary
+        return summary_BD
 
 
 class SigLIP2Network(EmbeddingNetwork):
@@ -268,8 +274,39 @@ NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtyp
     "clip": CLIPNetwork,
     "dino": DINONetwork,
     "dinov3": DINOv3Network,
+    "radio": RADIONetwork,
 }
 """By the part of the baseline's name before the dash."""
+
+
+def short_side_and_crop(image_3HW: Tensor, short_side: int, crop: int) -> Tensor:
+    """Resize an image to a short side and crop the middle, as torchvision's Resize and CenterCrop do with Pillow.
+
+    The long side becomes ``int(short_side * long / short)``. Pillow resizes uint8 values by antialiased bicubic
+    interpolation. The crop begins at ``round((side - crop) / 2)``, halves rounded to even.
+
+    Args:
+        image_3HW: uint8, or float in [0, 1], which is rounded to uint8.
+        short_side: length of the shorter side in pixels, at least ``crop``.
+        crop: side of the square in pixels.
+
+    Returns:
+        (3, crop, crop) uint8 on the CPU.
+    """
+    image = Image.fromarray(_bytes_HW3(image_3HW))
+    shortest = min(image.size)
+    width, height = (short_side if side == shortest else int(short_side * side / shortest) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    cropped = resized.crop((left, top, left + crop, top + crop))
+    return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+
+
+def _bytes_HW3(image_3HW: Tensor) -> NDArray[np.uint8]:  # noqa: N802
+    """An image as uint8, as Pillow needs it."""
+    if image_3HW.is_floating_point():
+        image_3HW = (image_3HW * MAX_UINT8).round().to(torch.uint8)
+    return np.ascontiguousarray(image_3HW.permute(1, 2, 0).cpu().numpy())
 
 
 def _find(baseline: str, source: CheckpointSource, model_type: str) -> tuple[Path, str | None]:

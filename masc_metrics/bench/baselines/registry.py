@@ -1,4 +1,4 @@
-"""Baselines to compare MaSC with: CLIP-I, CLIP-T, DINO-I, DINOv3 and SigLIP2, on images without masks."""
+"""Baselines to compare MaSC with: CLIP-I, CLIP-T, DINO-I, DINOv3, C-RADIOv4 and SigLIP2, on images without masks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
     {
         "clip-i": "openai/clip-vit-base-patch32",
         "clip-t": "openai/clip-vit-base-patch32",
-        "dino-i": "facebook/dino-vits16",
-        "dinov3-i": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+        "dino-i": "facebook/dino-vits8",
+        "dinov3-i": "facebook/dinov3-vitl16-pretrain-lvd1689m",
+        "radio-i": "nvidia/C-RADIOv4-SO400M",
     }
 )
 """Hub id of each baseline's network; siglip2-i and siglip2-t use MaSC's backbone instead."""
@@ -132,16 +133,18 @@ def load_baseline(
     ========== =========================================================================================
     clip-i     projected image embeddings of CLIP ViT-B/32, as in DreamBench++
     clip-t     projected embeddings of its image and its text tower
-    dino-i     class token of DINO ViT-S/16 after the last layer norm, as in DreamBooth
-    dinov3-i   class token of DINOv3 ViT-B/16 after the last layer norm
+    dino-i     class token of DINO ViT-S/8 after the last layer norm, as in DreamBench++
+    dinov3-i   class token of DINOv3 ViT-L/16 after the last layer norm
+    radio-i    summary of C-RADIOv4 SO400M, as in the paper
     siglip2-i  MaSC's backbone: its pooling head over all patches, no mask
     siglip2-t  the same, compared with its text embedding
     ========== =========================================================================================
 
-    Images are prepared as each checkpoint's files say: CLIP crops the middle, DINO and DINOv3 resize to a square, and
-    SigLIP2 NaFlex keeps the aspect ratio. transformers' image processors are used with Pillow, whatever the version;
-    DINOv3's processor needs torchvision, so its steps are done in torch instead. DreamBench++ itself uses DINO ViT-S/8
-    (``--baseline-model dino-i=facebook/dino-vits8``), resizes to 256 pixels and crops the middle 224.
+    Images are prepared as in DreamBench++ and in the paper. For DINO and DINOv3 the short side is resized to 256 pixels
+    and the middle 224 x 224 cropped, whatever size the checkpoint's files name, see
+    :func:`masc_metrics.bench.baselines.networks.short_side_and_crop`; for C-RADIO both are 512. CLIP uses the
+    checkpoint's own processor, which also crops the middle, and SigLIP2 NaFlex keeps the aspect ratio. All but SigLIP2
+    resize with Pillow, whatever the version of transformers.
 
     Args:
         name: one of ``BASELINES``.
@@ -158,10 +161,11 @@ def load_baseline(
             available, or backbone and checkpoint do not fit the name.
         OSError: if the checkpoint is not available; the text says how to get it. DINOv3 is gated: accept its licence on
             the hub and log in.
-        ImportError: for dinov3-i, if transformers is older than 4.56.
+        ImportError: for dinov3-i, if transformers is older than 4.56; for radio-i, if it is older than 5.13.
 
     Source: DreamBooth (CLIP-I, CLIP-T, DINO), arXiv 2208.12242; DreamBench++, arXiv 2406.16855; CLIPScore, arXiv
-        2104.08718; DINO, arXiv 2104.14294; DINOv3, arXiv 2508.10104; SigLIP2, arXiv 2502.14786.
+        2104.08718; DINO, arXiv 2104.14294; DINOv3, arXiv 2508.10104; RADIO, arXiv 2312.06709; SigLIP2, arXiv
+        2502.14786.
     """
     check_choice("name", name, BASELINES)
     device = check_device(device)

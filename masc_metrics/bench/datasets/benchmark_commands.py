@@ -91,6 +91,10 @@ def _orida(source: OridaInput, run: Run) -> int:
         check_out(run, source.root)
         if "pf" in run.scores:
             raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        if "mutual-recall" in run.aggregation:
+            raise ValueError(
+                "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"
+            )
         pairs = orida.read_orida(
             source.root, subjects=source.subjects, backgrounds=source.backgrounds, cross_pairs=source.cross_pairs
         )
@@ -103,7 +107,7 @@ def _orida(source: OridaInput, run: Run) -> int:
     finished = score_list(SampleList(pairs.samples, source.root), run)
     if not finished.table_written:
         return finished.exit_code
-    results = {name: orida.same_against_cross(run.out, name) for name in run.scores}
+    results = {name: orida.same_against_cross(run.out, name) for name in run.columns}
     for name, result in results.items():
         print(f"{name.upper()}  AUC {result.auc:.4f}  {result.same} pairs of one subject against {result.cross} of two")
         print(

@@ -26,6 +26,7 @@ from masc_metrics.bench.run import BASELINES, Run
 
 HAS_DINOV3 = hasattr(transformers, "DINOv3ViTModel")
 needs_dinov3 = pytest.mark.skipif(not HAS_DINOV3, reason="DINOv3 came with transformers 4.56")
+needs_radio = pytest.mark.skipif(not hasattr(transformers, "RadioModel"), reason="RADIO came with transformers 5.13")
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = [chr(code) for code in range(33, 127)]
@@ -66,7 +67,13 @@ DINOV3_PROCESSOR = {
     **IMAGENET,
 }
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-IMAGE_BASELINES = ["clip-i", "dino-i", pytest.param("dinov3-i", marks=needs_dinov3), "siglip2-i"]
+IMAGE_BASELINES = [
+    "clip-i",
+    "dino-i",
+    pytest.param("dinov3-i", marks=needs_dinov3),
+    pytest.param("radio-i", marks=needs_radio),
+    "siglip2-i",
+]
 ODD_SIZES = [(224, 224), (37, 301), (500, 333), (225, 223), (3, 8)]
 
 
@@ -125,6 +132,14 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(tmp_path_factory.mktemp("dinov3"), transformers.DINOv3ViTModel(config), DINOV3_PROCESSOR)
 
 
+@pytest.fixture(scope="session")
+def radio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(4)
+    sides = {"patch_size": 64, "image_size": 512, "max_img_size": 1024}
+    config = transformers.RadioConfig(**SHAPE, **sides, num_cls_tokens=3, num_registers=2, summary_idxs=[0, 2])
+    return _write(tmp_path_factory.mktemp("radio"), transformers.RadioModel(config), {})
+
+
 def _load(name: str, folder: Path, **settings: Any) -> Baseline:
     return load_baseline(name, Run(Path(), baseline_model=((name, str(folder)),), **settings), device="cpu")
 
@@ -154,18 +169,19 @@ def _clip_pixels(image: Tensor) -> np.ndarray:
     return _normalised(resized[top : top + 224, left : left + 224], CLIP_PROCESSOR)
 
 
+def _cropped(image: Tensor, short: int, side: int) -> np.ndarray:
+    """Short side to ``short`` and the middle square, step by step: Pillow resizes, numpy cuts."""
+    _, height, width = image.shape
+    scale = (lambda long, shortest: int(short * long / shortest)) if height != width else (lambda *_: short)
+    size = (scale(width, height), short) if width > height else (short, scale(height, width))
+    resized = np.array(Image.fromarray(_array(image)).resize(size, Image.Resampling.BICUBIC))
+    # round() of Python, which torchvision uses too: 0.5 becomes 0, and 1.5 becomes 2.
+    top, left = round((resized.shape[0] - side) / 2), round((resized.shape[1] - side) / 2)
+    return resized[top : top + side, left : left + side]
+
+
 def _dino_pixels(image: Tensor) -> np.ndarray:
-    resized = np.array(Image.fromarray(_array(image)).resize((224, 224), Image.Resampling.BILINEAR))
-    return _normalised(resized, DINO_PROCESSOR)
-
-
-def _dinov3_pixels(image: Tensor) -> np.ndarray:
-    # Pillow's 32-bit float mode resizes without rounding, as the torchvision processor does.
-    channels = [
-        np.array(Image.fromarray(channel.numpy().astype(np.float32)).resize((224, 224), Image.Resampling.BILINEAR))
-        for channel in image
-    ]
-    return _normalised(np.stack(channels, axis=2), DINOV3_PROCESSOR)
+    return _normalised(_cropped(image, 256, 224), DINO_PROCESSOR)
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
@@ -185,6 +201,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         networks.CLIPNetwork,
         networks.DINONetwork,
         networks.DINOv3Network,
+        networks.RADIONetwork,
         networks.SigLIP2Network,
     ]
     for network_class in classes:
@@ -245,15 +262,42 @@ def test_dino_i_is_the_cosine_of_class_tokens_after_the_last_layer_norm(dino: Pa
 
 
 @needs_dinov3
-def test_dinov3_is_the_cosine_of_pooler_outputs_on_pixels_resized_in_floating_point(dinov3: Path) -> None:
+def test_dinov3_is_the_cosine_of_pooler_outputs_on_the_middle_of_the_image(dinov3: Path) -> None:
     images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
     network = transformers.DINOv3ViTModel.from_pretrained(dinov3).eval()
-    outputs = [network(pixel_values=_tensor(_dinov3_pixels(image))) for image in images]
+    outputs = [network(pixel_values=_tensor(_dino_pixels(image))) for image in images]
     expected = [_cosine(outputs[0].pooler_output, output.pooler_output) for output in outputs]
     scores = _load("dinov3-i", dinov3).score([images[0]] * len(images), images)
     assert scores == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 0.05
     assert torch.equal(outputs[1].pooler_output, outputs[1].last_hidden_state[:, 0])  # it is the class token
+
+
+@needs_radio
+def test_radio_is_the_cosine_of_summaries_of_the_middle_512_pixels_scaled_to_one(radio: Path) -> None:
+    images = [_image(*size, seed) for seed, size in enumerate(ODD_SIZES)]
+    network = transformers.RadioModel.from_pretrained(radio).eval()
+    outputs = [network(pixel_values=_tensor(_cropped(image, 512, 512) / 255)) for image in images]
+    expected = [_cosine(outputs[0].summary, output.summary) for output in outputs]
+    baseline = _load("radio-i", radio)
+    assert baseline.score([images[0]] * len(images), images) == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(expected) > 0.05
+    # The summary is the class tokens that the configuration names.
+    assert torch.equal(outputs[1].summary, outputs[1].last_hidden_state[:, [0, 2]].flatten(1))
+    assert _load("radio-i", radio, dtype="bfloat16").score(images[:1], images[1:2]) == pytest.approx(
+        expected[1:2], abs=0.02
+    )
+
+
+@needs_radio
+def test_radio_checkpoint_without_layer_scales_is_complete(radio: Path, tmp_path: Path) -> None:
+    weights = load_file(radio / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer_scale" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, _copy(radio, tmp_path, "model.safetensors") / "model.safetensors", metadata={"format": "pt"})
+    images = [_image(40, 60, seed) for seed in range(2)]
+    expected = _load("radio-i", radio).score(images[:1], images[1:])
+    assert _load("radio-i", tmp_path).score(images[:1], images[1:]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_siglip2_scores_use_the_backbones_pooling_over_all_patches(backbone: SigLIP2Backbone) -> None:
@@ -287,13 +331,48 @@ def test_pixels_are_prepared_by_pillow_in_every_transformers_version(
         torch.testing.assert_close(network._processor([image]), _tensor(pixels), atol=2e-6, rtol=0)
 
 
-@needs_dinov3
-@pytest.mark.parametrize("size", ODD_SIZES)
-def test_dinov3_pixels_are_resized_without_rounding(dinov3: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "resized", "corner"),
+    [
+        ((256, 256), (256, 256), (16, 16)),
+        ((512, 768), (256, 384), (16, 80)),  # long side 256 * 768 / 512
+        ((300, 200), (384, 256), (80, 16)),
+        ((500, 333), (384, 256), (80, 16)),  # 384.38, cut down
+        ((256, 257), (256, 257), (16, 16)),  # 16.5, rounded to even
+        ((256, 259), (256, 259), (16, 18)),  # 17.5, rounded to even
+        ((100, 101), (256, 258), (16, 17)),  # 258.56, cut down
+    ],
+)
+def test_short_side_is_resized_and_the_middle_cropped(
+    size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
+) -> None:
     image = _image(*size, 5)
-    network = _load("dinov3-i", dinov3)._network
-    assert isinstance(network, networks.DINOv3Network)
-    torch.testing.assert_close(network._processor([image]), _tensor(_dinov3_pixels(image)), atol=2e-5, rtol=0)
+    whole = Image.fromarray(_array(image)).resize(resized[::-1], Image.Resampling.BICUBIC)
+    top, left = corner
+    expected = np.array(whole)[top : top + 224, left : left + 224]
+    found = networks.short_side_and_crop(image, 256, 224)
+    assert (found.shape, found.dtype) == ((3, 224, 224), torch.uint8)
+    assert np.array_equal(_array(found), expected)
+    assert np.array_equal(_array(found), _cropped(image, 256, 224))
+    assert torch.equal(networks.short_side_and_crop(image / 255, 256, 224), found)
+
+
+@needs_dinov3
+def test_dino_and_dinov3_prepare_images_alike(dino: Path, dinov3: Path) -> None:
+    image = _image(512, 768, 5)
+    pixels = [
+        _load(name, folder)._network._processor([image]) for name, folder in (("dino-i", dino), ("dinov3-i", dinov3))
+    ]
+    assert torch.equal(*pixels)
+
+
+def test_content_beyond_the_cropped_middle_does_not_count(dino: Path) -> None:
+    image = _image(512, 768, 5)
+    changed = image.clone()
+    changed[:, :, :140] = 0  # the crop begins at pixel 160
+    assert _load("dino-i", dino).score([image], [changed]) == pytest.approx([1], abs=1e-6)
+    changed[:, :, :200] = 0
+    assert _load("dino-i", dino).score([image], [changed])[0] < 0.9999
 
 
 def _any_image_baseline(name: str, request: pytest.FixtureRequest, backbone: SigLIP2Backbone) -> Baseline:
@@ -442,14 +521,14 @@ def test_float_and_pil_images_score_like_uint8(
 
 
 def test_baselines_and_default_checkpoints_are_listed() -> None:
-    assert BASELINES == ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
+    assert BASELINES == ("clip-i", "clip-t", "dino-i", "dinov3-i", "radio-i", "siglip2-i", "siglip2-t")
     assert set(DEFAULT_BASELINE_MODELS) == {name for name in BASELINES if not name.startswith("siglip2")}
     assert DEFAULT_BASELINE_MODELS["clip-i"] == DEFAULT_BASELINE_MODELS["clip-t"]
 
 
 def test_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"^name is 'clip'; give 'clip-i', 'clip-t', 'dino-i', 'dinov3-i', 'siglip2-i' or"
+        ValueError, match=r"^name is 'clip'; give 'clip-i', 'clip-t', 'dino-i', 'dinov3-i', 'radio-i', 'siglip2-i' or"
     ):
         load_baseline("clip", Run(Path()), device="cpu")
 
@@ -550,19 +629,23 @@ def test_weights_that_do_not_fit_config_json_are_an_error(dino: Path, tmp_path: 
         _load("dino-i", folder)
 
 
-@needs_dinov3
-@pytest.mark.parametrize("change", [{"size": 224}, {"resample": 0}, {"image_mean": [0.5]}, {"do_center_crop": True}])
-def test_unsupported_dinov3_processor_file_is_an_error(dinov3: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = _copy(dinov3, tmp_path)
-    (folder / "preprocessor_config.json").write_text(json.dumps(DINOV3_PROCESSOR | change))
-    with pytest.raises(ValueError, match=next(iter(change))):
-        _load("dinov3-i", folder)
+def test_processor_file_without_mean_is_an_error(dino: Path, tmp_path: Path) -> None:
+    folder = _copy(dino, tmp_path)
+    (folder / "preprocessor_config.json").write_text(json.dumps(DINO_PROCESSOR | {"image_mean": [0.5]}))
+    with pytest.raises(ValueError, match="image_mean"):
+        _load("dino-i", folder)
 
 
-def test_transformers_without_dinov3_is_reported_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.55.4"))
-    with pytest.raises(ImportError, match=r"dinov3-i needs transformers 4.56 or newer, and 4.55.4 is installed"):
-        load_baseline("dinov3-i", Run(Path()), device="cpu")
+@pytest.mark.parametrize(
+    ("name", "since", "installed"), [("dinov3-i", "4.56", "4.55.4"), ("radio-i", "5.13", "5.12.1")]
+)
+def test_transformers_without_the_class_is_reported_before_any_download(
+    name: str, since: str, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__=installed))
+    expected = rf"{name} needs transformers {since} or newer, and {installed} is installed; pip install 'transformers>="
+    with pytest.raises(ImportError, match=expected):
+        load_baseline(name, Run(Path()), device="cpu")
 
 
 @pytest.fixture
@@ -587,17 +670,13 @@ def hub_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 def test_default_checkpoints_use_commits_with_safetensors(
     hub_calls: list[tuple[str, str | None]], tmp_path: Path
 ) -> None:
-    for name in ("clip-i", "clip-t", "dino-i"):
-        with pytest.raises(
-            ConnectionError, match=rf"baseline {name}: .*`hf download --revision \w+ {DEFAULT_BASELINE_MODELS[name]}`"
-        ):
-            load_baseline(name, Run(Path(), cache_dir=str(tmp_path)), device="cpu")
-    with pytest.raises(ConnectionError, match=r"hf download facebook/dino-vits8`"):
-        load_baseline(
-            "dino-i",
-            Run(Path(), baseline_model=(("dino-i", "facebook/dino-vits8"),), cache_dir=str(tmp_path)),
-            device="cpu",
-        )
+    for name, model in (("clip-i", None), ("clip-t", None), ("dino-i", "facebook/dino-vits16")):
+        run = Run(Path(), baseline_model=((name, model),) if model else (), cache_dir=str(tmp_path))
+        expected = rf"baseline {name}: .*`hf download --revision \w+ {model or DEFAULT_BASELINE_MODELS[name]}`"
+        with pytest.raises(ConnectionError, match=expected):
+            load_baseline(name, run, device="cpu")
+    with pytest.raises(ConnectionError, match=r"hf download facebook/dino-vits8`"):  # its main branch has safetensors
+        load_baseline("dino-i", Run(Path(), cache_dir=str(tmp_path)), device="cpu")
     assert [revision is not None and len(revision) == 40 for _, revision in hub_calls] == [True, True, True, False]
 
 
@@ -619,4 +698,4 @@ def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     assert _load("dino-i", snapshot).commit == "0123abcd"
     monkeypatch.setattr("masc_metrics.bench.baselines.networks.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", Run(Path()), device="cpu")
-    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits16", "0123abcd")
+    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", "0123abcd")
