@@ -178,7 +178,6 @@ def _in_another_place(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def intersection_over_union(mask: Tensor, truth: Tensor) -> Tensor:
-    """IoU of two (H, W) bool masks, a float32 scalar on the CPU; 1 if both are empty."""
+    """IoU of two (H, W) bool masks, a float32 scalar on the CPU; 0 if both are empty."""
     mask, truth = mask.cpu(), truth.cpu()
-    union = (mask | truth).sum()
-    return torch.where(union > 0, (mask & truth).sum() / union.clamp(min=1), 1.0)
+    return (mask & truth).sum() / (mask | truth).sum().clamp(min=1)

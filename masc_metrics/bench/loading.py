@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import is_unicode
@@ -38,7 +39,7 @@ class LoadedImage:
 
     Attributes:
         pixels: (3, H, W) uint8.
-        mask: (H', W') float32 in [0, 1], of the image's aspect ratio; None if the sample has none.
+        mask: (H', W'), bool or float32 in [0, 1], of the image's aspect ratio; None if the sample has none.
         coverage: share of the mask's pixels that are not zero, in [0, 1].
         patches: number of patches of the grid that the image is encoded on.
         subject_patches: number of those that belong to the subject: more than half covered in a reference image, at
@@ -129,17 +130,15 @@ class Loader(Dataset[list[Loaded]]):
         if guide is None or mask_file is None:
             return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
         mask = _mask(guide.upright if upright else guide.stored, f"{mask_label} {mask_file}", size)
-        coverage_N = grid_coverage(mask, grid)
-        is_reference = which == "reference"
-        subject_N = coverage_N > FOREGROUND_THRESHOLD if is_reference else coverage_N >= FOREGROUND_THRESHOLD
-        return LoadedImage(
-            pixels,
-            mask,
-            int(mask.count_nonzero()) / mask.numel(),
-            grid[0] * grid[1],
-            int(subject_N.sum()),
-            undecided,
-        )
+        return LoadedImage(pixels, mask, *mask_measures(mask, grid, which), undecided)
+
+
+def mask_measures(mask: Tensor, grid: Grid, which: str) -> tuple[float, int, int]:
+    """``coverage``, ``patches`` and ``subject_patches`` of a :class:`LoadedImage`, "reference" or "generated"."""
+    coverage_N = grid_coverage(mask, grid)
+    is_reference = which == "reference"
+    subject_N = coverage_N > FOREGROUND_THRESHOLD if is_reference else coverage_N >= FOREGROUND_THRESHOLD
+    return int(mask.count_nonzero()) / mask.numel(), grid[0] * grid[1], int(subject_N.sum())
 
 
 def _mask(mask: Image.Image, label: str, size: tuple[int, int]) -> Tensor:

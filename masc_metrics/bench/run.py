@@ -46,8 +46,14 @@ PF_COLUMNS: Mapping[str, tuple[Pooling, str]] = MappingProxyType(
 """Pooling and prompt of each column of prompt following: pf, pf_background_full, pf_full_stripped, ..."""
 
 
-def inputs_of(column: str) -> tuple[str, ...]:
+MASK_SOURCES = ("given", "transfer")
+
+
+def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...]:
     """Columns of a sample list that a column of the table of scores needs, beside the two images."""
+    if mask_source == "transfer":
+        names = (name.replace("generated_mask", "reference_mask") for name in inputs_of(column))
+        return tuple(dict.fromkeys(names))
     if column in CP_COLUMNS:
         masks = {"global": (), "mutual-recall": ("reference_mask", "generated_mask")}
         return masks.get(CP_COLUMNS[column], ("reference_mask",))
@@ -114,6 +120,8 @@ class Run:
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
         dtype: precision of all networks.
         max_num_patches: patch budget per image.
+        mask_source: masks of generated images: given (those of the list), or transfer (samples without one get one from
+            their reference).
         min_coverage: skip samples with a mask that marks at most this share of its pixels, such as 0.05.
         device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         devices: processes on this node, one per device.
@@ -139,6 +147,7 @@ class Run:
     )
     dtype: str = option("float32", choices=_DTYPES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
+    mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")
     device: str | None = option(None, compare=False)
     devices: int = option(1, type=positive_integer, compare=False, metavar="N")

@@ -65,6 +65,8 @@ MEASURES = (
     "generated_subject_patches",
 )
 
+_MASK = ("mask_source", "mask_confidence", "mask_check")
+
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
@@ -76,6 +78,11 @@ class SampleResult:
             does not have the input of the score, failed, or was skipped.
         measures: values by name of ``MEASURES``: of both images the attributes of
             :class:`masc_metrics.bench.loading.LoadedImage`.
+        mask_source: "given" or "transferred", the mask of the generated image; empty without one.
+        mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; None if
+            nothing was found.
+        mask_check: how well masks can be transferred with the sample's reference, see
+            :func:`masc_metrics.functional.check_transfer`; None without a transferred mask.
         stripped_prompt: text that prompt following embeds; empty if it is not scored.
         left_out: why the sample was skipped by a filter; empty if it was not.
         error: why the sample failed; empty if it did not.
@@ -86,6 +93,9 @@ class SampleResult:
     number: int
     scores: Mapping[str, float | None]
     measures: Mapping[str, float | None]
+    mask_source: str = ""
+    mask_confidence: float | None = None
+    mask_check: float | None = None
     stripped_prompt: str = ""
     left_out: str = ""
     error: str = ""
@@ -94,7 +104,7 @@ class SampleResult:
 
 def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Columns of the table of scores."""
-    own = ("sample_id", *GROUPS, *scores, *MEASURES, "stripped_prompt", "left_out", "error")
+    own = ("sample_id", *GROUPS, *scores, *MEASURES, *_MASK, "stripped_prompt", "left_out", "error")
     return (*own, *COLUMNS, *extra)
 
 
@@ -107,6 +117,7 @@ def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, s
         **{name: getattr(sample, name) for name in GROUPS},
         **result.scores,
         **{name: result.measures.get(name) for name in MEASURES},
+        **{name: getattr(result, name) for name in _MASK},
         "stripped_prompt": result.stripped_prompt,
         "left_out": result.left_out,
         "error": result.error,

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from masc_metrics.bench.run import MASC_SCORES, inputs_of
+from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
 from masc_metrics.bench.sample import columns as table_columns
 from masc_metrics.bench.tables import Row, read_rows
@@ -58,7 +58,7 @@ class SampleList:
         return digest.hexdigest()
 
 
-def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleList:
+def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES, mask_source: str = MASK_SOURCES[0]) -> SampleList:
     """Read a sample list.
 
     Args:
@@ -67,6 +67,7 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
             table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
         scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
             ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
+        mask_source: with "transfer", no ``generated_mask`` is needed.
 
     Raises:
         OSError: if it cannot be read.
@@ -74,7 +75,7 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES) -> SampleLis
             or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in inputs_of(score))}
+    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in inputs_of(score, mask_source))}
     if source.is_dir():
         return SampleList(tuple(_folder_samples(source, needed)), source)
     columns = [name for name in COLUMNS if name in needed]
@@ -95,7 +96,8 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
         cells = {name: (cell or "").strip() for name, cell in row.cells.items() if name not in ("prompt", "subject")}
         for name in FILES:
             if name in needed and not cells.get(name):
-                raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file")
+                instead = ", or --mask-source transfer" if name == "generated_mask" else ""
+                raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file{instead}")
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")

@@ -38,7 +38,7 @@ class ScoreInput:
 
 def _score(source: ScoreInput, run: Run) -> int:
     try:
-        samples = read_samples(source.samples, run.columns)
+        samples = read_samples(source.samples, run.columns, run.mask_source)
         check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,23 +12,46 @@ import torch
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
-from masc_metrics.bench.loading import Loaded, LoadedSample
+from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, mask_measures
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, SampleResult, columns
-from masc_metrics.functional import concept_preservation_variants, prompt_following_variants
+from masc_metrics.functional import (
+    check_transfer,
+    concept_preservation_variants,
+    prompt_following_variants,
+    transfer_masks,
+)
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
 
 
 @dataclass(frozen=True, slots=True)
+class _Transferred:
+    """A sample with a transferred mask; its fields are those of :class:`masc_metrics.bench.sample.SampleResult`."""
+
+    sample: LoadedSample
+    confidence: float | None
+    check: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scorer:
-    """The settings of a run, MaSC's backbone, baselines and functions by name; made by :func:`load_scorer`."""
+    """What a run scores with; made by :func:`load_scorer`.
+
+    Attributes:
+        run: the settings.
+        backbone: MaSC's backbone.
+        baselines: baselines by name.
+        functions: functions of the user's by name.
+        checks: how well masks can be transferred, by reference image and mask; found as needed.
+    """
 
     run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
     functions: dict[str, FunctionScore]
+    checks: dict[tuple[str, str | None], float] = field(default_factory=dict)
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
         """Score a batch.
@@ -55,6 +79,8 @@ class Scorer:
                 )
             else:
                 pairs.append(loaded)
+        masks = self._transferred(pairs) if self._transfers else {}
+        pairs = [masks[pair.number].sample if pair.number in masks else pair for pair in pairs]
         scores: dict[str, dict[int, float]] = {}
         for name, function in self.functions.items():
             scores[name], errors = _function_scores(function, pairs)
@@ -73,14 +99,60 @@ class Scorer:
         strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
             prompt = pair.sample.prompt if strips else None
+            transferred = masks.get(pair.number)
+            given = "given" if pair.generated.mask is not None else ""
             results[pair.number] = SampleResult(
                 number=pair.number,
                 scores={name: scores[name].get(pair.number) for name in self.run.columns},
                 measures=_measures(pair),
+                mask_source="transferred" if transferred else given,
+                mask_confidence=transferred.confidence if transferred else None,
+                mask_check=transferred.check if transferred else None,
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
                 orientation_undecided=_orientation_undecided(pair),
             )
         return [results[loaded.number] for loaded in batch]
+
+    @property
+    def _transfers(self) -> bool:
+        return self.run.mask_source == "transfer" and any(
+            "generated_mask" in inputs_of(name) for name in self.run.columns
+        )
+
+    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Transferred]:
+        """The pairs without a mask of the generated image, with one from their reference, by the sample's number."""
+        chosen = [pair for pair in pairs if pair.generated.mask is None and pair.reference.mask is not None]
+        if not chosen:
+            return {}
+        references = ImageBatch(tuple(pair.reference.pixels for pair in chosen))
+        reference_masks = MaskBatch(tuple(pair.reference.mask for pair in chosen if pair.reference.mask is not None))
+        generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
+        found = transfer_masks(generated, references, reference_masks, **self._settings)
+        grid_of, budget = self.backbone.checkpoint.processing.grid, self.run.max_num_patches
+        transferred = {}
+        for pair, mask, confidence in zip(chosen, found.masks, found.confidence_B.tolist(), strict=True):
+            measures = mask_measures(mask.cpu(), grid_of(mask.shape[0], mask.shape[1], budget), "generated")
+            image = LoadedImage(pair.generated.pixels, mask.cpu(), *measures, pair.generated.orientation_undecided)
+            transferred[pair.number] = _Transferred(
+                replace(pair, generated=image), None if math.isnan(confidence) else confidence, self._check(pair)
+            )
+        return transferred
+
+    def _check(self, pair: LoadedSample) -> float:
+        key = (pair.sample.reference_image, pair.sample.reference_mask)
+        if key not in self.checks:
+            masks = MaskBatch(() if pair.reference.mask is None else (pair.reference.mask,))
+            self.checks[key] = float(check_transfer(ImageBatch((pair.reference.pixels,)), masks, **self._settings))
+        return self.checks[key]
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What functions that encode images take."""
+        return {
+            "backbone": self.backbone,
+            "max_num_patches": self.run.max_num_patches,
+            "encode_batch_size": self.run.batch_size,
+        }
 
     def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
@@ -125,11 +197,7 @@ class Scorer:
             MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
             for which in ("reference", "generated")
         )
-        settings: dict[str, Any] = {
-            "backbone": self.backbone,
-            "max_num_patches": self.run.max_num_patches,
-            "encode_batch_size": self.run.batch_size,
-        }
+        settings = self._settings
         if columns[0] in CP_COLUMNS:
             references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
             aggregations = [CP_COLUMNS[column] for column in columns]

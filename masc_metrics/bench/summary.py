@@ -18,6 +18,7 @@ from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import text_table
 from masc_metrics.prompts import holds_subject
+from masc_metrics.transfer import TRUSTED_IOU
 
 _GROUPINGS = (("method",), ("category",), ("concept",), ("method", "category"))
 
@@ -77,6 +78,11 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "samples": len(samples),
         "failed": sum(bool(result.error) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
+        "masks": {
+            "given": sum(result.mask_source == "given" for result in results),
+            "transferred": sum(result.mask_source == "transferred" for result in results),
+            "transferred_empty": len(_empty_masks(samples, results)),
+        },
         "orientation_undecided": len(_orientation_undecided(results)),
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
@@ -175,6 +181,7 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
             f"words, so nothing was stripped from them; the first is in line {first.line}: {first.subject!r} in "
             f"{first.prompt!r}"
         )
+    lines += _mask_warnings(samples, results)
     if undecided := _orientation_undecided(results):
         lines.append(
             f"{samples.source}: images of uncertain orientation: {len(undecided)}; only one of image and mask has an "
@@ -182,6 +189,40 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
             f"without it; the first is {undecided[0]}"
         )
     return lines
+
+
+def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iterator[str]:
+    rows = list(zip(samples.samples, results, strict=True))
+    transferred = [(sample, result) for sample, result in rows if result.mask_source == "transferred"]
+    if not transferred:
+        return
+    given = sum(result.mask_source == "given" for _, result in rows)
+    mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
+    yield (
+        f"{samples.source}: {len(transferred)} samples have masks transferred from their references, which is not the "
+        f"paper's protocol{mixed}"
+    )
+    if empty := _empty_masks(samples.samples, results):
+        yield (
+            f"{samples.source}: nothing of the subject was found in {len(empty)} of them, so their PF is that of the "
+            f"complete image; the first is sample {empty[0].sample_id}, line {empty[0].line}"
+        )
+    low = {
+        sample.reference_image: result.mask_check
+        for sample, result in transferred
+        if result.mask_check is not None and result.mask_check < TRUSTED_IOU
+    }
+    if low:
+        first, check = next(iter(low.items()))
+        yield (
+            f"{samples.source}: masks transferred from {len(low)} references are unreliable (mask_check below "
+            f"{TRUSTED_IOU}); give masks; the first is {first}, {check:.2f}"
+        )
+
+
+def _empty_masks(samples: Sequence[Sample], results: Sequence[SampleResult]) -> list[Sample]:
+    pairs = zip(samples, results, strict=True)
+    return [each for each, result in pairs if result.mask_source == "transferred" and result.mask_confidence is None]
 
 
 def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:

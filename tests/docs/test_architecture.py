@@ -179,15 +179,16 @@ def test_public_signatures_do_not_change() -> None:
         "(self, generated_images, reference_images, reference_masks, sample_ids)"
     )
     assert names(masc_metrics.MaSCPromptFollowing.update) == (
-        "(self, generated_images, generated_masks, prompts, subjects, sample_ids)"
+        "(self, generated_images, generated_masks, prompts, subjects, sample_ids, reference_images, reference_masks)"
     )
     assert names(functional.concept_preservation) == (
         "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
     )
+    assert names(functional.transfer_masks) == names(functional.concept_preservation)
     assert names(functional.match_maps) == names(functional.concept_preservation)
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
-        "pooling, strip_subject)"
+        "pooling, strip_subject, reference_images, reference_masks)"
     )
 
 

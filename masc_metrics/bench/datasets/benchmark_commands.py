@@ -59,7 +59,9 @@ class OridaInput:
 def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
     try:
         check_out(run, source.root)
-        tree = dreambench_plus.read_dreambench_plus(source.root, source.method, source.masks, source.pf_without)
+        tree = dreambench_plus.read_dreambench_plus(
+            source.root, source.method, source.masks, source.pf_without, transfer=run.mask_source == "transfer"
+        )
         for path, purpose in tree.missing[:_SHOWN]:
             print(f"missing: {path}: {purpose}", file=sys.stderr)
         if len(tree.missing) > _SHOWN:

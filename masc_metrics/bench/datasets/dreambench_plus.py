@@ -85,6 +85,8 @@ def read_dreambench_plus(
     methods: Sequence[str] = (),
     masks: Path | None = None,
     pf_without: PfWithout = "style-collections",
+    *,
+    transfer: bool = False,
 ) -> DreamBenchPlus:
     """Read a tree with the layout in the module's docstring.
 
@@ -102,6 +104,7 @@ def read_dreambench_plus(
         pf_without: samples without prompt following. They have no prompt, but keep their generated mask, whose coverage
             is filtered. "style-collections" is the paper's: collections whose subject is a style. "style-prompts" are
             prompts 4..6 of every collection, "both" are both, "nothing" is none.
+        transfer: whether masks of generated images may be missing, because they are transferred.
 
     Raises:
         FileNotFoundError: if there is no ``images`` or ``samples``.
@@ -114,7 +117,7 @@ def read_dreambench_plus(
     for folder in (root / "samples", root / "images"):
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder {folder} does not exist; {_LAYOUT}")
-    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without)
+    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without, transfer)
     folders = _method_folders(root / "samples", methods, reader.tree)
     samples = [sample for folder, method in folders.items() for sample in reader.samples(method, folder)]
     reader.add_missing_generated(list(folders))
@@ -237,8 +240,9 @@ def _listing(folder: Path) -> tuple[dict[str, Path], list[str]]:
 class _Reader:
     """Turns one tree into samples."""
 
-    def __init__(self, root: Path, masks: Path, pf_without: PfWithout) -> None:
+    def __init__(self, root: Path, masks: Path, pf_without: PfWithout, transfer: bool) -> None:
         self.tree = _Tree()
+        self._transfer = transfer
         self._root, self._masks, self._pf_without = root, masks, pf_without
         self._without_text: list[Path] = []
 
@@ -277,7 +281,9 @@ class _Reader:
             lacks.append(f"{purpose} {wanted}")
             return None
 
-        generated_mask = needed(masks / f"{name}.png", "generated mask")
+        mask_file, generated_mask = masks / f"{name}.png", None
+        if tree.file(mask_file) or not self._transfer:
+            generated_mask = needed(mask_file, "generated mask")
         image = collection.file(self._root / "images", ".jpg")
         reference = tree.image(image)
         if not reference and (reference := tree.image(run / "src_image" / f"{name}.jpg")):

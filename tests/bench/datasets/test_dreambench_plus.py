@@ -347,6 +347,14 @@ def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path
     } | {f"{TOY}/{prompt}_0": f"missing reference mask {small}/masks/refs/object/07.png" for prompt in range(8)}
 
 
+def test_masks_of_generated_images_may_be_missing_if_they_are_transferred(small: Path) -> None:
+    shutil.rmtree(small / "masks" / "samples")
+    tree = read_dreambench_plus(small, transfer=True)
+    assert not tree.missing
+    assert all(sample.generated_mask is None and not sample.error for sample in tree.samples)
+    assert all(sample.error for sample in read_dreambench_plus(small).samples)
+
+
 def test_without_a_caption_the_subject_is_the_folders_keyword_and_no_sample_is_lost(small: Path) -> None:
     before = read_dreambench_plus(small)
     caption = small / "captions/object/07.txt"
