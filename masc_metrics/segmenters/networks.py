@@ -151,7 +151,7 @@ class TextNetwork(Network):
     def tokens(self, texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
         """Arguments of the model for texts, padded to the length of the network so that batches are alike."""
         options = {"padding": "max_length", "max_length": self.text_length, **options}
-        encoded = self.tokenizer(list(texts), truncation=True, return_tensors="pt", **options)
+        encoded = self.tokenizer(list(texts), return_tensors="pt", **options)  # check_text has seen them
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: to_device(encoded[name], self.device) for name in names if name in encoded}
 

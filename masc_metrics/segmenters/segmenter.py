@@ -22,7 +22,7 @@ from masc_metrics.arguments import check_choice, check_positive, check_type
 from masc_metrics.cache import FeatureCache, content_digests
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
-from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, to_device, without_autocast
+from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, default_dtype, to_device, without_autocast
 from masc_metrics.prompts import check_texts
 from masc_metrics.segmenters.networks import (
     ClipSeg,
@@ -238,10 +238,11 @@ class Segmenter:
         full = [index for index, result in enumerate(results) if result.coverage > ALMOST_FULL]
         if full and not self._warned:
             self._warned = True
+            first = f"images[{full[0]}] with noun {nouns[full[0]]!r}"
             warnings.warn(
                 f"{len(full)} of {len(results)} masks of segmenter {self.settings.name!r} cover more than "
-                f"{ALMOST_FULL:.0%} of their picture, first images[{full[0]}] with noun {nouns[full[0]]!r}; they leave "
-                "little or no background, so look at the masks and check the nouns (shown once per segmenter)",
+                f"{ALMOST_FULL * 100:.0f} % of their picture, first {first}; they leave little or no background, so "
+                "look at the masks and check the nouns (shown once per segmenter)",
                 UserWarning,
                 stacklevel=4,
             )
@@ -249,11 +250,12 @@ class Segmenter:
 
 @contextmanager
 def _frozen(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Run networks without gradients, outside the surrounding autocast and inference mode."""
+    """Run networks without gradients, outside the surrounding autocast, inference mode and default dtype."""
     with ExitStack() as stack:
         stack.enter_context(_lock)  # transformers collects hidden states by patching a model's layers during a call
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(default_dtype(torch.float32))  # Grounding DINO's scores would take the surrounding one
         for device in devices:
             stack.enter_context(without_autocast(device))
         yield
