@@ -20,7 +20,7 @@ BASELINES = ("clip-i", "clip-t", "dino-i", "dinov3-i", "siglip2-i", "siglip2-t")
 
 SCORE_NAMES = (*MASC_SCORES, *BASELINES)
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _score_names(text: str) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=_DTYPES)
+    dtype: str = option("float32", choices=DTYPES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")
     device: str | None = option(None, compare=False)

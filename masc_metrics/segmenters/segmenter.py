@@ -186,15 +186,38 @@ class Segmenter:
         """
         return self._segment(images, nouns)
 
+    def load(self) -> Mapping[str, str | None]:
+        """Read the networks now instead of at the first call, on the device of the settings.
+
+        Returns:
+            Commit on the hub of each checkpoint; None for a folder that is not from the hub.
+
+        Raises:
+            OSError, ValueError, ImportError: as :meth:`details`; ValueError also if the settings have no device.
+        """
+        if self.settings.device is None:
+            raise ValueError("device is None, the device of the pictures; give load_segmenter the device to load onto")
+        with _frozen([self.settings.device]):
+            network, sam2 = self._shared_networks(self.settings.device)
+        commits = {self.settings.source.model: network.commit}
+        if self.settings.mask_source is not None and sam2 is not None:
+            commits[self.settings.mask_source.model] = sam2.commit
+        return commits
+
+    def _shared_networks(self, device: torch.device) -> tuple[TextNetwork, Sam2 | None]:
+        settings = self.settings
+        network = shared_network(_KINDS[settings.name].network, settings.source, device, settings.dtype)
+        if settings.mask_source is None:
+            return network, None
+        return network, shared_network(Sam2, settings.mask_source, device, settings.dtype)
+
     def _segment(self, images: Images, nouns: Sequence[str]) -> list[Segmentation]:
         pictures = check_images(images, "images").images
         texts = self._texts(nouns, len(pictures))
         device = self.settings.device or pictures[0].device
         contexts = {str(place): place for place in (device, torch.device("cpu"))}.values()
         with _frozen(contexts):
-            network = shared_network(
-                _KINDS[self.settings.name].network, self.settings.source, device, self.settings.dtype
-            )
+            network, sam2 = self._shared_networks(device)
             for index, (text, noun) in enumerate(zip(texts, nouns, strict=True)):
                 network.check_text(text, f"nouns[{index}] {noun!r}")
             keys = [_key(picture, text) for picture, text in zip(pictures, texts, strict=True)]
@@ -208,7 +231,13 @@ class Segmenter:
             for group in groups.values():
                 for start in range(0, len(group), self.settings.batch_size):
                     part = group[start : start + self.settings.batch_size]
-                    found = self._found(network, [pictures[index] for index in part], [texts[index] for index in part])
+                    found = _found(
+                        network,
+                        sam2,
+                        [pictures[index] for index in part],
+                        [texts[index] for index in part],
+                        self.settings.threshold,
+                    )
                     for index, result in zip(part, found, strict=True):
                         packed[keys[index]] = _packed(result)
                         self.cache.put(keys[index], packed[keys[index]])
@@ -224,15 +253,6 @@ class Segmenter:
             if not noun.strip():
                 raise ValueError(f"nouns[{index}] is {noun!r}; give what to mark in images[{index}], such as 'dog'")
         return [_KINDS[self.settings.name].text(noun.strip()) for noun in nouns]
-
-    def _found(self, network: TextNetwork, images: Sequence[Tensor], texts: Sequence[str]) -> Iterator[Found]:
-        settings = self.settings
-        if isinstance(network, Segmenting):
-            return network.segment(images, texts, settings.threshold)
-        assert isinstance(network, Detecting)
-        assert settings.mask_source is not None
-        sam2 = shared_network(Sam2, settings.mask_source, network.device, settings.dtype)
-        return sam2.segment(images, list(network.detect(images, texts, settings.threshold)))
 
     def _warn_of_full_masks(self, results: Sequence[Segmentation], nouns: Sequence[str]) -> None:
         full = [index for index, result in enumerate(results) if result.coverage > ALMOST_FULL]
@@ -259,6 +279,16 @@ def _frozen(devices: Iterable[torch.device]) -> Iterator[None]:
         for device in devices:
             stack.enter_context(without_autocast(device))
         yield
+
+
+def _found(
+    network: TextNetwork, sam2: Sam2 | None, images: Sequence[Tensor], texts: Sequence[str], threshold: float
+) -> Iterator[Found]:
+    if isinstance(network, Segmenting):
+        return network.segment(images, texts, threshold)
+    assert isinstance(network, Detecting)
+    assert sam2 is not None
+    return sam2.segment(images, list(network.detect(images, texts, threshold)))
 
 
 def _key(picture: Tensor, text: str) -> Hashable:
