@@ -270,11 +270,12 @@ class Segmenter:
 
 @contextmanager
 def _frozen(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Run networks without gradients, outside the surrounding autocast, inference mode and default dtype."""
+    """Run networks without gradients, outside the surrounding autocast, inference mode and defaults of new tensors."""
     with ExitStack() as stack:
         stack.enter_context(_lock)  # transformers collects hidden states by patching a model's layers during a call
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.device("cpu"))  # tokenizers create tensors on the default device
         stack.enter_context(default_dtype(torch.float32))  # Grounding DINO's scores would take the surrounding one
         for device in devices:
             stack.enter_context(without_autocast(device))

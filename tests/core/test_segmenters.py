@@ -326,15 +326,18 @@ def test_nothing_found_is_an_empty_mask_without_instances(name: str, tiny: Calla
     assert result.mask.shape == (128, 70)
 
 
-def test_precision_of_the_surrounding_program_does_not_change_a_mask(name: str, tiny: Callable[..., Segmenter]) -> None:
+def test_precision_and_default_device_of_the_surrounding_program_do_not_change_a_mask(
+    name: str, tiny: Callable[..., Segmenter]
+) -> None:
     expected = tiny(name)(pictures(), NOUNS)
     release_segmenters()
     states = torch.get_rng_state()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            segment = tiny(name)
-            found = segment(pictures(), NOUNS)
+            segment, given = tiny(name), pictures()
+            with torch.device("meta"):  # in place of a default device that a CPU has not
+                found = segment(given, NOUNS)
     finally:
         torch.set_default_dtype(torch.float32)
     assert equal(found, expected)
