@@ -111,11 +111,27 @@ class CheckpointSource:
         """
         if self.model == BUNDLED_MODEL:
             return _read(_BUNDLED_FOLDER, commit=None)
-        if _looks_like_path(self.model):
-            folder = Path(self.model)
-            return _read(folder, commit=folder.name if folder.parent.name == "snapshots" else None)
-        folder = fetch(self.model, self.revision, self.cache_dir, self.local_files_only)
-        return _read(folder, commit=folder.name)
+        return _read(*self.locate())
+
+    def locate(self, command: str = "masc-metrics prefetch") -> tuple[Path, str | None]:
+        """Find the folder of a checkpoint of any kind, or download it if necessary and allowed.
+
+        Args:
+            command: downloads the checkpoint, for error texts, as in :func:`masc_metrics.hub.fetch`.
+
+        Returns:
+            The folder, and its commit on the hub; None for a folder that is not from the hub.
+
+        Raises:
+            OSError: as :meth:`resolve`.
+        """
+        if not _looks_like_path(self.model):
+            folder = fetch(self.model, self.revision, self.cache_dir, self.local_files_only, command)
+            return folder, folder.name
+        folder = Path(self.model)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no checkpoint folder at {folder}; check the path, or give a hub id")
+        return folder, folder.name if folder.parent.name == "snapshots" else None
 
 
 def prefetch(source: CheckpointSource) -> Path:
@@ -133,8 +149,6 @@ def _looks_like_path(model: str) -> bool:
 
 
 def _read(folder: Path, commit: str | None) -> Checkpoint:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint folder at {folder}; check the path, or give a hub id")
     check_folder(folder)
     model_type = load_json(folder / "config.json").get("model_type")
     if model_type not in ("siglip2", "siglip"):

@@ -18,6 +18,7 @@ from masc_metrics.backbone import load_backbone
 from masc_metrics.bench.agreement.agreement_command import AGREEMENT
 from masc_metrics.bench.compare import COMPARE
 from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
+from masc_metrics.bench.masks_command import MASKS
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
 from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
@@ -26,7 +27,8 @@ from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSour
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     commands = {
-        command.name: command for command in (SCORE, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
+        command.name: command
+        for command in (MASKS, SCORE, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
     }
     parser = argparse.ArgumentParser(
         prog="masc-metrics",

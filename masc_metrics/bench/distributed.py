@@ -67,7 +67,7 @@ def start_ranks(run: Run) -> Ranks:
     Raises:
         ValueError: if a device is not available, or cannot be used by several processes.
     """
-    device, devices, num_nodes = check_device(run.device or _fastest_device()), run.devices, run.num_nodes
+    device, devices, num_nodes = check_device(run.device or fastest_device()), run.devices, run.num_nodes
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     if launched:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -103,7 +103,8 @@ def start_ranks(run: Run) -> Ranks:
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device, fabric)
 
 
-def _fastest_device() -> str:
+def fastest_device() -> str:
+    """CUDA, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

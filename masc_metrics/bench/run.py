@@ -64,7 +64,7 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
     return ()
 
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
@@ -145,7 +145,7 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=_DTYPES)
+    dtype: str = option("float32", choices=DTYPES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")

@@ -44,7 +44,7 @@ CORE = [
     "metrics",
 ]
 BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
-OPTIONAL = ["scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
+OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
 """Lines of code, without blank lines, comments and docstrings, above which a file is listed in the output."""
@@ -234,11 +234,14 @@ def test_value_objects_are_frozen_dataclasses() -> None:
     from masc_metrics.masks import MaskBatch
     from masc_metrics.plots import PanelRow, Shot
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
+    from masc_metrics.segmenters import Segmentation
+    from masc_metrics.segmenters.segmenter import SegmenterSettings
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
     optional = (Concept, ConceptBenchmark, ConceptScores, Failure, GenerationTask, PanelRow, Picture, Shot, Subject)
+    masks = (Segmentation, SegmenterSettings)
     bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
-    for value in (*core, *optional, *bench):
+    for value in (*core, *optional, *masks, *bench):
         assert is_dataclass(value)
         assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
         assert "__slots__" in vars(value)

@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 from support.batches import PATCHES, images, masks
 from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, validation
+from support.segmenter_checkpoints import build_clipseg
 from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
 from masc_metrics.integrations import picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
+from masc_metrics.segmenters import load_segmenter
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
 ALL_PROMPTS = [prompt for prompts in PROMPTS.values() for prompt in prompts]
@@ -234,6 +236,39 @@ def test_training_is_bit_identical_with_and_without_the_callback(
     assert all(torch.equal(state["exp_avg"], with_callback[1][index]["exp_avg"]) for index, state in plain[1].items())
     assert plain[2] == with_callback[2]
     assert plain[3] == with_callback[3]
+
+
+def test_a_segmenter_segments_for_the_callback_and_adds_no_weights_to_checkpoints(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    segment = load_segmenter("clipseg", checkpoint=build_clipseg(tmp_path / "clipseg"))
+    marked: list[torch.Tensor] = []
+
+    def function(pictures: Any, nouns: list[str]) -> list[torch.Tensor]:
+        marked.extend(segment([picture.clone() for picture in pictures], nouns))
+        return marked[-len(nouns) :]
+
+    files, values = [], []
+    for name, given in (("function", function), ("segmenter", segment)):
+        segment.cache.clear()
+        module = toy(lightning)
+        if given is segment:
+            module.segment = segment
+            module.save_hyperparameters({"segment": segment})
+        callback = validation(checkpoint, RecordingModel(), segment=given)
+        run = trainer(lightning, tmp_path, precision="bf16-true", callbacks=[callback])
+        run.fit(module, noise(), loader(1))
+        values.append(scores(run))
+        files.append(tmp_path / f"{name}.ckpt")
+        run.save_checkpoint(files[-1])
+    assert len(marked) == PICTURES
+    assert all(mask.shape == SIZE and mask.any() and not mask.all() for mask in marked)
+    assert values[0] == values[1]
+    assert set(values[0]) == EVERY
+    plain, held = (torch.load(file, weights_only=False) for file in files)
+    assert held["state_dict"].keys() == plain["state_dict"].keys()
+    assert held["hyper_parameters"]["segment"] is segment
+    assert files[1].stat().st_size < files[0].stat().st_size + 4000
 
 
 def test_random_states_and_modes_are_restored_after_an_interrupt(

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,6 @@ from torch import Tensor
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.cache import FeatureCache
 from masc_metrics.checkpoint import CheckpointSource
-from masc_metrics.hub import fetch
 from masc_metrics.images import MAX_UINT8, ImageBatch
 from masc_metrics.precision import to_device, without_autocast
 from masc_metrics.reading import (
@@ -311,15 +311,11 @@ def _bytes_HW3(image_3HW: Tensor) -> NDArray[np.uint8]:  # noqa: N802
 
 def _find(baseline: str, source: CheckpointSource, model_type: str) -> tuple[Path, str | None]:
     """Folder and commit of a checkpoint, downloaded if necessary."""
-    folder = Path(source.model)
+    revision = _SAFETENSORS_COMMITS.get(source.model)
     try:
-        if folder.is_absolute():
-            commit = folder.name if folder.parent.name == "snapshots" else None
-        else:
-            revision = _SAFETENSORS_COMMITS.get(source.model)
-            command = f"hf download --revision {revision}" if revision else "hf download"
-            folder = fetch(source.model, revision, source.cache_dir, source.local_files_only, command)
-            commit = folder.name
+        folder, commit = replace(source, revision=revision).locate(
+            f"hf download --revision {revision}" if revision else "hf download"
+        )
         check_folder(folder)
     except OSError as error:
         raise type(error)(f"baseline {baseline}: {error}") from error

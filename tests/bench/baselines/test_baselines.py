@@ -696,6 +696,6 @@ def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     snapshot.mkdir(parents=True)
     _copy(dino, snapshot)
     assert _load("dino-i", snapshot).commit == "0123abcd"
-    monkeypatch.setattr("masc_metrics.bench.baselines.networks.fetch", lambda *_: snapshot)
+    monkeypatch.setattr("masc_metrics.checkpoint.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", Run(Path()), device="cpu")
     assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", "0123abcd")

@@ -1,0 +1,282 @@
+"""``masc-metrics masks``: masks from text for the images of a sample list that have none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from masc_metrics.bench.distributed import fastest_device
+from masc_metrics.bench.loading import open_image
+from masc_metrics.bench.options import Command, fraction, option, positive_integer
+from masc_metrics.bench.run import DTYPES
+from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
+from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, write_table
+from masc_metrics.images import check_image
+from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter
+from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
+
+_WHICH = ("reference", "generated")
+
+
+@dataclass(frozen=True, slots=True)
+class MasksOptions:
+    """Options of ``masc-metrics masks``.
+
+    Attributes:
+        samples: CSV, JSON Lines or Parquet file that lists the samples.
+        out: folder for masks and the completed list; created if it does not exist.
+        segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
+        checkpoint: hub id or folder of the network that takes the noun (default: the paper's).
+        mask_checkpoint: hub id or folder of SAM 2 (default: the paper's).
+        threshold: score above which an instance, or for clipseg a pixel, counts (default: the paper's).
+        dtype: precision of the networks.
+        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
+        batch_size: images segmented at a time.
+        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
+        local_files_only: never use the network.
+        quiet: hide the progress bar.
+    """
+
+    samples: Path = option(type=Path, positional=True)
+    out: Path = option(type=Path, metavar="FOLDER")
+    segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
+    checkpoint: str | None = option(None)
+    mask_checkpoint: str | None = option(None)
+    threshold: float | None = option(None, type=fraction, metavar="SCORE")
+    dtype: str = option("float32", choices=DTYPES)
+    device: str | None = option(None)
+    batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
+    cache_dir: str | None = option(None, metavar="FOLDER")
+    local_files_only: bool = option(False)
+    quiet: bool = option(False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A mask to make.
+
+    Attributes:
+        label: column, file and line of the image, for error texts.
+        image: file of the image.
+        noun: what to mark.
+        mask: file of the mask; its record is beside it, with the suffix .json.
+    """
+
+    label: str
+    image: Path
+    noun: str
+    mask: Path
+
+    @property
+    def record(self) -> Path:
+        return self.mask.with_suffix(".json")
+
+
+def _masks(options: MasksOptions) -> int:
+    try:
+        rows = read_rows(options.samples)
+        columns = list(dict.fromkeys(name for row in rows for name in row.cells))
+        tasks = dict(_tasks(rows, columns, options))
+        out = options.out / f"samples{'.parquet' if is_parquet(options.samples) else '.csv'}"
+        if is_parquet(out):
+            pyarrow_parquet()
+        if options.out.exists() and not options.out.is_dir():
+            raise ValueError(f"--out is {options.out}, which is not a folder; give a folder")
+        if out.exists() and out.samefile(options.samples):
+            raise ValueError(f"--out is {options.out}, whose {out.name} is the sample list; give another folder")
+        segmenter = load_segmenter(
+            options.segmenter,
+            checkpoint=options.checkpoint,
+            mask_checkpoint=options.mask_checkpoint,
+            threshold=options.threshold,
+            device=options.device or fastest_device(),
+            dtype=getattr(torch, options.dtype),
+            batch_size=options.batch_size,
+            cache_dir=options.cache_dir,
+            local_files_only=options.local_files_only,
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, ImportError) as error:
+        return fail(UNUSABLE, error)
+    distinct = {task.mask: task for task in tasks.values()}
+    kept = {file for file, task in distinct.items() if _is_made(task, _settings(segmenter, task))}
+    missing = [task for file, task in distinct.items() if file not in kept]
+    errors: dict[Path, str] = {}
+    try:
+        commits = segmenter.load() if missing else {}
+    except (OSError, ValueError, ImportError) as error:
+        return fail(NO_CHECKPOINT, error)
+    try:
+        _make(missing, segmenter, commits, errors, options)
+        _write_list(out, rows, columns, tasks, errors, options.samples.parent)
+    except OSError as error:
+        return fail(UNUSABLE, error)
+    for text in errors.values():
+        print(text, file=sys.stderr)
+    records = [_read_record(task) for file, task in distinct.items() if file not in errors]
+    empty = sum(record["coverage"] == 0 for record in records)
+    full = sum(record["coverage"] > ALMOST_FULL for record in records)
+    print(f"{len(missing) - len(errors)} masks made, {len(kept)} kept from an earlier run, {len(errors)} failed")
+    print(f"{empty} masks are empty, and {full} cover more than {ALMOST_FULL * 100:.0f} % of their image")
+    print(f"completed list: {out}")
+    return ROWS_FAILED if errors else 0
+
+
+def _tasks(
+    rows: Sequence[Row], columns: Sequence[str], options: MasksOptions
+) -> Iterator[tuple[tuple[int, str], _Task]]:
+    """The masks that the list lacks, by row and by "reference" or "generated"."""
+    source = options.samples
+    if not rows:
+        raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
+    if not {f"{which}_image" for which in _WHICH} & set(columns):
+        raise ValueError(
+            f"{source} has neither a column reference_image nor generated_image; its columns are {columns}"
+        )
+    for index, row in enumerate(rows):
+        for which in _WHICH:
+            image = (row.cells.get(f"{which}_image") or "").strip()
+            if not image or (row.cells.get(f"{which}_mask") or "").strip():
+                continue
+            noun = (row.cells.get("noun") or "").strip() or (row.cells.get("subject") or "").strip()
+            if not noun:
+                raise ValueError(f"{source}, line {row.line}: noun and subject are empty; give what to mark in {image}")
+            digest = hashlib.sha256(json.dumps([image, noun]).encode()).hexdigest()[:12]
+            stem = re.sub(r"[^\w.-]", "_", Path(image).stem)[:80]
+            label = f"{which}_image {image} (line {row.line})"
+            mask = options.out / which / f"{stem}-{digest}.png"
+            yield (index, which), _Task(label, source.parent / image, noun, mask)
+
+
+def _settings(segmenter: Segmenter, task: _Task) -> dict[str, Any]:
+    """What determines a mask; an existing mask with equal settings is kept."""
+    settings = segmenter.settings
+    try:
+        digest = hashlib.sha256(task.image.read_bytes()).hexdigest() if task.image.is_file() else None
+    except OSError:  # reported when the image is opened
+        digest = None
+    return {
+        "image_sha256": digest,
+        "noun": task.noun,
+        "segmenter": settings.name,
+        "checkpoint": settings.source.model,
+        "mask_checkpoint": None if settings.mask_source is None else settings.mask_source.model,
+        "threshold": settings.threshold,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+    }
+
+
+def _read_record(task: _Task) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(task.record.read_text(encoding="utf-8"))
+    return record
+
+
+def _is_made(task: _Task, settings: Mapping[str, Any]) -> bool:
+    try:
+        record = _read_record(task)
+        return task.mask.is_file() and all(record[name] == value for name, value in settings.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _make(
+    tasks: Sequence[_Task],
+    segmenter: Segmenter,
+    commits: Mapping[str, str | None],
+    errors: dict[Path, str],
+    options: MasksOptions,
+) -> None:
+    """Make masks; the reason of each that fails is added to ``errors``, by the mask's file."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(tasks), unit="mask", disable=options.quiet) as bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* cover more than ", UserWarning)  # counted at the end
+        for start in range(0, len(tasks), options.batch_size):
+            part = tasks[start : start + options.batch_size]
+            images, opened = [], []
+            for task in part:
+                try:
+                    images.append(check_image(open_image(task.image, task.label), task.label))
+                    opened.append(task)
+                except (OSError, ValueError) as error:
+                    errors[task.mask] = str(error)
+            for task, result in _segmented(opened, images, segmenter, errors):
+                record = _settings(segmenter, task) | {
+                    "image": os.path.relpath(task.image, task.mask.parent),
+                    "commits": dict(commits),
+                    "score": result.score,
+                    "instances": result.instances,
+                    "coverage": result.coverage,
+                }
+                task.mask.parent.mkdir(exist_ok=True)
+                with replacing(task.mask) as stream:
+                    Image.fromarray(result.mask.cpu().numpy()).convert("L").save(stream, format="PNG")
+                with replacing(task.record) as stream:  # last: a mask without its record is made again
+                    stream.write(json.dumps(record, indent=2).encode())
+            bar.update(len(part))
+
+
+def _segmented(
+    tasks: Sequence[_Task], images: Sequence[torch.Tensor], segmenter: Segmenter, errors: dict[Path, str]
+) -> Iterator[tuple[_Task, Segmentation]]:
+    if not tasks:
+        return
+    try:
+        yield from zip(tasks, segmenter.details(images, [task.noun for task in tasks]), strict=True)
+    except ValueError as error:  # such as a noun that is too long: find out which
+        if len(tasks) == 1:
+            errors[tasks[0].mask] = f"{tasks[0].label}: {error}"
+            return
+        for task, image in zip(tasks, images, strict=True):
+            yield from _segmented([task], [image], segmenter, errors)
+
+
+def _write_list(
+    out: Path,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    tasks: Mapping[tuple[int, str], _Task],
+    errors: Mapping[Path, str],
+    folder: Path,
+) -> None:
+    """Write the list with the masks' columns filled; paths are relative to it. A failed mask's cell stays empty."""
+    files = [f"{which}_{kind}" for which in _WHICH for kind in ("image", "mask")]
+    completed = []
+    for index, row in enumerate(rows):
+        cells = {name: row.cells.get(name) for name in [*columns, *files]}
+        for name in files:
+            if path := (cells[name] or "").strip():
+                cells[name] = os.path.relpath(folder / path, out.parent)
+        for which in _WHICH:
+            task = tasks.get((index, which))
+            if task is not None and task.mask not in errors:
+                cells[f"{which}_mask"] = os.path.relpath(task.mask, out.parent)
+        completed.append(cells)
+    written = [
+        name for name in dict.fromkeys([*columns, *files]) if name in columns or any(row[name] for row in completed)
+    ]
+    write_table(out, completed, written, ())
+
+
+MASKS = Command(
+    name="masks",
+    summary="make the masks that a sample list lacks",
+    description="Segment the reference and generated images of a list whose cells reference_mask or generated_mask are "
+    "empty or missing. What is marked is the cell of the column noun, or, without one, of subject. Writes the masks as "
+    "PNG files, a JSON file of settings, score and coverage beside each, and the completed list. Masks that an earlier "
+    "run made with equal settings are kept. Exit codes: 0 success, 1 checkpoint not available, 2 arguments or list "
+    "unusable, 3 some masks failed, 130 interrupted.",
+    options=(MasksOptions,),
+    run=_masks,
+)

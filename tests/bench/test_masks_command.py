@@ -1,0 +1,154 @@
+"""The command masks: masks that a list lacks, resumed, with records, and errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.sample_lists import write_csv, written
+from support.segmenter_checkpoints import build_clipseg
+
+from masc_metrics.bench.loading import open_image
+from masc_metrics.bench.sample_list import read_samples
+from masc_metrics.cli import main
+from masc_metrics.segmenters import load_segmenter, release_segmenters
+
+
+@pytest.fixture(scope="module")
+def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield build_clipseg(tmp_path_factory.mktemp("masks") / "clipseg")
+    release_segmenters()
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def without_masks(folder: Path, count: int, keep: int = 0) -> Path:
+    """A list of ``count`` samples, of which the first ``keep`` have masks of the generated image."""
+    rows = read(written(folder, count, concepts=2))
+    for number, row in enumerate(rows):
+        del row["reference_mask"]
+        row["generated_mask"] = row["generated_mask"] if number < keep else ""
+    return write_csv(folder / "samples.csv", rows)
+
+
+def run(samples: Path, out: Path, clipseg: Path, *options: str) -> int:
+    arguments = ["masks", samples, "--out", out, "--segmenter", "clipseg", "--checkpoint", clipseg, "--device", "cpu"]
+    return main([*map(str, arguments), "--quiet", *options])
+
+
+def test_missing_masks_are_made_and_listed(clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples, out = without_masks(tmp_path / "list", 5, keep=1), tmp_path / "made"
+    assert run(samples, out, clipseg) == 0
+    assert "6 masks made, 0 kept from an earlier run, 0 failed" in capsys.readouterr().out
+    assert len(list(out.rglob("*.png"))) == len(list(out.rglob("*.json"))) == 6
+    given, completed = read_samples(samples.parent / "samples.csv", ("clip-i",)), read_samples(out / "samples.csv")
+    assert [sample.sample_id for sample in completed.samples] == [f"s{number}" for number in range(5)]
+    segment = load_segmenter("clipseg", checkpoint=clipseg, device="cpu")
+    for before, after in zip(given.samples, completed.samples, strict=True):
+        assert (after.prompt, after.subject, after.concept) == (before.prompt, before.subject, before.concept)
+        assert Path(after.generated_image).samefile(before.generated_image)
+        for which in ("reference", "generated"):
+            if which == "generated" and before.generated_mask:
+                assert Path(after.generated_mask or "").samefile(before.generated_mask)
+                continue
+            mask = Path(getattr(after, f"{which}_mask"))
+            image = open_image(Path(getattr(after, f"{which}_image")), which)
+            (expected,) = segment.details([image], [after.subject or ""])
+            with Image.open(mask) as stored:
+                assert stored.mode == "L"
+                pixels = torch.from_numpy(np.array(stored))
+            assert torch.equal(pixels, expected.mask.to(torch.uint8) * 255)
+            record = json.loads(mask.with_suffix(".json").read_text())
+            assert record["noun"] == after.subject
+            assert (record["score"], record["instances"], record["coverage"]) == (
+                expected.score,
+                expected.instances,
+                expected.coverage,
+            )
+            assert (record["segmenter"], record["checkpoint"], record["threshold"]) == ("clipseg", str(clipseg), 0.5)
+            assert record["commits"] == {str(clipseg): None}
+
+
+def test_existing_masks_with_the_same_settings_are_kept(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = without_masks(tmp_path / "list", 2), tmp_path / "made"
+
+    def counts(*options: str) -> tuple[int, int]:
+        assert run(samples, out, clipseg, *options) == 0
+        words = capsys.readouterr().out.split()
+        return int(words[0]), int(words[3])
+
+    assert counts() == (4, 0)
+    assert counts() == (0, 4)
+    next((out / "reference").glob("*.json")).unlink()
+    next((out / "generated").glob("*.png")).unlink()
+    assert counts() == (2, 2)
+    assert counts("--threshold", "0.4") == (4, 0)
+    assert counts("--threshold", "0.4") == (0, 4)
+    with Image.open(samples.parent / "out" / "0.png") as image:
+        flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flipped.save(samples.parent / "out" / "0.png")
+    assert counts("--threshold", "0.4") == (1, 3)
+    assert not list(out.rglob("*.part"))
+
+
+def test_the_column_noun_goes_before_the_subject(clipseg: Path, tmp_path: Path) -> None:
+    samples, out = without_masks(tmp_path / "list", 2), tmp_path / "made"
+    rows = read(samples)
+    rows[0]["noun"], rows[1]["noun"] = "toy", ""
+    write_csv(samples, rows)
+    assert run(samples, out, clipseg) == 0
+    nouns = sorted(json.loads(file.read_text())["noun"] for file in out.rglob("*.json"))
+    assert nouns == sorted(["toy", "toy", rows[1]["subject"], rows[1]["subject"]])
+
+
+def test_a_failed_mask_leaves_its_cell_empty_and_the_others_made(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = without_masks(tmp_path / "list", 4), tmp_path / "made"
+    (samples.parent / "out" / "2.png").unlink()
+    rows = read(samples)
+    rows[3]["subject"] = "x" * 90
+    write_csv(samples, rows)
+    assert run(samples, out, clipseg) == 3
+    printed = capsys.readouterr()
+    assert "generated_image out/2.png (line 4) " in printed.err
+    assert "no such file" in printed.err
+    assert "generated_image out/3.png (line 5): nouns[0]" in printed.err
+    assert "of 92 tokens" in printed.err
+    assert "3 failed" in printed.out
+    completed = read(out / "samples.csv")
+    assert [bool(row["generated_mask"]) for row in completed] == [True, True, False, False]
+    assert [bool(row["reference_mask"]) for row in completed] == [True, True, True, False]
+
+
+def test_unusable_input_is_an_error_in_one_line(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(samples: Path, out: Path, code: int = 2, checkpoint: Path = clipseg) -> str:
+        assert run(samples, out, checkpoint) == code
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        return text
+
+    samples = without_masks(tmp_path / "list", 2)
+    assert "whose samples.csv is the sample list; give another folder" in error(samples, samples.parent)
+    assert "which is not a folder" in error(samples, samples)
+    assert "no such file" in error(tmp_path / "missing.csv", tmp_path / "made")
+    rows = read(samples)
+    nameless = write_csv(tmp_path / "list" / "nameless.csv", [{**rows[0], "subject": " "}])
+    assert "nameless.csv, line 2: noun and subject are empty; give what to mark in" in error(nameless, tmp_path / "n")
+    other = write_csv(tmp_path / "list" / "other.csv", [{"image": "a.png"}])
+    assert "has neither a column reference_image nor generated_image" in error(other, tmp_path / "n")
+    assert not (tmp_path / "n").exists()
+    assert "no checkpoint folder at" in error(samples, tmp_path / "made", 1, tmp_path / "nowhere")
