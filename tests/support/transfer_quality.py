@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for when it is run as a program
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone, load_backbone
-from masc_metrics.functional import prompt_following, transfer_masks
-from masc_metrics.scenes import ConceptBenchmark, concept_benchmark
+from masc_metrics.functional import concept_preservation, match_maps, prompt_following, transfer_masks
+from masc_metrics.plots import PanelRow, Shot, panel
+from masc_metrics.scenes import SCENES, ConceptBenchmark, concept_benchmark, random_subject, render
 from masc_metrics.transfer import TransferredMasks
 from support.blocks import with_block
+from support.photographs import array, pasted, photograph
 
 PAGE = Path(__file__).parents[2] / "docs" / "masks.md"
 PATCHES = 256
@@ -138,5 +142,47 @@ def table(samples: int) -> str:
     )
 
 
+def picture() -> Image.Image:
+    """Rendered scenes and photographs with the outlines of transferred masks."""
+    rng = np.random.default_rng(8)
+    rows = []
+    for title, names in (("rendered, same subject", [0, 0, 0]), ("rendered, damaged subject", [1, 2, 4])):
+        subject = random_subject(rng, held_out=True)
+        scenes = rng.choice(SCENES, size=4, replace=False).tolist()
+        reference, *shots = (
+            render(subject.damaged(damage, rng), scene, seed=int(rng.integers(2**32)), size=(256, 256))
+            for damage, scene in zip([0, *names], scenes, strict=True)
+        )
+        rows.append((title, *map(torch.from_numpy, (reference.image, reference.mask)), [
+            (torch.from_numpy(shot.image), torch.from_numpy(shot.mask), shot.caption, subject.name) for shot in shots
+        ]))  # fmt: skip
+    for name, places in (("coffee", ["astronaut", "cat", "rocket"]), ("cat", ["coffee", "rocket", "astronaut"])):
+        source = photograph(name).resized(256, 256)
+        shots = [(f"in place of {place}", pasted(name, place, 256, 256)) for place in places]
+        rows.append((f"photograph, {name}", pixels(source.image), torch.from_numpy(array(source.mask)), [
+            (pixels(shot.image), torch.from_numpy(array(shot.mask)) > 0, caption, name) for caption, shot in shots
+        ]))  # fmt: skip
+    return panel([_row(*row) for row in rows])
+
+
+def _row(title: str, reference: Tensor, mask: Tensor, shots: list[tuple[Tensor, Tensor, str, str]]) -> PanelRow:
+    tiny: dict[str, Any] = {"backbone": load_backbone("tiny"), "max_num_patches": PATCHES}
+    images = [image for image, *_ in shots]
+    pairs = images, [reference] * len(images), [mask] * len(images)
+    found = transfer_masks(*pairs, **tiny)
+    cp, maps = concept_preservation(*pairs, **tiny), match_maps(*pairs, **tiny)
+    pf = prompt_following(images, found, [caption for *_, caption, _ in shots], [name for *_, name in shots], **tiny)
+    return PanelRow(title, reference, mask, [
+        Shot(image, float(cp[index]), float(pf[index]), maps[index], found[index],
+             f"IoU {iou(found[index], truth):.2f}, confidence {found.confidence_B[index]:.2f}")
+        for index, (image, truth, *_) in enumerate(shots)
+    ])  # fmt: skip
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
 if __name__ == "__main__":
+    picture().save(PAGE.with_name("transferred_masks.png"))
     PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), "transfer", table(600)), encoding="utf-8")
