@@ -30,7 +30,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 import masc_metrics.segmenters.segmenter as segmenter_module
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter, release_segmenters
-from masc_metrics.segmenters.networks import Network
+from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
 
 CPU = torch.device("cpu")
@@ -303,6 +303,21 @@ def test_a_mask_does_not_depend_on_its_batch(name: str, tiny: Callable[..., Segm
         assert result.mask.dtype == torch.bool
     backwards = tiny(name, batch_size=2)(pictures()[::-1], NOUNS[::-1])
     assert equal(backwards, [result.mask for result in expected[::-1]])
+
+
+def test_pictures_without_boxes_do_not_move_the_masks_of_others(folder_of: Callable[[str], Path]) -> None:
+    """They are not encoded, so that rows of the encoder's output are not rows of the batch."""
+    sam2 = Sam2(segmenter_module.CheckpointSource.of(folder_of("sam2")), CPU, torch.float32)
+    corners = torch.tensor([[10.0, 20.0, 60.0, 80.0]])
+    boxes = [Boxes(corners[:count], 1.0) for count in (0, 1, 0, 1)]
+    given = list(images(4, seed=7))
+    with torch.no_grad():
+        together = list(sam2.segment(given, boxes))
+        alone = [next(sam2.segment([picture], [box])) for picture, box in zip(given, boxes, strict=True)]
+    assert equal([found.mask_HW for found in together], [found.mask_HW for found in alone])
+    assert [found.instances for found in together] == [0, 1, 0, 1]
+    assert together[1].mask_HW.any()
+    assert not torch.equal(together[1].mask_HW, together[3].mask_HW)
 
 
 def test_grounding_dino_shares_a_pass_only_among_one_size_and_one_text_length(tiny: Callable[..., Segmenter]) -> None:
