@@ -232,13 +232,24 @@ def test_value_objects_are_frozen_dataclasses() -> None:
     from masc_metrics.integrations.concept_scores import ConceptScores, Failure
     from masc_metrics.integrations.concepts import Concept, GenerationTask
     from masc_metrics.masks import MaskBatch
-    from masc_metrics.plots import PanelRow, Shot
+    from masc_metrics.plots import PanelRow, Shot, Tile
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
     from masc_metrics.segmenters import Segmentation
     from masc_metrics.segmenters.segmenter import SegmenterSettings
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
-    optional = (Concept, ConceptBenchmark, ConceptScores, Failure, GenerationTask, PanelRow, Picture, Shot, Subject)
+    optional = (
+        Concept,
+        ConceptBenchmark,
+        ConceptScores,
+        Failure,
+        GenerationTask,
+        PanelRow,
+        Picture,
+        Shot,
+        Subject,
+        Tile,
+    )
     masks = (Segmentation, SegmenterSettings)
     bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
     for value in (*core, *optional, *masks, *bench):
