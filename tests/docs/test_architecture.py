@@ -184,7 +184,7 @@ def test_public_signatures_do_not_change() -> None:
     assert names(functional.concept_preservation) == (
         "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
     )
-    assert names(functional.transfer_masks) == names(functional.concept_preservation)
+    assert names(functional.transfer_masks) == f"{names(functional.concept_preservation)[:-1]}, refine)"
     assert names(functional.match_maps) == names(functional.concept_preservation)
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
