@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.arguments import check_choice, check_count, check_positive, check_sequence, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, PreparedImages, SigLIP2Backbone
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, grid_coverage
 from masc_metrics.precision import to_device
@@ -33,6 +33,7 @@ from masc_metrics.scores import (
 )
 from masc_metrics.transfer import (
     TransferredMasks,
+    boxes_of_regions,
     find_subject,
     intersection_over_union,
     mask_of_patches,
@@ -377,6 +378,13 @@ def prompt_following_variants(
     return PromptScores(scores, None if references is None else transferred.masks())
 
 
+class Refiner(Protocol):
+    """What :func:`transfer_masks` takes as ``refine``: a segmenter with SAM 2."""
+
+    def masks_in_boxes(self, images: Images, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Masks of what is in the boxes of each image; see :class:`masc_metrics.segmenters.Segmenter`."""
+
+
 def transfer_masks(
     generated_images: Images,
     reference_images: ReferenceImages,
@@ -385,6 +393,7 @@ def transfer_masks(
     backbone: SigLIP2Backbone,
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+    refine: Refiner | None = None,
 ) -> TransferredMasks:
     """Masks of the subject in generated images, found by the patch features of reference images and their masks.
 
@@ -399,14 +408,19 @@ def transfer_masks(
         backbone: from :func:`masc_metrics.load_backbone`.
         max_num_patches: patch budget of one image, which sets the resolution of the masks.
         encode_batch_size: samples encoded together.
+        refine: segmenter "grounded_sam2" or "owlv2_sam2" of :func:`masc_metrics.segmenters.load_segmenter`. Its SAM 2
+            gets the box of each connected region of found patches, and returns a mask with pixel outlines. A mask
+            stays as it was if SAM 2 marks nothing. The confidence is that of the transfer.
 
     Returns:
         B masks, each (H, W) bool of its image's size on the backbone's device, and a confidence for each. A mask is
         without True if nothing was found.
 
     Raises:
-        TypeError, ValueError, OSError: as for :func:`concept_preservation`.
+        TypeError, ValueError, OSError: as for :func:`concept_preservation`; ValueError also if ``refine`` has no SAM 2.
     """
+    if refine is not None and not callable(getattr(refine, "masks_in_boxes", None)):
+        raise TypeError(f"refine is a {type(refine).__name__}; give load_segmenter('grounded_sam2') or None")
     _check_settings(backbone, max_num_patches, encode_batch_size)
     generated = check_images(generated_images, "generated_images")
     references = check_references(reference_images, reference_masks, len(generated))
@@ -414,7 +428,12 @@ def transfer_masks(
     images = [_all_of(references), _each(generated)]
     for part, (shown, features) in _encoded(images, backbone, max_num_patches, encode_batch_size):
         transferred.add(part, [references[index] for index in part], shown, features)
-    return transferred.masks()
+    found = transferred.masks()
+    if refine is None:
+        return found
+    refined = zip(refine.masks_in_boxes(generated, transferred.boxes()), found.masks, strict=True)
+    masks = tuple(to_device(mask, rough.device) if mask.any() else rough for mask, rough in refined)
+    return TransferredMasks(masks, found.confidence_B)
 
 
 def check_transfer(
@@ -472,6 +491,7 @@ class _Transferred:
     def __init__(self, generated: ImageBatch) -> None:
         self._sizes = generated.sizes
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
+        self._margins: dict[int, tuple[Tensor, Grid]] = {}
 
     def add(
         self, part: list[int], references: Sequence[References], shown: PatchFeatures, generated: PatchFeatures
@@ -491,8 +511,13 @@ class _Transferred:
             mask_of_patches(margin_N, grid, self._sizes[index])
             for index, margin_N, grid in zip(part, margin_BN, generated.grids, strict=True)
         ]
+        self._margins |= zip(part, zip(margin_BN, generated.grids, strict=True), strict=True)
         self._found |= zip(part, zip(masks, confidence_B, strict=True), strict=True)
         return masks
+
+    def boxes(self) -> list[Tensor]:
+        """Boxes of the found regions of each image."""
+        return [boxes_of_regions(*self._margins[index], size) for index, size in enumerate(self._sizes)]
 
     def masks(self) -> TransferredMasks:
         found = [self._found[index] for index in range(len(self._sizes))]

@@ -1,10 +1,10 @@
-"""Panels of generated images with their scores and match maps, drawn with Pillow only."""
+"""Panels of generated images with their scores and match maps, and sheets of masks, drawn with Pillow only."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ _CAPTION_WIDTH, _CAPTION_LINES = 23, 3
 _MAX_SIDE = 2 * _CELL  # in pixels, before an image is scaled into its cell
 _INK, _QUIET, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 _OUTLINE = (255, 0, 200)
+_ALERT = (200, 20, 20)
+_TILE_COLUMNS = 8
 
 # From a low to a high cosine; distinguishable with colour blindness and in greyscale.
 _HEAT = np.array([(36, 12, 70), (98, 24, 116), (168, 46, 96), (228, 92, 48), (250, 178, 40), (252, 252, 160)], float)
@@ -66,6 +68,52 @@ class PanelRow:
     reference: Tensor
     mask: Tensor
     shots: Sequence[Shot]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """An image and a mask of it, in a sheet of masks.
+
+    Attributes:
+        image: (3, H, W), uint8 or float in [0, 1].
+        mask: (H, W), in any form that the metrics accept; its outline is drawn.
+        lines: texts below the image; long ones are cut.
+        suspect: whether the last line is red.
+    """
+
+    image: Tensor
+    mask: Tensor
+    lines: Sequence[str]
+    suspect: bool = False
+
+
+def mask_sheet(tiles: Iterable[Tile]) -> Image.Image:
+    """Draw images with the outlines of their masks, in rows of eight.
+
+    Each tile is drawn when it is read, so an iterator needs the memory of one image at a time.
+
+    Raises:
+        TypeError, ValueError: if an image or mask is not accepted, or there are no tiles.
+    """
+    drawn = []
+    for index, tile in enumerate(tiles):
+        pixels, inside = _picture_and_mask(tile.image, tile.mask, f"tiles[{index}].image", f"tiles[{index}].mask")
+        drawn.append((_fit_to_cell(_draw_outline(pixels, inside)), tile.lines, tile.suspect))
+    if not drawn:
+        raise ValueError("tiles is empty; give at least one")
+    row_height = _CELL + _LINE * max(len(lines) for _, lines, _ in drawn) + 2 * _GAP
+    columns, rows = min(_TILE_COLUMNS, len(drawn)), math.ceil(len(drawn) / _TILE_COLUMNS)
+    sheet = Image.new("RGB", (_left(columns) - _GAP + _MARGIN, 2 * _MARGIN - _GAP + rows * row_height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (cell, lines, suspect) in enumerate(drawn):
+        row, column = divmod(number, _TILE_COLUMNS)
+        left, top = _left(column), _MARGIN + row * row_height
+        sheet.paste(cell, (left, top))
+        for position, line in enumerate(lines):
+            text = line if len(line) <= _CAPTION_WIDTH else f"{line[: _CAPTION_WIDTH - 3]}..."
+            colour = _ALERT if suspect and position == len(lines) - 1 else _INK
+            _write(draw, (left, top + _CELL + position * _LINE), text, colour=colour)
+    return sheet
 
 
 def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, lowest: float = 0.0) -> Image.Image:

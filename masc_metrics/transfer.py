@@ -125,6 +125,28 @@ def mask_of_patches(margin_G: Tensor, grid: tuple[int, int], size: tuple[int, in
     return mask
 
 
+def boxes_of_regions(margin_G: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Boxes of the connected regions of patches with a positive margin; patches that touch at a corner are connected.
+
+    Returns:
+        (N, 4) float32 on the CPU: left, top, right and bottom in pixels of an image of this size.
+    """
+    rows, columns = grid
+    found_RC = margin_G[: rows * columns].reshape(rows, columns).cpu() > 0
+    label_RC = torch.arange(1, rows * columns + 1, dtype=torch.float32, device="cpu").reshape(rows, columns) * found_RC
+    while True:  # the largest label spreads over its region
+        spread_RC = F.max_pool2d(label_RC[None], 3, stride=1, padding=1)[0] * found_RC
+        if torch.equal(spread_RC, label_RC):
+            break
+        label_RC = spread_RC
+    boxes = []
+    for label in sorted(set(label_RC[found_RC].tolist())):
+        row_N, column_N = (label_RC == label).nonzero(as_tuple=True)
+        boxes.append([column_N.min(), row_N.min(), column_N.max() + 1, row_N.max() + 1])
+    scale = torch.tensor([size[1] / columns, size[0] / rows] * 2, dtype=torch.float32, device="cpu")
+    return torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4) * scale
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One transfer whose result is known.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,10 +24,15 @@ from masc_metrics.bench.run import DTYPES
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, write_table
 from masc_metrics.images import check_image
+from masc_metrics.masks import check_mask
+from masc_metrics.plots import Tile, mask_sheet
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
 
 _WHICH = ("reference", "generated")
+
+_TILES, _SHEETS = 48, 4
+"""Masks on a contact sheet, and largest number of sheets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,14 @@ class _Task:
 
     Attributes:
         label: column, file and line of the image, for error texts.
+        short_label: line and kind of the image, for the contact sheet.
         image: file of the image.
         noun: what to mark.
         mask: file of the mask; its record is beside it, with the suffix .json.
     """
 
     label: str
+    short_label: str
     image: Path
     noun: str
     mask: Path
@@ -120,15 +128,21 @@ def _masks(options: MasksOptions) -> int:
     try:
         _make(missing, segmenter, commits, errors, options)
         _write_list(out, rows, columns, tasks, errors, options.samples.parent)
-    except OSError as error:
+        made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
+        sheets = _write_sheets(made, options.out)
+    except (OSError, ValueError) as error:
         return fail(UNUSABLE, error)
     for text in errors.values():
         print(text, file=sys.stderr)
-    records = [_read_record(task) for file, task in distinct.items() if file not in errors]
+    records = [record for _, record in made]
     empty = sum(record["coverage"] == 0 for record in records)
     full = sum(record["coverage"] > ALMOST_FULL for record in records)
     print(f"{len(missing) - len(errors)} masks made, {len(kept)} kept from an earlier run, {len(errors)} failed")
     print(f"{empty} masks are empty, and {full} cover more than {ALMOST_FULL * 100:.0f} % of their image")
+    if sheets:
+        shown = min(len(made), _TILES * _SHEETS)
+        which = f"all {shown} masks" if shown == len(made) else f"the {shown} most doubtful of {len(made)} masks"
+        print(f"look at {which}: {', '.join(map(str, sheets))}")
     print(f"completed list: {out}")
     return ROWS_FAILED if errors else 0
 
@@ -156,7 +170,7 @@ def _tasks(
             stem = re.sub(r"[^\w.-]", "_", Path(image).stem)[:80]
             label = f"{which}_image {image} (line {row.line})"
             mask = options.out / which / f"{stem}-{digest}.png"
-            yield (index, which), _Task(label, source.parent / image, noun, mask)
+            yield (index, which), _Task(label, f"line {row.line}, {which}", source.parent / image, noun, mask)
 
 
 def _settings(segmenter: Segmenter, task: _Task) -> dict[str, Any]:
@@ -242,6 +256,34 @@ def _segmented(
             yield from _segmented([task], [image], segmenter, errors)
 
 
+def _write_sheets(made: Sequence[tuple[_Task, Mapping[str, Any]]], folder: Path) -> list[Path]:
+    """Draw the masks on contact sheets: empty ones, then those over almost all of their images, then by score."""
+
+    def doubt(item: tuple[_Task, Mapping[str, Any]]) -> tuple[int, float]:
+        coverage = item[1]["coverage"]
+        return (0 if coverage == 0 else 1 if coverage > ALMOST_FULL else 2), item[1]["score"]
+
+    def tile(task: _Task, record: Mapping[str, Any]) -> Tile:
+        image = check_image(open_image(task.image, task.label), task.label)
+        mask = check_mask(open_image(task.mask, "mask"), str(task.mask), (image.shape[1], image.shape[2]))
+        coverage = record["coverage"]
+        marked = "empty" if coverage == 0 else f"{coverage * 100:.1f} %"
+        lines = (task.noun, task.short_label, f"score {record['score']:.2f}, {marked}")
+        return Tile(image, mask, lines, suspect=coverage == 0 or coverage > ALMOST_FULL)
+
+    for file in folder.glob("contact_sheet*.png"):
+        file.unlink()
+    worst = sorted(made, key=doubt)[: _TILES * _SHEETS]
+    sheets = []
+    for number, start in enumerate(range(0, len(worst), _TILES), start=1):
+        file = folder / ("contact_sheet.png" if number == 1 else f"contact_sheet_{number}.png")
+        sheet = mask_sheet(itertools.starmap(tile, worst[start : start + _TILES]))
+        with replacing(file) as stream:
+            sheet.save(stream, format="PNG")
+        sheets.append(file)
+    return sheets
+
+
 def _write_list(
     out: Path,
     rows: Sequence[Row],
@@ -274,9 +316,9 @@ MASKS = Command(
     summary="make the masks that a sample list lacks",
     description="Segment the reference and generated images of a list whose cells reference_mask or generated_mask are "
     "empty or missing. What is marked is the cell of the column noun, or, without one, of subject. Writes the masks as "
-    "PNG files, a JSON file of settings, score and coverage beside each, and the completed list. Masks that an earlier "
-    "run made with equal settings are kept. Exit codes: 0 success, 1 checkpoint not available, 2 arguments or list "
-    "unusable, 3 some masks failed, 130 interrupted.",
+    "PNG files, a JSON file of settings, score and coverage beside each, the completed list, and contact sheets that "
+    "show the most doubtful masks first. Masks that an earlier run made with equal settings are kept. Exit codes: 0 "
+    "success, 1 checkpoint not available, 2 arguments or list unusable, 3 some masks failed, 130 interrupted.",
     options=(MasksOptions,),
     run=_masks,
 )

@@ -16,13 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
+from masc_metrics.arguments import check_choice
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.integrations.concepts import Concept, GenerationTask
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
+from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
+from masc_metrics.segmenters import Segmenter, load_segmenter
+from masc_metrics.segmenters.segmenter import SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU
 
 Segment = Callable[[Any, list[str]], Masks]
@@ -95,18 +99,40 @@ class ConceptScores:
 
 
 class ConceptScorer:
-    """Scores the images of concepts with both metrics, on any number of ranks."""
+    """Scores the images of concepts with both metrics, on any number of ranks.
 
-    def __init__(self, concepts: Sequence[Concept], segment: Segment | None, settings: dict[str, Any]) -> None:
+    Args:
+        concepts: the concepts.
+        segment: function, segmenter or name of one; None transfers masks.
+        settings: settings of both metrics. A segmenter given by its name has their ``cache_dir`` and
+            ``local_files_only``.
+    """
+
+    def __init__(self, concepts: Sequence[Concept], segment: Segment | str | None, settings: dict[str, Any]) -> None:
         for name in settings:
             if name not in _METRIC_SETTINGS:
                 known = ", ".join(_METRIC_SETTINGS)
                 raise TypeError(f"{name} is not an argument of MaSCValidation; further settings are {known}")
-        self.concepts = concepts
-        self.segment = segment
+        self.concepts = tuple(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.
         self.cp = MaSCConceptPreservation(reduction="none", **settings)
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
+        self._segmenter_settings: dict[str, Any] | None = None
+        if isinstance(segment, str):
+            check_choice("segment", segment, SEGMENTERS)
+            self._segmenter_settings = {
+                "name": segment,
+                **{name: settings[name] for name in ("cache_dir", "local_files_only") if name in settings},
+            }
+            segment = load_segmenter(**self._segmenter_settings)
+        self.segment: Segment | None = segment
+        for concept in self.concepts:
+            if not concept.masks.masks and not isinstance(segment, Segmenter):
+                raise ValueError(
+                    f"concept {concept.name!r} has no reference_masks, which need a segmenter; give them, or "
+                    f"segment={SEGMENTERS[0]!r} or another of masc_metrics.segmenters.load_segmenter"
+                )
+        self._segmenter_loaded = False
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
         self._empty_masks = 0
@@ -117,10 +143,12 @@ class ConceptScorer:
     def prepare(self, device: torch.device) -> None:
         """Reset, move to the device of the model, and load the network and the embeddings of all prompts.
 
-        Without a segmenter, the transfer of masks is checked once.
+        Without a segmenter, the transfer of masks is checked once. With one, its networks are loaded and the missing
+        masks of references are made, once.
 
         Raises:
-            OSError, ValueError: if the checkpoint is not available.
+            OSError, ValueError, ImportError: if a checkpoint is not available.
+            ValueError: if the segmenter finds nothing in a reference.
         """
         self._failures, self._shots, self._empty_masks, self._mask_hints = [], {}, 0, []
         for metric in (self.cp, self.pf):
@@ -132,6 +160,17 @@ class ConceptScorer:
         self.pf.backbone.encode_texts(texts, batch_size=self.pf.encode_batch_size)
         if self.segment is None and self.transfer_iou_C is None:
             self._check_transfer()
+        if self._segmenter_settings is not None:  # on the model's device, also if the generated images are PIL images
+            self.segment = load_segmenter(**self._segmenter_settings, device=device)
+        if isinstance(self.segment, Segmenter) and not self._segmenter_loaded:
+            self._load_segmenter(self.segment, device)
+
+    def _load_segmenter(self, segmenter: Segmenter, device: torch.device) -> None:
+        if segmenter.settings.device is not None:
+            segmenter.load()
+        with torch.inference_mode(False):  # the masks are used in later calls
+            self.concepts = tuple(_with_masks(concept, segmenter, device) for concept in self.concepts)
+        self._segmenter_loaded = True
 
     def _check_transfer(self) -> None:
         self.transfer_iou_C = check_transfer(
@@ -275,6 +314,24 @@ class ConceptScorer:
             torch.stack([cp_P[task.pairs.start] for task in tasks]),
             pf_S,
         )
+
+
+def _with_masks(concept: Concept, segmenter: Segmenter, device: torch.device) -> Concept:
+    """The concept with masks of its references: its own, or the segmenter's."""
+    if concept.masks.masks:
+        return concept
+    on_device = ImageBatch(tuple(to_device(image, device) for image in concept.references.images))
+    found = segmenter.details(on_device, [concept.noun] * len(on_device))
+    for index, segmentation in enumerate(found):
+        if not segmentation.instances or not segmentation.mask.any():
+            raise ValueError(
+                f"reference_images[{index}] of concept {concept.name!r}: segmenter {segmenter.settings.name!r} finds "
+                f"no {concept.noun!r} (best score {segmentation.score:.2f}, threshold "
+                f"{segmenter.settings.threshold:g}); give another noun, a segmenter with a lower threshold, or "
+                "reference_masks"
+            )
+    images = concept.references.images
+    return concept.with_masks([to_device(each.mask, image.device) for each, image in zip(found, images, strict=True)])
 
 
 def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, transferred: bool = False) -> str:

@@ -21,11 +21,12 @@ class Concept:
         reference_images: R >= 1 images of the subject; (R, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W)
             tensors of any sizes or PIL images. A generated image is scored against each of them.
         reference_masks: R masks of the subject in the reference images; (R, H, W) or (R, 1, H, W), boolean, integer or
-            float in [0, 1], or a list of (H, W) tensors or PIL images.
+            float in [0, 1], or a list of (H, W) tensors or PIL images. With None, the callback's segmenter marks the
+            noun in them, once, before training.
         name: name in the logs, ``val/masc_cp/<name>``; if blank, the subject.
         noun: noun for the segmenter ("dog"), if the prompts use a placeholder word; if blank, the subject.
         references: the checked and copied reference images.
-        masks: the checked and copied reference masks.
+        masks: the checked and copied reference masks; none if they were not given.
 
     Raises:
         TypeError, ValueError: if the metrics would not accept an argument.
@@ -34,13 +35,13 @@ class Concept:
     subject: str
     prompts: Sequence[str]
     reference_images: InitVar[Images]
-    reference_masks: InitVar[Masks]
+    reference_masks: InitVar[Masks | None] = None
     name: str = ""
     noun: str = ""
     references: ImageBatch = field(init=False, repr=False)
     masks: MaskBatch = field(init=False, repr=False)
 
-    def __post_init__(self, reference_images: Images, reference_masks: Masks) -> None:
+    def __post_init__(self, reference_images: Images, reference_masks: Masks | None) -> None:
         for attribute in ("subject", "name", "noun"):
             check_type(attribute, getattr(self, attribute), str, "a string")
             check_unicode(attribute, getattr(self, attribute))
@@ -55,7 +56,9 @@ class Concept:
                 raise ValueError(f"{name} is empty; give a prompt to generate from")
             check_unicode(name, prompt)
         references = check_images(reference_images, "reference_images")
-        masks = check_masks(reference_masks, "reference_masks", references.sizes)
+        masks = MaskBatch(())
+        if reference_masks is not None:
+            masks = check_masks(reference_masks, "reference_masks", references.sizes)
         for index, mask in enumerate(masks.masks):
             if mask.max() <= FOREGROUND_THRESHOLD:
                 raise ValueError(
@@ -66,6 +69,10 @@ class Concept:
         object.__setattr__(self, "masks", MaskBatch(tuple(mask.detach().clone() for mask in masks.masks)))
         object.__setattr__(self, "name", self.name if self.name.strip() else self.subject)
         object.__setattr__(self, "noun", self.noun if self.noun.strip() else self.subject)
+
+    def with_masks(self, reference_masks: Masks) -> Concept:
+        """The same concept with masks of its references."""
+        return Concept(self.subject, self.prompts, self.references, reference_masks, self.name, self.noun)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> tuple[Concept, ...]:

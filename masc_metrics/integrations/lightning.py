@@ -48,10 +48,12 @@ class MaSCValidation(L.Callback):
             accept. It runs without gradients, with the module in eval mode and in the trainer's precision. Torch, numpy
             and Python are seeded with ``seed`` before the call; a batch of prompts has the same seed in every
             validation and on any number of ranks.
-        segment: ``segment(images, nouns)`` returns a mask of the subject for each image that ``generate`` returned.
-            With None, masks are transferred from the references, see
-            :func:`masc_metrics.functional.transfer_masks`. How well that works is checked once on the references and
-            logged as ``val/masc_mask_iou/<concept>``.
+        segment: name of a segmenter ("sam3", "clipseg", "grounded_sam2", "owlv2_sam2"), which is loaded onto the
+            model's device; a segmenter of :func:`masc_metrics.segmenters.load_segmenter`; or any function
+            ``segment(images, nouns)`` that returns a mask of the subject for each image that ``generate`` returned. A
+            segmenter also makes the reference masks that concepts lack. With None, masks are transferred from the
+            references, see :func:`masc_metrics.functional.transfer_masks`. How well that works is checked once on the
+            references and logged as ``val/masc_mask_iou/<concept>``.
         every_n_epochs: validate at the end of every n-th epoch. If a validation loop ends with the last batch of the
             epoch, validate inside it, so that ModelCheckpoint and EarlyStopping can monitor the scores.
         every_n_steps: validate after every n optimiser steps instead. By default, validate after every epoch.
@@ -67,7 +69,8 @@ class MaSCValidation(L.Callback):
             :class:`masc_metrics.MaSCConceptPreservation`.
 
     Raises:
-        TypeError, ValueError: if a setting is not accepted.
+        TypeError, ValueError: if a setting is not accepted, or a concept lacks reference masks without a segmenter.
+        ImportError: if the installed transformers is too old for the segmenter.
 
     A mean is NaN if no sample is defined. Source: MaSC, arXiv 2605.22469.
     """
@@ -76,7 +79,7 @@ class MaSCValidation(L.Callback):
         self,
         concepts: Sequence[Concept],
         generate: Generate,
-        segment: Segment | None = None,
+        segment: Segment | str | None = None,
         *,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
@@ -114,9 +117,10 @@ class MaSCValidation(L.Callback):
             if not os.fspath(panel_dir) or is_remote(panel_dir):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
         check_choice("on_error", on_error, get_args(OnError))
-        for name, function in (("generate", generate), ("segment", segment)):
-            if not callable(function) and (name, function) != ("segment", None):
-                raise TypeError(f"{name} is a {type(function).__name__}; give a function")
+        if not callable(generate):
+            raise TypeError(f"generate is a {type(generate).__name__}; give a function")
+        if not callable(segment) and not isinstance(segment, str | None):
+            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
         self.concepts = check_concepts(concepts)
         self.generate = generate
         self.every_n_epochs = every_n_epochs
@@ -138,7 +142,7 @@ class MaSCValidation(L.Callback):
             raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give distinct prefixes")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load the checkpoint, so that training does not start without it."""
+        """Load the checkpoints and make missing reference masks, so that training does not start without them."""
         self._scorer.prepare(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -280,7 +284,7 @@ class MaSCValidation(L.Callback):
     ) -> None:
         if not panel_rows:
             return
-        picture = draw_panel(self.concepts, panel_rows, scores, shots)
+        picture = draw_panel(self._scorer.concepts, panel_rows, scores, shots)
         if _is_dev_run(trainer):
             return
         log_picture(

@@ -25,6 +25,7 @@ from masc_metrics.images import Images, check_images
 from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, default_dtype, to_device, without_autocast
 from masc_metrics.prompts import check_texts
 from masc_metrics.segmenters.networks import (
+    Boxes,
     ClipSeg,
     Detecting,
     Found,
@@ -185,6 +186,43 @@ class Segmenter:
             UserWarning: once per segmenter, if masks cover more than 95 % of their pictures.
         """
         return self._segment(images, nouns)
+
+    def masks_in_boxes(self, images: Images, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """Mark what is in boxes, with SAM 2 alone: the other network is not read.
+
+        Args:
+            images: as for :meth:`details`.
+            boxes: for each picture an (N, 4) tensor of left, top, right and bottom in its pixels; N may be 0.
+
+        Returns:
+            For each picture the union of the masks of its boxes, (H, W) bool on its device.
+
+        Raises:
+            ValueError: if the segmenter has no SAM 2; images or boxes are not accepted.
+            OSError, ImportError: as :meth:`details`.
+        """
+        if self.settings.mask_source is None:
+            able = " or ".join(repr(name) for name, kind in _KINDS.items() if kind.mask_checkpoint is not None)
+            raise ValueError(
+                f"segmenter {self.settings.name!r} has no SAM 2, which marks what is in boxes; give {able}"
+            )
+        pictures = check_images(images, "images").images
+        if len(boxes) != len(pictures):
+            raise ValueError(f"boxes holds {len(boxes)} tensors for {len(pictures)} images; give one for each")
+        for index, corners in enumerate(boxes):
+            check_type(f"boxes[{index}]", corners, Tensor, "an (N, 4) tensor")
+            if corners.ndim != 2 or corners.shape[1] != 4:
+                raise ValueError(f"boxes[{index}] has shape {tuple(corners.shape)}; give (N, 4)")
+        device = self.settings.device or pictures[0].device
+        masks: list[Tensor] = []
+        with _frozen({str(place): place for place in (device, torch.device("cpu"))}.values()):
+            sam2 = shared_network(Sam2, self.settings.mask_source, device, self.settings.dtype)
+            for start in range(0, len(pictures), self.settings.batch_size):
+                part = pictures[start : start + self.settings.batch_size]
+                given = boxes[start : start + self.settings.batch_size]
+                found = sam2.segment(part, [Boxes(to_device(corners.float(), device), 1.0) for corners in given])
+                masks += [to_device(each.mask_HW, image.device) for each, image in zip(found, part, strict=True)]
+        return masks
 
     def load(self) -> Mapping[str, str | None]:
         """Read the networks now instead of at the first call, on the device of the settings.

@@ -14,9 +14,11 @@ from PIL import Image
 from support.sample_lists import write_csv, written
 from support.segmenter_checkpoints import build_clipseg
 
+from masc_metrics.bench import masks_command
 from masc_metrics.bench.loading import open_image
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
+from masc_metrics.plots import Tile
 from masc_metrics.segmenters import load_segmenter, release_segmenters
 
 
@@ -49,7 +51,7 @@ def test_missing_masks_are_made_and_listed(clipseg: Path, tmp_path: Path, capsys
     samples, out = without_masks(tmp_path / "list", 5, keep=1), tmp_path / "made"
     assert run(samples, out, clipseg) == 0
     assert "6 masks made, 0 kept from an earlier run, 0 failed" in capsys.readouterr().out
-    assert len(list(out.rglob("*.png"))) == len(list(out.rglob("*.json"))) == 6
+    assert len(list(out.glob("*/*.png"))) == len(list(out.glob("*/*.json"))) == 6
     given, completed = read_samples(samples.parent / "samples.csv", ("clip-i",)), read_samples(out / "samples.csv")
     assert [sample.sample_id for sample in completed.samples] == [f"s{number}" for number in range(5)]
     segment = load_segmenter("clipseg", checkpoint=clipseg, device="cpu")
@@ -152,3 +154,44 @@ def test_unusable_input_is_an_error_in_one_line(
     assert "has neither a column reference_image nor generated_image" in error(other, tmp_path / "n")
     assert not (tmp_path / "n").exists()
     assert "no checkpoint folder at" in error(samples, tmp_path / "made", 1, tmp_path / "nowhere")
+
+
+def test_contact_sheets_show_the_most_doubtful_masks_first(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, out = without_masks(tmp_path / "list", 5), tmp_path / "made"
+    assert run(samples, out, clipseg) == 0
+    assert f"look at all 7 masks: {out / 'contact_sheet.png'}" in capsys.readouterr().out
+    files = sorted((out / "generated").glob("*.json"))
+    for file, (coverage, score) in zip(
+        files, [(0.3, 0.9), (0.99, 0.8), (0.5, 0.6), (0.0, 0.2), (0.0, 0.1)], strict=True
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"coverage": coverage, "score": score}))
+    for file in (out / "reference").glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"coverage": 0.4, "score": 0.95}))
+    sheets: list[list[tuple[list[str], bool]]] = []
+    draw = masks_command.mask_sheet
+
+    def recorded(tiles: Iterator[Tile]) -> Image.Image:
+        assert not isinstance(tiles, list), "images are read one at a time"
+        shown = list(tiles)
+        sheets.append([([*tile.lines], tile.suspect) for tile in shown])
+        return draw(shown)
+
+    monkeypatch.setattr(masks_command, "mask_sheet", recorded)
+    monkeypatch.setattr(masks_command, "_TILES", 3)
+    monkeypatch.setattr(masks_command, "_SHEETS", 2)
+    (out / "contact_sheet_9.png").touch()
+    assert run(samples, out, clipseg) == 0
+    assert "look at the 6 most doubtful of 7 masks" in capsys.readouterr().out
+    assert sorted(file.name for file in out.glob("contact*")) == ["contact_sheet.png", "contact_sheet_2.png"]
+    assert [lines[2] for sheet in sheets for lines, _ in sheet] == [
+        "score 0.10, empty",
+        "score 0.20, empty",
+        "score 0.80, 99.0 %",
+        "score 0.60, 50.0 %",
+        "score 0.90, 30.0 %",
+        "score 0.95, 40.0 %",
+    ]
+    assert [suspect for sheet in sheets for _, suspect in sheet] == [True, True, True, False, False, False]
+    assert sheets[0][0][0][:2] == [read(samples)[4]["subject"], "line 6, generated"]

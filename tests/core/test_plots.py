@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from masc_metrics.plots import PanelRow, Shot, panel
+from masc_metrics.plots import PanelRow, Shot, Tile, mask_sheet, panel
 
 DARK, BRIGHT = (36, 12, 70), (252, 252, 160)
 
@@ -141,3 +142,24 @@ def test_errors_for_invalid_arguments_name_the_argument(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         panel(rows, ["x"], **settings)
+
+
+def test_a_sheet_of_masks_holds_eight_tiles_a_row_with_outlines_and_red_lines() -> None:
+    def tiles() -> Iterator[Tile]:
+        for number in range(9):
+            mask = torch.zeros(40, 40, dtype=torch.bool)
+            mask[10:30, 10:30] = number == 8
+            yield Tile(torch.full((3, 40, 40), 128, dtype=torch.uint8), mask, ["a noun " * 9, "last"], number == 0)
+
+    drawn = mask_sheet(tiles())
+    pixels = np.asarray(drawn).astype(int)
+    assert drawn.width == 2 * 18 + 8 * 178 - 10
+    half = drawn.height // 2
+    outlined = (np.abs(pixels - [255, 0, 200]).sum(axis=2) == 0).nonzero()
+    assert outlined[0].min() > half
+    assert outlined[1].max() < 18 + 168
+    red = (np.abs(pixels - [200, 20, 20]).sum(axis=2) < 30).nonzero()
+    assert red[0].max() < half
+    assert red[1].max() < 18 + 168
+    with pytest.raises(ValueError, match="tiles is empty; give at least one"):
+        mask_sheet([])

@@ -29,6 +29,8 @@ from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 import masc_metrics.segmenters.segmenter as segmenter_module
+from masc_metrics import load_backbone
+from masc_metrics.functional import transfer_masks
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter, release_segmenters
 from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
@@ -671,3 +673,47 @@ def test_segmentations_are_frozen() -> None:
 def _sam3_settings() -> Any:
     source = segmenter_module.CheckpointSource.of("facebook/sam3")
     return segmenter_module.SegmenterSettings("sam3", source, None, 0.5, None, torch.float32, 4)
+
+
+def test_sam2_marks_given_boxes_without_the_detector(tiny: Callable[..., Segmenter]) -> None:
+    segment = tiny("grounded_sam2", threshold=0.3)
+    shown = pictures()[1:3]
+    segment(shown, ["pig", "pig"])
+    with recorded(networks()["Sam2"]) as calls:
+        segment.cache.clear()
+        (expected,) = segment(shown[:1], ["pig"])
+    boxes = torch.cat([arguments["input_boxes"] for arguments, _ in calls], dim=1)[0]
+    release_segmenters()
+    corners = boxes * torch.tensor([70 / 64, 128 / 64] * 2)
+    first, second = segment.masks_in_boxes(shown, [corners, torch.zeros(0, 4)])
+    assert set(networks()) == {"Sam2"}
+    assert torch.equal(first, expected)
+    assert expected.any()
+    assert second.shape == (96, 128)
+    assert not second.any()
+
+
+def test_boxes_need_sam2_and_the_right_form(tiny: Callable[..., Segmenter]) -> None:
+    shown = pictures()[:1]
+    with pytest.raises(ValueError, match=r"'clipseg' has no SAM 2, .*give 'grounded_sam2' or 'owlv2_sam2'"):
+        tiny("clipseg").masks_in_boxes(shown, [torch.zeros(0, 4)])
+    segment = tiny("grounded_sam2")
+    with pytest.raises(ValueError, match="boxes holds 0 tensors for 1 images"):
+        segment.masks_in_boxes(shown, [])
+    with pytest.raises(ValueError, match=r"boxes\[0\] has shape \(4,\); give \(N, 4\)"):
+        segment.masks_in_boxes(shown, [torch.zeros(4)])
+
+
+def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -> None:
+    shown, references = images(2, 96, 128, seed=1), images(2, 64, 64, seed=2)
+    marked = torch.zeros(2, 64, 64, dtype=torch.bool)
+    marked[:, 16:48, 16:48] = True
+    encoder = {"backbone": load_backbone("tiny"), "max_num_patches": 64}
+    rough = transfer_masks(shown, references, marked, **encoder)
+    segment = tiny("owlv2_sam2")
+    refined = transfer_masks(shown, references, marked, **encoder, refine=segment)
+    torch.testing.assert_close(refined.confidence_B, rough.confidence_B, rtol=0, atol=0, equal_nan=True)
+    changed = [not torch.equal(mask, other) for mask, other in zip(refined.masks, rough.masks, strict=True)]
+    assert any(changed)
+    with pytest.raises(ValueError, match="'clipseg' has no SAM 2"):
+        transfer_masks(shown, references, marked, **encoder, refine=tiny("clipseg"))

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, SigLIP2Backbone, load_backbone
 from masc_metrics.functional import check_transfer, prompt_following, prompt_following_variants, transfer_masks
 from masc_metrics.scenes import SCENES, Subject, render
-from masc_metrics.transfer import TRUSTED_IOU, find_subject
+from masc_metrics.transfer import TRUSTED_IOU, boxes_of_regions, find_subject
 
 REFERENCES = ("reference_images", "reference_masks")
 
@@ -278,3 +278,35 @@ def test_check_compares_references_with_each_other() -> None:
     wrong = torch.zeros_like(marked[0])
     wrong[:40, :40] = True
     assert check_transfer(pictures[:1], [wrong & ~marked[0]], **tiny).item() < TRUSTED_IOU
+
+
+def test_each_connected_region_has_a_box() -> None:
+    margin = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [-1, -1, -1, 1], [-1, -1, -1, 1.0]])
+    padded = torch.cat([margin.flatten(), torch.full((3,), -2.0)])
+    found = boxes_of_regions(padded, (4, 4), (80, 40)).tolist()
+    assert sorted(found) == [[0, 0, 20, 40], [30, 40, 40, 80]]
+    assert boxes_of_regions(torch.full((16,), -1.0), (4, 4), (80, 40)).shape == (0, 4)
+
+
+def test_refined_masks_replace_those_in_which_something_is_marked() -> None:
+    class Refiner:
+        def masks_in_boxes(self, given: Any, boxes: Any) -> list[torch.Tensor]:
+            self.boxes = boxes
+            marked = [torch.zeros(size, dtype=torch.bool) for size in given.sizes]
+            marked[0][3, 4] = True
+            return marked
+
+    refiner = Refiner()
+    backbone = load_backbone("tiny")
+    pictures = [render(Subject("ball", "red", "blue", "striped"), SCENES[0], seed=n, size=(96, 96)) for n in range(2)]
+    shown = torch.stack([torch.from_numpy(picture.image) for picture in pictures])
+    arguments = (shown, shown, torch.stack([torch.from_numpy(picture.mask) for picture in pictures]))
+    rough = transfer_masks(*arguments, **settings(backbone))
+    refined = transfer_masks(*arguments, **settings(backbone), refine=refiner)
+    assert rough.masks[1].any()
+    assert refined.masks[0].nonzero().tolist() == [[3, 4]]
+    assert torch.equal(refined.masks[1], rough.masks[1]), "nothing marked: the mask stays as it was"
+    assert torch.equal(refined.confidence_B, rough.confidence_B)
+    assert all((corners[:, 2:] > corners[:, :2]).all() and len(corners) for corners in refiner.boxes)
+    with pytest.raises(TypeError, match=r"refine is a function; give load_segmenter\('grounded_sam2'\) or None"):
+        transfer_masks(*arguments, **settings(backbone), refine=lambda: None)  # type: ignore[arg-type]

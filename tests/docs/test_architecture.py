@@ -184,7 +184,7 @@ def test_public_signatures_do_not_change() -> None:
     assert names(functional.concept_preservation) == (
         "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
     )
-    assert names(functional.transfer_masks) == names(functional.concept_preservation)
+    assert names(functional.transfer_masks) == f"{names(functional.concept_preservation)[:-1]}, refine)"
     assert names(functional.match_maps) == names(functional.concept_preservation)
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
@@ -232,13 +232,24 @@ def test_value_objects_are_frozen_dataclasses() -> None:
     from masc_metrics.integrations.concept_scores import ConceptScores, Failure
     from masc_metrics.integrations.concepts import Concept, GenerationTask
     from masc_metrics.masks import MaskBatch
-    from masc_metrics.plots import PanelRow, Shot
+    from masc_metrics.plots import PanelRow, Shot, Tile
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
     from masc_metrics.segmenters import Segmentation
     from masc_metrics.segmenters.segmenter import SegmenterSettings
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
-    optional = (Concept, ConceptBenchmark, ConceptScores, Failure, GenerationTask, PanelRow, Picture, Shot, Subject)
+    optional = (
+        Concept,
+        ConceptBenchmark,
+        ConceptScores,
+        Failure,
+        GenerationTask,
+        PanelRow,
+        Picture,
+        Shot,
+        Subject,
+        Tile,
+    )
     masks = (Segmentation, SegmenterSettings)
     bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
     for value in (*core, *optional, *masks, *bench):

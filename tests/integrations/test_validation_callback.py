@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import os
+import pickle
 import random
 import re
 import warnings
@@ -24,9 +27,9 @@ from support.trainers import collection, loader, noise, package, third_party_war
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
-from masc_metrics.integrations import picture_log
+from masc_metrics.integrations import concept_scores, picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
-from masc_metrics.segmenters import load_segmenter
+from masc_metrics.segmenters import Segmenter, load_segmenter
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
 ALL_PROMPTS = [prompt for prompts in PROMPTS.values() for prompt in prompts]
@@ -607,6 +610,8 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"seed": 2**32}, ValueError, r"seed is 4294967296; give an integer in \[0, 2\*\*32\)"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
+        ({"segment": 3}, TypeError, "segment is a int; give a function, the name of a segmenter, or None"),
+        ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
         ({"reduction": "mean"}, TypeError, "reduction is not an argument of MaSCValidation; .* max_num_patches"),
         ({"every_n_step": 3}, TypeError, "every_n_step is not an argument"),
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
@@ -925,6 +930,82 @@ def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: P
         sizes.append(size_of(file))
     assert sizes[0][1] > sizes[1][1] == sizes[2][1]
     assert sizes[0][0] == sizes[1][0] > sizes[2][0]
+
+
+# --- with a segmenter by its name, and masks of references from it ---
+
+
+def without_masks() -> list[Concept]:
+    first, second = concepts()
+    return [
+        first,
+        Concept(second.subject, second.prompts, second.references, noun="toy"),
+    ]
+
+
+@pytest.fixture
+def clipseg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Segmenter]:
+    """CLIPSeg with random weights, which the callback also loads by its name."""
+    load = functools.partial(load_segmenter, checkpoint=build_clipseg(tmp_path / "clipseg"))
+    monkeypatch.setattr(concept_scores, "load_segmenter", load)
+    return functools.partial(load, "clipseg")
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_missing_reference_masks_are_made_once_before_training(
+    by_name: bool,
+    clipseg: Callable[..., Segmenter],
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts: list[list[str]] = []
+    details = Segmenter.details
+    monkeypatch.setattr(Segmenter, "details", lambda self, *given: texts.append(given[1]) or details(self, *given))
+    _, rocket = concepts()
+    recorder = RecordingModel()
+    settings = {"batch_size": 2, "max_num_patches": PATCHES, "model_name_or_path": checkpoint}
+    segment = "clipseg" if by_name else clipseg()
+    callback = MaSCValidation(without_masks(), recorder.generate, segment, **settings)
+    pickled, copied = pickle.dumps(callback), copy.deepcopy(callback)
+    assert len(pickled) < 250_000  # the references; the network has 400 kB
+    assert pickle.loads(pickled)._scorer.segment is copied._scorer.segment is callback._scorer.segment
+    run = trainer(lightning, tmp_path, callbacks=[callback], max_epochs=2)
+    run.fit(toy(lightning), noise(), loader(1))
+    assert texts == [["toy", "toy"]]
+    expected = clipseg()(rocket.references, ["toy"] * 2)
+    assert all(0 < mask.float().mean() < 1 for mask in expected)
+    made = callback._scorer.concepts[1].masks.masks
+    assert all(torch.equal(mask, other) for mask, other in zip(made, expected, strict=True))
+    given = [concepts()[0], without_masks()[1].with_masks(expected)]
+    again = MaSCValidation(given, RecordingModel().generate, clipseg(), **settings)
+    run_with_given = trainer(lightning, tmp_path, callbacks=[again], max_epochs=2)
+    run_with_given.fit(toy(lightning), noise(), loader(1))
+    assert scores(run) == scores(run_with_given)
+    assert not math.isnan(scores(run)["val/masc_cp/rocket"])
+
+
+def test_references_in_which_nothing_is_found_are_an_error_before_training(
+    clipseg: Callable[..., Segmenter], lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = {"max_num_patches": PATCHES, "model_name_or_path": checkpoint}
+    segment = clipseg(threshold=1 - 1e-12)
+    callback = MaSCValidation(without_masks(), RecordingModel().generate, segment, **settings)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    expected = (
+        r"reference_images\[0\] of concept 'rocket': segmenter 'clipseg' finds no 'toy' \(best score [01]\.\d\d, "
+        r"threshold 1\); give another noun"
+    )
+    with pytest.raises(ValueError, match=expected):
+        run.fit(toy(lightning), noise())
+    assert run.global_step == 0
+
+
+@pytest.mark.parametrize("segment", [None, RecordingModel().segment])
+def test_missing_reference_masks_need_a_segmenter(segment: Any) -> None:
+    with pytest.raises(ValueError, match=r"concept 'rocket' has no reference_masks, .*segment='sam3'"):
+        MaSCValidation(without_masks(), RecordingModel().generate, segment, model_name_or_path="tiny")
 
 
 # --- without a segmenter ---
