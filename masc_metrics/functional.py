@@ -342,11 +342,16 @@ def prompt_following_variants(
     if generated_masks is not None:
         masks = check_masks(generated_masks, "generated_masks", generated.sizes)
     elif masked:
-        if reference_images is None or reference_masks is None:
+        if reference_images is None and reference_masks is None:
             raise TypeError(
                 f"generated_masks is None; pooling={masked[0]!r} needs a mask of the subject for every image: give "
                 "them, or reference_images and reference_masks to find the subject by"
             )
+        for name, given in (("reference_images", reference_images), ("reference_masks", reference_masks)):
+            if given is None:
+                raise TypeError(f"{name} is None; without generated_masks, give reference_images and reference_masks")
+        assert reference_images is not None
+        assert reference_masks is not None
         references = check_references(reference_images, reference_masks, len(generated))
     texts = {strip: _check_texts(prompts, subjects, len(generated), strip) for strip in strip_subject}
 
@@ -365,6 +370,7 @@ def prompt_following_variants(
             if foreground_BN is not None and pooling != "full":
                 keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
             parts.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
+    found = None if references is None else transferred.masks(backbone)
     scores: dict[tuple[Pooling, bool], Tensor] = {}
     for strip, stripped in texts.items():
         # A GPU still encodes images while the texts are queued.
@@ -375,7 +381,7 @@ def prompt_following_variants(
                 texts_BD = torch.stack([embeddings_BD[index] for index in part])  # an index by a list would synchronise
                 scored.append((part, embedding_cosine(pooled_BD, texts_BD), defined_B))
             scores[pooling, strip] = _in_order(scored, backbone)
-    return PromptScores(scores, None if references is None else transferred.masks())
+    return PromptScores(scores, found)
 
 
 class Refiner(Protocol):
@@ -428,7 +434,7 @@ def transfer_masks(
     images = [_all_of(references), _each(generated)]
     for part, (shown, features) in _encoded(images, backbone, max_num_patches, encode_batch_size):
         transferred.add(part, [references[index] for index in part], shown, features)
-    found = transferred.masks()
+    found = transferred.masks(backbone)
     if refine is None:
         return found
     refined = zip(refine.masks_in_boxes(generated, transferred.boxes()), found.masks, strict=True)
@@ -481,7 +487,7 @@ def check_transfer(
     agreement_T = torch.stack(
         [intersection_over_union(mask, trial.mask) for mask, (_, trial) in zip(found.masks, trials, strict=True)]
     )
-    numbers_T = torch.tensor([number for number, _ in trials])
+    numbers_T = torch.tensor([number for number, _ in trials], device="cpu")
     return torch.stack([agreement_T[numbers_T == number].mean() for number in range(len(checked))])
 
 
@@ -491,6 +497,7 @@ class _Transferred:
     def __init__(self, generated: ImageBatch) -> None:
         self._sizes = generated.sizes
         self._found: dict[int, tuple[Tensor, Tensor]] = {}
+        self._finite: list[tuple[list[int], Tensor]] = []
         self._margins: dict[int, tuple[Tensor, Grid]] = {}
 
     def add(
@@ -499,6 +506,8 @@ class _Transferred:
         """Masks of the generated images of a part; ``shown`` are the features of all their references."""
         coverage_BN = _coverage([mask for each in references for mask in each.masks.masks], shown)
         counts = [len(each.images) for each in references]
+        finite_B = torch.stack([rows.all() for rows in torch.split(_finite(shown), counts)]) & _finite(generated)
+        self._finite.append((part, finite_B))
         bank = [  # all patches of a sample's references in one row
             pad_sequence([rows.flatten(0, 1) for rows in torch.split(values, counts)], batch_first=True)
             for values in (shown.tokens_BND, coverage_BN, shown.valid_BN)
@@ -519,7 +528,15 @@ class _Transferred:
         """Boxes of the found regions of each image."""
         return [boxes_of_regions(*self._margins[index], size) for index, size in enumerate(self._sizes)]
 
-    def masks(self) -> TransferredMasks:
+    def masks(self, backbone: SigLIP2Backbone) -> TransferredMasks:
+        """Masks of all images; features that are not finite must not be mistaken for a subject that is not there."""
+        finite_B = torch.cat([finite for _, finite in self._finite])
+        if not bool(finite_B.all()):
+            index = [index for part, _ in self._finite for index in part][int((~finite_B).nonzero()[0])]
+            raise RuntimeError(
+                f"{backbone} gave features that are not finite for generated_images[{index}] or its reference; run it "
+                "in torch.bfloat16 or torch.float32, and check its weights"
+            )
         found = [self._found[index] for index in range(len(self._sizes))]
         return TransferredMasks(tuple(mask for mask, _ in found), torch.stack([confidence for _, confidence in found]))
 

@@ -267,7 +267,10 @@ class MaSCPromptFollowing(SampleMetric):
 
     @property
     def transferred_count(self) -> int:
-        """Number of images whose mask was transferred from a reference, on this process since the last reset."""
+        """Number of images whose mask was transferred from a reference, on this process since the last reset.
+
+        Samples with repeated ids are included.
+        """
         return int(self.transferred_sum)
 
     @property
@@ -283,7 +286,7 @@ class MaSCPromptFollowing(SampleMetric):
             rank_zero_warn(
                 f"MaSCPromptFollowing: nothing of the subject was found in {empty} of {int(self.transferred_sum)} "
                 "images whose mask was transferred from a reference, so their score is that of the complete image. "
-                "Look at them, or give masks.",
+                "Look at them and at the references' masks, or give masks.",
                 UserWarning,
             )
         return super().compute()

@@ -34,13 +34,15 @@ def check_references(images: ReferenceImages, masks: ReferenceMasks, count: int)
 
     Args:
         images: B images, in any form that :func:`masc_metrics.images.check_images` accepts; or a list of B such
-            batches, each with one or more images of one subject.
+            batches, each with one or more images of one subject; or a (B, k, 3, H, W) tensor.
         masks: the masks, in the same arrangement.
         count: number of samples, B.
 
     Raises:
         TypeError, ValueError: if an argument is not accepted; the error text names the sample.
     """
+    if isinstance(images, Tensor) and images.ndim == 5:  # (B, k, 3, H, W), with masks (B, k, H, W)
+        images, masks = list(images), list(masks) if isinstance(masks, Tensor) else masks
     if _is_nested(images):
         sets = check_sequence("reference_images", images, "a list with a list of images for each sample")
         sets_of_masks = check_sequence("reference_masks", masks, "a list with a list of masks for each sample")

@@ -185,6 +185,7 @@ def _of_size(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _in_another_place(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The subject, mirrored and reduced to three quarters, in the middle of its own background turned upside down."""
+    mask = mask.to(image.device)
     height, width = mask.shape
     size = (max(1, round(0.75 * height)), max(1, round(0.75 * width)))
     pixels = image.float()
@@ -202,4 +203,4 @@ def _in_another_place(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def intersection_over_union(mask: Tensor, truth: Tensor) -> Tensor:
     """IoU of two (H, W) bool masks, a float32 scalar on the CPU; 0 if both are empty."""
     mask, truth = mask.cpu(), truth.cpu()
-    return (mask & truth).sum() / (mask | truth).sum().clamp(min=1)
+    return (mask & truth).sum().float() / (mask | truth).sum().clamp(min=1).float()

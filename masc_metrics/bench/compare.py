@@ -23,7 +23,7 @@ from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell, mean_figure
-from masc_metrics.bench.tables import Row, read_rows, text_table
+from masc_metrics.bench.tables import Row, read_rows, text_of, text_table
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
@@ -64,10 +64,14 @@ class MethodScores:
     Attributes:
         name: the method.
         values: for each score, all samples' values by cell; samples without the score are not in it.
+        mask_sources: where the masks of its generated images come from.
+        left_out: scores of its table that another table lacks.
     """
 
     name: str
     values: Mapping[str, Mapping[Cell, Sequence[float]]]
+    mask_sources: frozenset[str] = frozenset()
+    left_out: tuple[str, ...] = ()
 
     def figure(self, score: str) -> dict[str, Any]:
         """Mean over concepts, its interval, and the numbers of samples and concepts."""
@@ -151,35 +155,36 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
     if not names:
         raise ValueError(f"the tables share no score; name a column with --score: {', '.join(sorted(headers[0]))}")
     found: dict[str, dict[str, dict[Cell, list[float]]]] = {}
+    sources: dict[str, set[str]] = {}
+    left_out: dict[str, tuple[str, ...]] = {}
     file_of: dict[str, Path] = {}
     stems = [file.stem for file in tables]
-    for file, rows in tables.items():
+    for (file, rows), header in zip(tables.items(), headers, strict=True):
         unnamed = file.stem if stems.count(file.stem) == 1 else f"{file.resolve().parent.name}/{file.stem}"
         for row in rows:
-            method = _text(row, "method") or unnamed
+            method = text_of(row, "method") or unnamed
             if file_of.setdefault(method, file) != file:
                 raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename it in one of them")
             values = found.setdefault(method, {name: {} for name in names})
+            sources.setdefault(method, set()).update({text_of(row, "mask_source")} - {""})
+            left_out[method] = () if scores else tuple(name for name in SCORE_NAMES if name in header - {*names})
             for name in names:
                 value = _number(file, row, name)
                 if not math.isnan(value):
                     values[name].setdefault(_cell(file, row), []).append(value)
-    return [MethodScores(method, values) for method, values in found.items()], names
+    methods = [
+        MethodScores(method, values, frozenset(sources[method]), left_out[method]) for method, values in found.items()
+    ]
+    return methods, names
 
 
 def _cell(file: Path, row: Row) -> Cell:
-    concept, reference = _text(row, "concept"), _text(row, "reference_image")
+    concept, reference = text_of(row, "concept"), text_of(row, "reference_image")
     if not concept and not reference:
         raise ValueError(f"{file}, line {row.line} has neither a concept nor a reference_image; give one to pair it by")
     # Paths are relative to the table, and tables may lie in different folders.
     subject = concept or os.path.abspath(file.parent / reference)
-    return subject, _text(row, "key") or _text(row, "prompt"), _text(row, "seed")
-
-
-def _text(row: Row, name: str) -> str:
-    """Text of a cell; empty for a missing cell, and for NaN, which dataframes write for one."""
-    text = (row.cells.get(name) or "").strip()
-    return "" if text.lower() == "nan" else text
+    return subject, text_of(row, "key") or text_of(row, "prompt"), text_of(row, "seed")
 
 
 def _number(file: Path, row: Row, name: str) -> float:
@@ -312,6 +317,11 @@ def report_lines(
     yield from text_table(rows)
     if any(comparison.interval_over == ONE_CONCEPT and comparison.pairs for comparison in comparisons):
         yield f"Comparisons of one concept hold for {ONE_CONCEPT}."
+    used = sorted(frozenset().union(*(method.mask_sources for method in methods)))
+    if len(used) > 1 and any(score.startswith("pf") for score in scores):
+        yield f"PF uses masks of several sources ({', '.join(used)}); compare samples of one mask_source."
+    if missing := list(dict.fromkeys(name for method in methods for name in method.left_out)):
+        yield f"Not compared, because a table lacks it: {', '.join(missing)}."
     for method in methods:
         repeated = max(sum(len(values) - 1 for values in method.values[score].values()) for score in scores)
         if repeated:

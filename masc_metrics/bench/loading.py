@@ -175,8 +175,7 @@ def _orientation(picture: _Opened, mask: _Opened | None) -> tuple[bool, bool]:
     """How an image and its mask are taken: turned by their EXIF orientations or as stored, and whether it is a guess.
 
     A program that writes a mask may have read the image as stored. If only one of them has an orientation, and they fit
-    as stored but not turned, both are taken as stored. If they fit both ways (squares, half turns, mirror images), they
-    are turned, which may be wrong.
+    as stored, both are taken as stored. If they fit turned too (squares, half turns, mirror images), this may be wrong.
     """
     if mask is None or picture.turned == mask.turned:
         return True, False
@@ -184,7 +183,7 @@ def _orientation(picture: _Opened, mask: _Opened | None) -> tuple[bool, bool]:
         same_aspect((marked.height, marked.width), (image.height, image.width))
         for image, marked in ((picture.stored, mask.stored), (picture.upright, mask.upright))
     )
-    return as_turned or not as_stored, as_turned and as_stored
+    return not as_stored, as_turned and as_stored
 
 
 def _opened(file: Path, label: str) -> _Opened:

@@ -21,7 +21,7 @@ from pathlib import Path
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, read_rows
+from masc_metrics.bench.tables import Row, read_rows, text_of
 
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
@@ -93,7 +93,7 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
             raise ValueError(
                 f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
             )
-        cells = {name: (cell or "").strip() for name, cell in row.cells.items() if name not in ("prompt", "subject")}
+        cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
         for name in FILES:
             if name in needed and not cells.get(name):
                 instead = ", or --mask-source transfer" if name == "generated_mask" else ""
@@ -108,7 +108,7 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
             )
         line_of[sample_id] = row.line
         files = {name: os.path.join(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
-        prompt = row.cells.get("prompt")
+        prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         yield Sample(
             line=row.line,
             sample_id=sample_id,
@@ -117,7 +117,7 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
             reference_image=files["reference_image"] or "",
             reference_mask=files["reference_mask"],
             prompt=prompt or "" if "prompt" in needed else prompt,
-            subject=row.cells.get("subject") or None,
+            subject=subject,
             extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
             **{name: cells.get(name, "") for name in GROUPS},
         )

@@ -13,7 +13,7 @@ import torch
 from masc_metrics.bench.baselines.functions import FunctionResultError
 from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.options import Command, option
-from masc_metrics.bench.run import Run
+from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS
@@ -150,7 +150,8 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(line)
     print(f"by group, with intervals: {summary_file(run)}")
     if len(summary["by"].get("method", {})) > 1:
-        print(f"differences between methods: masc-metrics compare {run.out}")
+        chosen = "" if any(name in SCORE_NAMES for name in run.columns) else f" --score {','.join(run.columns)}"
+        print(f"differences between methods: masc-metrics compare {run.out}{chosen}")
     if summary["failed"]:
         others = f"; the others are in {run.out}" if summary["failed"] < len(results) else ""
         print(f"{summary['failed']} of {len(results)} rows failed{others}", file=sys.stderr)

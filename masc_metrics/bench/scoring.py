@@ -64,23 +64,22 @@ class Scorer:
             RuntimeError: if a network's features are not finite.
             FunctionResultError: if a function of the user's returns something other than one number a sample.
         """
-        results: dict[int, SampleResult] = {}
+        results = {loaded.number: loaded for loaded in batch if isinstance(loaded, SampleResult)}
+        loaded_pairs = [loaded for loaded in batch if isinstance(loaded, LoadedSample)]
+        masks = self._transferred(loaded_pairs) if self._transfers else {}
         pairs = []
-        for loaded in batch:
-            if isinstance(loaded, SampleResult):
-                results[loaded.number] = loaded
-            elif left_out := self._left_out(loaded):
-                results[loaded.number] = SampleResult(
-                    loaded.number,
+        for loaded in loaded_pairs:
+            pair = masks[loaded.number].sample if loaded.number in masks else loaded
+            if left_out := self._left_out(pair):
+                results[pair.number] = SampleResult(
+                    pair.number,
                     dict.fromkeys(self.run.columns),
-                    _measures(loaded),
+                    _measures(pair),
                     left_out=left_out,
-                    orientation_undecided=_orientation_undecided(loaded),
+                    orientation_undecided=_orientation_undecided(pair),
                 )
             else:
-                pairs.append(loaded)
-        masks = self._transferred(pairs) if self._transfers else {}
-        pairs = [masks[pair.number].sample if pair.number in masks else pair for pair in pairs]
+                pairs.append(pair)
         scores: dict[str, dict[int, float]] = {}
         for name, function in self.functions.items():
             scores[name], errors = _function_scores(function, pairs)
@@ -227,7 +226,7 @@ def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> 
         return dict(zip((pair.number for pair in pairs), function.score(generated, references), strict=True)), {}
     except (FunctionResultError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
-    except Exception as error:  # the function is the user's and can raise anything
+    except (Exception, SystemExit) as error:  # the function is the user's and can raise anything
         if len(pairs) == 1:
             text = " ".join(str(error).split())
             return {}, {pairs[0].number: f"{function.name}: {function.target} failed: {type(error).__name__}: {text}"}

@@ -185,8 +185,8 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
     if undecided := _orientation_undecided(results):
         lines.append(
             f"{samples.source}: images of uncertain orientation: {len(undecided)}; only one of image and mask has an "
-            "EXIF orientation, and they fit with and without it; it was applied; if they are not aligned, save both "
-            f"without it; the first is {undecided[0]}"
+            "EXIF orientation, and they fit with and without it; it was not applied; if they are not aligned, save "
+            f"both without it; the first is {undecided[0]}"
         )
     return lines
 

@@ -54,6 +54,12 @@ def read_rows(file: Path, needed: Sequence[str] = ()) -> list[Row]:
     return list(_csv_rows(file, needed))
 
 
+def text_of(row: Row, name: str) -> str:
+    """Text of a cell without surrounding space; empty for a missing cell, and for the NaN that dataframes write."""
+    text = (row.cells.get(name) or "").strip()
+    return "" if text in ("nan", "NaN") else text
+
+
 def pyarrow_parquet() -> ModuleType:
     """Import the module that reads and writes Parquet.
 

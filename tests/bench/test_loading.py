@@ -58,9 +58,9 @@ def load(sample: Sample) -> LoadedSample:
         ((30, 60), 1, (60, 30), QUARTER, True, False),
         ((30, 60), QUARTER, (30, 60), QUARTER, True, False),
         ((40, 40), QUARTER, (40, 40), QUARTER, True, False),
-        ((40, 40), QUARTER, (40, 40), 1, True, True),
-        ((40, 40), 1, (40, 40), QUARTER, True, True),
-        ((30, 60), HALF, (30, 60), 1, True, True),  # a half turn keeps the shape
+        ((40, 40), QUARTER, (40, 40), 1, False, True),
+        ((40, 40), 1, (40, 40), QUARTER, False, True),
+        ((30, 60), HALF, (30, 60), 1, False, True),  # a half turn keeps the shape
         ((30, 60), 1, (30, 60), 1, True, False),
     ],
 )

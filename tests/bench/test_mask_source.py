@@ -96,3 +96,39 @@ def test_missing_masks_without_the_option_are_an_error_that_names_it(
     listed = [row | {"generated_mask": ""} for row in rows(written(tmp_path, 2))]
     assert score(write_csv(tmp_path / "unmasked.csv", listed)) == 2
     assert "line 2: generated_mask is empty; give a file, or --mask-source transfer" in capsys.readouterr().err
+
+
+def test_thin_transferred_masks_are_left_out_too(tmp_path: Path) -> None:
+    listed = [row | {"generated_mask": ""} for row in rows(written(tmp_path, 2))]
+    samples = write_csv(tmp_path / "unmasked.csv", listed)
+    assert score(samples, "--mask-source", "transfer", "--min-coverage", "0.9") == 0
+    assert all("marks" in row["left_out"] and not row["pf"] for row in rows(tmp_path / "scores.csv"))
+    assert score(samples, "--mask-source", "transfer", "--min-coverage", "0.001", out="kept.csv") == 0
+    kept = rows(tmp_path / "kept.csv")
+    assert [bool(row["left_out"]) for row in kept] == [float(row["generated_coverage"]) <= 0.001 for row in kept]
+
+
+def test_comparisons_say_when_masks_are_of_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [
+        row | {"method": "a", "concept": "c", "key": str(index)} for index, row in enumerate(rows(written(tmp_path, 3)))
+    ]
+    assert score(write_csv(tmp_path / "given.csv", listed), out="a.csv") == 0
+    others = [row | {"method": "b", "generated_mask": ""} for row in listed]
+    assert score(write_csv(tmp_path / "none.csv", others), "--mask-source", "transfer", out="b.csv") == 0
+    assert score(write_csv(tmp_path / "none.csv", others), "--scores", "cp", out="c.csv") == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 0
+    assert "PF uses masks of several sources (given, transferred)" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "a.csv"), str(tmp_path / "c.csv")]) == 0
+    text = capsys.readouterr().out
+    assert "Not compared, because a table lacks it: pf." in text
+    assert "several sources" not in text
+
+
+def test_nan_as_text_is_an_empty_cell(tmp_path: Path) -> None:
+    listed = [row | {"subject": "nan", "concept": "NaN", "method": "nan"} for row in rows(written(tmp_path, 2))]
+    blank = [row | {"subject": "", "concept": "", "method": ""} for row in listed]
+    assert score(write_csv(tmp_path / "nan.csv", listed), out="nan_scores.csv") == 0
+    assert score(write_csv(tmp_path / "blank.csv", blank), out="blank_scores.csv") == 0
+    for found, expected in zip(rows(tmp_path / "nan_scores.csv"), rows(tmp_path / "blank_scores.csv"), strict=True):
+        assert found == expected

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, SigLIP2Backbone, load_backbone
 from masc_metrics.functional import check_transfer, prompt_following, prompt_following_variants, transfer_masks
 from masc_metrics.scenes import SCENES, Subject, render
+from masc_metrics.towers import VisionTower
 from masc_metrics.transfer import TRUSTED_IOU, boxes_of_regions, find_subject
 
 REFERENCES = ("reference_images", "reference_masks")
@@ -245,14 +246,52 @@ def test_neither_masks_nor_references_nor_prompts_are_optional(checkpoint: Path)
     metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
     samples = batch(2)
     for missing, message in (
-        ("reference_masks", "generated_masks is None; .* give them, or reference_images and reference_masks"),
-        ("reference_images", "generated_masks is None"),
+        ("reference_masks", "reference_masks is None; without generated_masks, give reference_images and reference_m"),
+        ("reference_images", "reference_images is None"),
         ("prompts", "prompts is a NoneType; give a list of strings"),
     ):
         arguments = {name: value for name, value in pf_arguments(samples).items() if name != missing}
         with pytest.raises(TypeError, match=message):
             metric.update(**arguments)
+    with pytest.raises(
+        TypeError, match=r"generated_masks is None; .* give them, or reference_images and reference_masks"
+    ):
+        metric.update(**{name: samples[name] for name in ("generated_images", "prompts", "subjects")})
     assert metric.update_count == 0
+
+
+def test_features_that_are_not_finite_are_not_a_missing_subject(
+    backbone: SigLIP2Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = batch(2)
+    encode = VisionTower.encode
+
+    def broken(self: VisionTower, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        tokens_BND = encode(self, pixels_B3HW).clone()
+        tokens_BND[0, 0] = torch.nan  # the first image of the pass, which is a reference
+        return tokens_BND
+
+    monkeypatch.setattr(VisionTower, "encode", broken)
+    references = [samples[name] for name in REFERENCES]
+    for call in (
+        lambda: transfer_masks(samples["generated_images"], *references, **settings(backbone)),
+        lambda: check_transfer(*references, **settings(backbone)),
+        lambda: prompt_following(generated_masks=None, **pf_arguments(samples), **settings(backbone)),
+    ):
+        with pytest.raises(RuntimeError, match=r"not finite for generated_images\[0\] or its reference"):
+            call()
+        backbone.cache.clear()
+
+
+def test_a_tensor_of_several_references_for_each_image_equals_the_lists(backbone: SigLIP2Backbone) -> None:
+    samples = batch(4)
+    pictures, marked = (samples[name].unflatten(0, (2, 2)) for name in REFERENCES)
+    generated = samples["generated_images"][:2]
+    stacked = transfer_masks(generated, pictures, marked, **settings(backbone))
+    listed = transfer_masks(
+        generated, [list(each) for each in pictures], [list(each) for each in marked], **settings(backbone)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(stacked.masks, listed.masks, strict=True))
 
 
 # --- the check ---

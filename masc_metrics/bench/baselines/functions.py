@@ -43,7 +43,7 @@ class FunctionScore:
             sys.path.insert(0, folder)
         try:
             found: Any = import_module(module_name)
-        except Exception as error:  # a module can raise anything
+        except (Exception, SystemExit) as error:  # a module can raise anything, and end the program
             raise ImportError(
                 f"--scores {name}={target}: {module_name} cannot be imported ({type(error).__name__}: {error}); it is "
                 f"looked for in {folder} first, then among the installed packages"

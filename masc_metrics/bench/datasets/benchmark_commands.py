@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +61,12 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
     try:
         check_out(run, source.root)
         tree = dreambench_plus.read_dreambench_plus(
-            source.root, source.method, source.masks, source.pf_without, transfer=run.mask_source == "transfer"
+            source.root,
+            source.method,
+            source.masks,
+            source.pf_without,
+            transfer=run.mask_source == "transfer",
+            prompt_following="pf" in run.scores,
         )
         for path, purpose in tree.missing[:_SHOWN]:
             print(f"missing: {path}: {purpose}", file=sys.stderr)
@@ -111,7 +117,9 @@ def _orida(source: OridaInput, run: Run) -> int:
         return finished.exit_code
     results = {name: orida.same_against_cross(run.out, name) for name in run.columns}
     for name, result in results.items():
-        print(f"{name.upper()}  AUC {result.auc:.4f}  {result.same} pairs of one subject against {result.cross} of two")
+        reason = "; an AUC needs at least two of each" if math.isnan(result.auc) else ""
+        pairs_of = f"{result.same} pairs of one subject against {result.cross} of two"
+        print(f"{name.upper()}  AUC {result.auc:.4f}  {pairs_of}{reason}")
         print(
             f"{name.upper()}  {result.same_mean:.4f} (deviation {result.same_deviation:.4f}) against "
             f"{result.cross_mean:.4f} ({result.cross_deviation:.4f}), difference {result.difference:.4f}, of scores "

@@ -58,8 +58,9 @@ _LAYOUT = (
     "lay DreamBench++ out as images/{live_subject/animal,live_subject/human,object,style}/NN.jpg and captions/ "
     "likewise with NN.txt (its download), samples/<method folder>/{tgt_image,text}/<collection>/<prompt>_<seed>"
     ".{jpg,txt} (what its generation script writes), masks/refs/<category path>/NN.png and masks/samples/"
-    "<method folder>/<collection>/<prompt>_<seed>.png. The download does not include masks: segment each image by the "
-    "noun in the first line of its caption file, as a PNG of the image's size with 255 on the subject and 0 elsewhere"
+    "<method folder>/<collection>/<prompt>_<seed>.png. The download does not include masks: segment a reference by the "
+    "noun in the first line of its caption file and a generated image by its folder's keyword, as PNGs of the images' "
+    "sizes with 255 on the subject and 0 elsewhere"
 )
 
 
@@ -87,6 +88,7 @@ def read_dreambench_plus(
     pf_without: PfWithout = "style-collections",
     *,
     transfer: bool = False,
+    prompt_following: bool = True,
 ) -> DreamBenchPlus:
     """Read a tree with the layout in the module's docstring.
 
@@ -105,6 +107,7 @@ def read_dreambench_plus(
             is filtered. "style-collections" is the paper's: collections whose subject is a style. "style-prompts" are
             prompts 4..6 of every collection, "both" are both, "nothing" is none.
         transfer: whether masks of generated images may be missing, because they are transferred.
+        prompt_following: whether prompts and subjects are needed at all.
 
     Raises:
         FileNotFoundError: if there is no ``images`` or ``samples``.
@@ -117,7 +120,7 @@ def read_dreambench_plus(
     for folder in (root / "samples", root / "images"):
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder {folder} does not exist; {_LAYOUT}")
-    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without, transfer)
+    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without, transfer, prompt_following)
     folders = _method_folders(root / "samples", methods, reader.tree)
     samples = [sample for folder, method in folders.items() for sample in reader.samples(method, folder)]
     reader.add_missing_generated(list(folders))
@@ -240,9 +243,9 @@ def _listing(folder: Path) -> tuple[dict[str, Path], list[str]]:
 class _Reader:
     """Turns one tree into samples."""
 
-    def __init__(self, root: Path, masks: Path, pf_without: PfWithout, transfer: bool) -> None:
+    def __init__(self, root: Path, masks: Path, pf_without: PfWithout, transfer: bool, with_pf: bool) -> None:
         self.tree = _Tree()
-        self._transfer = transfer
+        self._transfer, self._with_pf = transfer, with_pf
         self._root, self._masks, self._pf_without = root, masks, pf_without
         self._without_text: list[Path] = []
 
@@ -357,7 +360,9 @@ class _Reader:
 
     def _without_pf(self, collection: _Collection, prompt: int) -> bool:
         is_style = collection.category == "style" and self._pf_without in ("style-collections", "both")
-        return is_style or (prompt in STYLE_PROMPTS and self._pf_without in ("style-prompts", "both"))
+        return (
+            not self._with_pf or is_style or (prompt in STYLE_PROMPTS and self._pf_without in ("style-prompts", "both"))
+        )
 
     def _mask_folder(self, folder: str) -> Path:
         masks = self._masks / "samples"
