@@ -167,9 +167,9 @@ def _clause(move: Move) -> str:
     if move.pairs and not move.swapped:
         text += " and changes no rank"
     elif move.swapped:
-        shown = ", ".join(f"{a} and {b}" for a, b in move.swapped[:3])
-        more = ", ..." if len(move.swapped) > 3 else ""
-        text += f" and swaps {len(move.swapped)} of {move.pairs} pairs of methods ({shown}{more})"
+        first = "{!r} and {!r}".format(*move.swapped[0])
+        such_as = "such as " if len(move.swapped) > 1 else ""
+        text += f" and swaps {len(move.swapped)} of {move.pairs} pairs of methods, {such_as}{first}"
     if move.became_undefined:
         samples = "sample becomes" if move.became_undefined == 1 else "samples become"
         text += f", and {move.became_undefined} {samples} undefined"

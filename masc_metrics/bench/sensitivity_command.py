@@ -103,7 +103,7 @@ class SensitivityOptions:
 
 def _sensitivity(options: SensitivityOptions) -> int:
     try:
-        samples = _drawn(read_samples(options.samples), options)
+        samples = _drawn(read_samples(options.samples, transferable=False), options)
         check_json_file(options.out, [options.samples])
         if options.plot is not None:
             check_png_file("--plot", options.plot)

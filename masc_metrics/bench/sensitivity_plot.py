@@ -59,15 +59,15 @@ def draw(file: Path, moved: Sequence[Move], samples: int) -> None:
             pixels, sizes = ([0.0, *values] for values in zip(*points, strict=True)) if points else ([0.0], [0.0])
             curves.plot(pixels, sizes, color=colour, marker=marker, linestyle=line, label=kind)
         others = [move for move in of_score if move.perturbation.kind not in PIXEL_KINDS]
-        names = [move.perturbation.name.replace(" ", "\n") for move in others]
+        names = [move.perturbation.name.replace(" ", "\n", 1) for move in others]
         drawn = bars.bar(names, [move.mean_absolute for move in others], color=_BAR, edgecolor="black", width=0.6)
         bars.bar_label(drawn, fmt="%.3f", padding=2)
-        curves.set(ylabel=f"{score.upper()}, {which} masks wrong", ylim=(0, None))
-        curves.set_xlabel("pixels of the mask")
+        curves.set(ylabel=f"{score.upper()}, {which} masks wrong", xlabel="pixels of the mask")
         curves.grid(alpha=0.3)
         bars.grid(axis="y", alpha=0.3)
         bars.set_axisbelow(True)
-        bars.margins(y=0.12)
+        largest = max((move.mean_absolute or 0 for move in of_score), default=0)
+        curves.set_ylim(0, 1.12 * largest or 1)  # room for the bars' labels
     axes[0][0].legend()
     with replacing(file) as stream:
         figure.savefig(stream, format="png", dpi=150)
