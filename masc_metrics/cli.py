@@ -7,7 +7,6 @@ failed, the others have scores; 130 interrupted, results so far are kept.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from masc_metrics.bench.compare import COMPARE
 from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
 from masc_metrics.bench.masks_command import MASKS
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
+from masc_metrics.bench.run_folder import check_png_file
 from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
+from masc_metrics.bench.sensitivity_command import SENSITIVITY
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     commands = {
         command.name: command
-        for command in (MASKS, SCORE, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
+        for command in (MASKS, SCORE, SENSITIVITY, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
     }
     parser = argparse.ArgumentParser(
         prog="masc-metrics",
@@ -91,7 +92,7 @@ def _prefetch(options: PrefetchOptions) -> int:
 
 def _demo(options: DemoOptions) -> int:
     try:
-        _check_image_file(options.out)
+        check_png_file("--out", options.out)
     except (OSError, ValueError) as error:  # OSError for an impossible file name
         return fail(UNUSABLE, error)
     from masc_metrics.demo import DEFAULT_SEED, demonstrate
@@ -108,17 +109,6 @@ def _demo(options: DemoOptions) -> int:
         return fail(UNUSABLE, error)
     print(f"\nImages with their scores, and the reference patches that match them: {options.out}")
     return 0
-
-
-def _check_image_file(out: Path) -> None:
-    if out.is_dir():
-        raise ValueError(f"--out is {out}, which is a folder; give a file")
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out is {out}; give a name that ends with .png")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out is {out}, but the folder {out.parent} does not exist; create it first")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise ValueError(f"--out is {out}, which cannot be written; give another file")
 
 
 _DEMO = Command(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from numbers import Real
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from masc_metrics.arguments import check_sequence, check_type
+from masc_metrics.arguments import check_choice, check_integer, check_positive, check_sequence, check_type
 from masc_metrics.grid import Grid
 from masc_metrics.images import FLOAT_DTYPES, MAX_UINT8, RANGE_SLACK, check_values, pil_to_array, value_bounds
 
@@ -213,3 +215,176 @@ def grid_coverage(mask: Tensor, grid: Grid) -> Tensor:
     """
     resized = F.interpolate(mask[None, None].float(), size=grid, mode="bilinear", align_corners=False)
     return resized.clamp(0, 1).reshape(-1)
+
+
+PerturbationKind = Literal["dilation", "erosion", "jitter", "shift", "dropout", "bounding-box", "transferred"]
+PIXEL_KINDS: tuple[PerturbationKind, ...] = ("dilation", "erosion", "jitter", "shift")
+"""Kinds whose amount is a number of pixels."""
+
+DEFAULT_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Perturbation:
+    """A way in which a mask is wrong.
+
+    ============ ====================================================================================================
+    dilation     marks every pixel within ``amount`` pixels of the subject, by Euclidean distance between centres
+    erosion      unmarks every pixel within ``amount`` pixels of the background, likewise; the border of the image is
+                 not background
+    jitter       moves each place of the outline by up to ``amount`` pixels along each axis. The displacements are
+                 uniform random numbers on a lattice of 2 ``amount`` pixels, interpolated bilinearly and rounded
+    shift        moves the mask by ``amount`` pixels up, down, left or right, at random; what comes in is not marked
+    dropout      unmarks the share ``amount`` of the subject's pixels, in whole square blocks the size of a patch. The
+                 blocks are taken in random order, as many as come closest to the share
+    bounding-box marks the smallest box around the subject
+    transferred  the mask that :func:`masc_metrics.functional.transfer_masks` finds by the reference; only for
+                 :func:`masc_metrics.functional.mask_sensitivity`
+    ============ ====================================================================================================
+
+    Attributes:
+        kind: one of the above.
+        amount: for the first four kinds, a whole number of pixels of the mask, at least 0; for "dropout", a number in
+            [0, 1]; for the others 0.
+
+    Raises:
+        TypeError: if the amount is not a number of that kind.
+        ValueError: if the kind is unknown or the amount is out of its range.
+    """
+
+    kind: PerturbationKind
+    amount: float = 0
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(PerturbationKind))
+        if self.kind in PIXEL_KINDS:
+            check_integer("amount", self.amount, least=0, hint=f", the pixels of {self.kind!r}")
+            return
+        if isinstance(self.amount, bool) or not isinstance(self.amount, Real):
+            raise TypeError(f"amount is a {type(self.amount).__name__}; give a number")
+        if self.kind == "dropout" and not 0 <= self.amount <= 1:
+            raise ValueError(f"amount is {self.amount}; give a share of the subject in [0, 1] for 'dropout'")
+        if self.kind != "dropout" and self.amount != 0:
+            raise ValueError(f"amount is {self.amount}, but {self.kind!r} has no amount; give 0")
+
+    @property
+    def name(self) -> str:
+        """Kind and amount in words, such as "dilation 5 px" and "dropout 10 %"."""
+        if self.kind in PIXEL_KINDS:
+            return f"{self.kind} {self.amount} px"
+        return f"dropout {100 * self.amount:g} %" if self.kind == "dropout" else self.kind.replace("-", " ")
+
+
+def perturb(
+    mask: Tensor, kind: PerturbationKind, amount: float = 0, seed: int = 0, *, block: int = DEFAULT_BLOCK
+) -> Tensor:
+    """Make masks wrong in a known way, see :class:`Perturbation`.
+
+    Random kinds draw from the seed and the content of each mask. So a mask of a batch is changed as it would be alone,
+    equal masks are changed equally, and the result is the same on every device.
+
+    Args:
+        mask: (H, W) or (B, H, W) bool, True on the subject.
+        kind: kind of the perturbation, other than "transferred".
+        amount: pixels of the mask, at least 0, or a share of the subject in [0, 1]; 0 for "bounding-box".
+        seed: random seed, at least 0.
+        block: side of the blocks of "dropout" in pixels of the mask. Blocks begin at the top left corner.
+
+    Returns:
+        Masks of the same shape, bool, on the same device. An empty mask stays empty.
+
+    Raises:
+        TypeError: if an argument has a wrong type.
+        ValueError: if the mask's shape, the kind or the amount is not accepted.
+    """
+    check_type("mask", mask, Tensor, "a tensor")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask is {mask.dtype}; give booleans, such as mask > 0.5")
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; give (H, W) or (B, H, W) with pixels")
+    Perturbation(kind, amount)
+    check_integer("seed", seed, least=0)
+    check_positive("block", block)
+    if kind == "transferred":
+        raise ValueError("kind is 'transferred', which needs references; call functional.mask_sensitivity")
+    mask_BHW = mask.reshape(-1, *mask.shape[-2:])
+    if kind == "dilation":
+        changed_BHW = _dilated(mask_BHW, int(amount))
+    elif kind == "erosion":
+        changed_BHW = ~_dilated(~mask_BHW, int(amount))
+    elif kind == "bounding-box":
+        changed_BHW = _within(mask_BHW.any(dim=2))[:, :, None] & _within(mask_BHW.any(dim=1))[:, None, :]
+    else:
+        random = [np.random.default_rng([seed, _content(mask_HW)]) for mask_HW in mask_BHW]
+        if kind == "jitter":
+            changed = [_jittered(*pair, int(amount)) for pair in zip(mask_BHW, random, strict=True)]
+        elif kind == "shift":
+            changed = [_shifted(*pair, int(amount)) for pair in zip(mask_BHW, random, strict=True)]
+        else:
+            changed = [_dropped(*pair, amount, block) for pair in zip(mask_BHW, random, strict=True)]
+        changed_BHW = torch.stack(changed)
+    return changed_BHW.reshape(mask.shape)
+
+
+def _dilated(mask_BHW: Tensor, radius: int) -> Tensor:
+    """Dilation by a disk, row by row of the disk: a window holds a marked pixel if its ends' running counts differ."""
+    height, width = mask_BHW.shape[1:]
+    pad = min(radius, width)
+    counts_BHC = F.pad(mask_BHW.int(), (pad + 1, pad)).cumsum(dim=2, dtype=torch.int32)
+    dilated_BHW = torch.zeros_like(mask_BHW)
+    for rows in range(min(radius, height - 1) + 1):
+        reach = min(math.isqrt(radius**2 - rows**2), pad)
+        left, right = pad - reach, pad + reach + 1
+        near_BHW = counts_BHC[:, :, left : left + width] != counts_BHC[:, :, right : right + width]
+        dilated_BHW[:, rows:] |= near_BHW[:, : height - rows]
+        dilated_BHW[:, : height - rows] |= near_BHW[:, rows:]
+    return dilated_BHW
+
+
+def _within(marked_BL: Tensor) -> Tensor:
+    """Whether a place is between the first and the last marked one, both included."""
+    return (marked_BL.cumsum(dim=1) > 0) & (marked_BL.flip(1).cumsum(dim=1).flip(1) > 0)
+
+
+def _content(mask_HW: Tensor) -> int:
+    return zlib.crc32(np.packbits(mask_HW.cpu().numpy()).tobytes())
+
+
+def _jittered(mask_HW: Tensor, random: np.random.Generator, amount: int) -> Tensor:
+    if not amount:
+        return mask_HW
+    height, width = mask_HW.shape
+    spacing = 2 * amount  # displacements of neighbours differ by less than their distance: the outline does not fold
+    lattice = random.uniform(-amount, amount, size=(1, 2, height // spacing + 2, width // spacing + 2))
+    size = [spacing * (side - 1) + 1 for side in lattice.shape[2:]]
+    # On the CPU, so that rounding is the same for every device.
+    field_12HW = F.interpolate(torch.from_numpy(lattice), size=size, mode="bilinear", align_corners=True)
+    rows_HW, columns_HW = field_12HW[0, :, :height, :width].round().long()
+    rows_HW = (rows_HW + torch.arange(height, device="cpu")[:, None]).clamp(0, height - 1)
+    columns_HW = (columns_HW + torch.arange(width, device="cpu")).clamp(0, width - 1)
+    return mask_HW.reshape(-1)[(rows_HW * width + columns_HW).to(mask_HW.device)]
+
+
+def _shifted(mask_HW: Tensor, random: np.random.Generator, amount: int) -> Tensor:
+    axis, sign = divmod(int(random.integers(4)), 2)
+    length = mask_HW.shape[axis]
+    amount = min(amount, length)
+    shifted_HW = torch.zeros_like(mask_HW)
+    near, far = (0, amount) if sign else (amount, 0)
+    shifted_HW.narrow(axis, near, length - amount).copy_(mask_HW.narrow(axis, far, length - amount))
+    return shifted_HW
+
+
+def _dropped(mask_HW: Tensor, random: np.random.Generator, share: float, block: int) -> Tensor:
+    height, width = mask_HW.shape
+    rows, columns = -(-height // block), -(-width // block)
+    padded_HW = F.pad(mask_HW.int(), (0, columns * block - width, 0, rows * block - height))
+    counts_K = padded_HW.reshape(rows, block, columns, block).sum(dim=(1, 3)).reshape(-1).cpu().numpy()
+    order_K = random.permutation(len(counts_K))
+    dropped_K = np.concatenate([[0], counts_K[order_K].cumsum()])
+    number = int(np.abs(dropped_K - share * dropped_K[-1]).argmin())
+    kept_K = np.ones(len(counts_K), dtype=np.bool_)
+    kept_K[order_K[:number]] = False
+    kept_RC = torch.from_numpy(kept_K.reshape(rows, columns)).to(mask_HW.device)
+    kept_HW = kept_RC.repeat_interleave(block, dim=0).repeat_interleave(block, dim=1)
+    return mask_HW & kept_HW[:height, :width]

@@ -109,6 +109,19 @@ def weighted_max_cosine(
     """
     best_BR = best_cosine(reference_BRD, generated_BGD, generated_valid_BG)
     _check_shape("weight_BR", weight_BR, reference_BRD)
+    return weighted_mean(best_BR, weight_BR)
+
+
+def weighted_mean(best_BR: Tensor, weight_BR: Tensor) -> Tensor:
+    """Second half of :func:`weighted_max_cosine`, for several weights of one :func:`best_cosine`.
+
+    Args:
+        best_BR: best cosines of the reference patches.
+        weight_BR: weights of any dtype, at least 0; 0 on padding.
+
+    Returns:
+        (B,) float32; NaN where all weights are 0.
+    """
     weight_BR = weight_BR.float()
     weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # features of padding may be NaN
     return weighted_BR.sum(dim=1) / weight_BR.sum(dim=1)

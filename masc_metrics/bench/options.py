@@ -71,7 +71,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
             else:
                 settings["default"] = list(default) if settings.get("action") == "append" else default
                 if default not in (None, ()):
-                    text += f" (default: {','.join(default) if isinstance(default, tuple) else default})"
+                    text += f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
             parser.add_argument(_flag(item.name), help=text, **settings)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with options; options on the command line override it"

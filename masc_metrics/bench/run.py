@@ -66,6 +66,8 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+DEFAULT_WORKERS = 2
+
 
 _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -152,7 +154,7 @@ class Run:
     device: str | None = option(None, compare=False)
     devices: int = option(1, type=positive_integer, compare=False, metavar="N")
     num_nodes: int = option(1, type=positive_integer, compare=False, metavar="N")
-    workers: int = option(2, type=non_negative_integer, compare=False, metavar="N")
+    workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, compare=False, metavar="N")
     batch_size: int = option(DEFAULT_ENCODE_BATCH_SIZE, type=positive_integer, compare=False, metavar="N")
     cache_mib: int | None = option(None, type=non_negative_integer, compare=False, metavar="N")
     cache_dir: str | None = option(None, compare=False, metavar="FOLDER")

@@ -195,6 +195,18 @@ def check_json_file(out: Path, inputs: Sequence[Path]) -> None:
         raise ValueError(f"--out is {out}; give a name that ends with .json, in a folder that exists")
 
 
+def check_png_file(option: str, out: Path) -> None:
+    """Raise ValueError unless a PNG can be written to the file that an option names."""
+    if out.is_dir():
+        raise ValueError(f"{option} is {out}, which is a folder; give a file")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{option} is {out}; give a name that ends with .png")
+    if not out.parent.is_dir():
+        raise ValueError(f"{option} is {out}, but the folder {out.parent} does not exist; create it first")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"{option} is {out}, which cannot be written; give another file")
+
+
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file that appears complete or not at all."""
     with replacing(file) as stream:

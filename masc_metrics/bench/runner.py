@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,7 @@ def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) 
     failure: OSError | ValueError | None = None
     done: list[int] = []
     if ranks.rank == 0:
-        settings = _settings(samples, scorer, ranks)
+        settings = settings_of(samples, scorer, ranks)
         try:
             done = folder.begin(settings, not_compared=(*NOT_COMPARED, "machine"), restart=scorer.run.restart)
         except (OSError, ValueError) as error:
@@ -54,7 +55,7 @@ def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) 
     return [left[position] for position in rank_share(references, ranks.rank, ranks.world_size)]
 
 
-def _settings(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, Any]:
+def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, Any]:
     """Everything that affects the scores, and the machine."""
     checkpoint = scorer.backbone.checkpoint
     return {
@@ -109,10 +110,17 @@ def score_samples(
         OSError: if the disk or the memory is full, or a worker process was killed; earlier results are kept.
     """
     processing = scorer.backbone.checkpoint.processing
-    try:
+    with errors_of_the_machine():
         for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
             file.write(scorer.score(batch))
             on_batch(len(batch))
+
+
+@contextmanager
+def errors_of_the_machine() -> Iterator[None]:
+    """Turn a lack of memory, and a killed worker process, into OSError with a remedy."""
+    try:
+        yield
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         raise OSError(f"out of memory; give a smaller --batch-size or fewer --workers ({error})") from error
     except RuntimeError as error:

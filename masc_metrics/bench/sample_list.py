@@ -58,7 +58,13 @@ class SampleList:
         return digest.hexdigest()
 
 
-def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES, mask_source: str = MASK_SOURCES[0]) -> SampleList:
+def read_samples(
+    source: Path,
+    scores: Iterable[str] = MASC_SCORES,
+    mask_source: str = MASK_SOURCES[0],
+    *,
+    transferable: bool = True,
+) -> SampleList:
     """Read a sample list.
 
     Args:
@@ -68,6 +74,7 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES, mask_source:
         scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
             ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
         mask_source: with "transfer", no ``generated_mask`` is needed.
+        transferable: whether the command has the option ``--mask-source``, which error texts then offer.
 
     Raises:
         OSError: if it cannot be read.
@@ -80,13 +87,15 @@ def read_samples(source: Path, scores: Iterable[str] = MASC_SCORES, mask_source:
         return SampleList(tuple(_folder_samples(source, needed)), source)
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(tuple(scores))} - _KNOWN_COLUMNS
-    samples = tuple(_samples(read_rows(source, columns), source, columns, written))
+    samples = tuple(_samples(read_rows(source, columns), source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
     return SampleList(samples, source)
 
 
-def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[str]) -> Iterator[Sample]:
+def _samples(
+    rows: Iterable[Row], source: Path, needed: list[str], written: set[str], transferable: bool
+) -> Iterator[Sample]:
     line_of: dict[str, int] = {}
     for position, row in enumerate(rows, start=1):
         if clash := sorted(written & row.cells.keys()):
@@ -96,7 +105,7 @@ def _samples(rows: Iterable[Row], source: Path, needed: list[str], written: set[
         cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
         for name in FILES:
             if name in needed and not cells.get(name):
-                instead = ", or --mask-source transfer" if name == "generated_mask" else ""
+                instead = ", or --mask-source transfer" if name == "generated_mask" and transferable else ""
                 raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file{instead}")
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:

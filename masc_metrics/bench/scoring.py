@@ -76,7 +76,7 @@ class Scorer:
                     dict.fromkeys(self.run.columns),
                     _measures(pair),
                     left_out=left_out,
-                    orientation_undecided=_orientation_undecided(pair),
+                    orientation_undecided=undecided_orientation(pair),
                 )
             else:
                 pairs.append(pair)
@@ -108,7 +108,7 @@ class Scorer:
                 mask_confidence=transferred.confidence if transferred else None,
                 mask_check=transferred.check if transferred else None,
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
-                orientation_undecided=_orientation_undecided(pair),
+                orientation_undecided=undecided_orientation(pair),
             )
         return [results[loaded.number] for loaded in batch]
 
@@ -126,7 +126,7 @@ class Scorer:
         references = ImageBatch(tuple(pair.reference.pixels for pair in chosen))
         reference_masks = MaskBatch(tuple(pair.reference.mask for pair in chosen if pair.reference.mask is not None))
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
-        found = transfer_masks(generated, references, reference_masks, **self._settings)
+        found = transfer_masks(generated, references, reference_masks, **self.settings)
         grid_of, budget = self.backbone.checkpoint.processing.grid, self.run.max_num_patches
         transferred = {}
         for pair, mask, confidence in zip(chosen, found.masks, found.confidence_B.tolist(), strict=True):
@@ -141,11 +141,11 @@ class Scorer:
         key = (pair.sample.reference_image, pair.sample.reference_mask)
         if key not in self.checks:
             masks = MaskBatch(() if pair.reference.mask is None else (pair.reference.mask,))
-            self.checks[key] = float(check_transfer(ImageBatch((pair.reference.pixels,)), masks, **self._settings))
+            self.checks[key] = float(check_transfer(ImageBatch((pair.reference.pixels,)), masks, **self.settings))
         return self.checks[key]
 
     @property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What functions that encode images take."""
         return {
             "backbone": self.backbone,
@@ -196,7 +196,7 @@ class Scorer:
             MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
             for which in ("reference", "generated")
         )
-        settings = self._settings
+        settings = self.settings
         if columns[0] in CP_COLUMNS:
             references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
             aggregations = [CP_COLUMNS[column] for column in columns]
@@ -291,7 +291,8 @@ def _has_inputs(pair: LoadedSample, column: str) -> bool:
     return all(given.get(name, True) for name in inputs_of(column))
 
 
-def _orientation_undecided(pair: LoadedSample) -> list[str]:
+def undecided_orientation(pair: LoadedSample) -> list[str]:
+    """The pair's images that may be turned against their masks."""
     images = ((pair.generated, pair.sample.generated_image), (pair.reference, pair.sample.reference_image))
     return [file for image, file in images if image.orientation_undecided]
 

@@ -1,0 +1,260 @@
+"""``masc-metrics sensitivity``: how far wrong masks move the scores and the ranking of methods."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
+from masc_metrics.bench.distributed import Ranks, fastest_device
+from masc_metrics.bench.loading import LoadedSample, loaded_batches
+from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
+from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run
+from masc_metrics.bench.run_folder import check_json_file, check_png_file, write_json
+from masc_metrics.bench.runner import errors_of_the_machine, settings_of
+from masc_metrics.bench.sample import FILES, Sample, SampleResult
+from masc_metrics.bench.sample_list import SampleList, read_samples
+from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
+from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientation
+from masc_metrics.bench.sensitivity import SampleScores, method_means, moves, sentences, table_rows
+from masc_metrics.bench.sensitivity_plot import draw, matplotlib_figure
+from masc_metrics.bench.summary import row_warnings
+from masc_metrics.bench.tables import text_table
+from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.functional import mask_sensitivity
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.images import ImageBatch
+from masc_metrics.masks import PIXEL_KINDS, MaskBatch, Perturbation
+from masc_metrics.precision import check_device
+
+_DROPOUT = (0.1, 0.2)
+
+
+def _pixels(text: str) -> tuple[int, ...]:
+    found = tuple(dict.fromkeys(positive_integer(part.strip()) for part in text.split(",")))
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityOptions:
+    """Options of ``masc-metrics sensitivity``.
+
+    Attributes:
+        samples: CSV, JSON Lines or Parquet file that lists the samples with both masks, or a folder of them.
+        out: JSON file to write all results to.
+        plot: PNG file to draw the moves into; needs matplotlib.
+        pixels: comma-separated amounts of dilation, erosion, jitter and shift, in pixels of the masks.
+        limit: score only N samples of the list, drawn with --seed (default: all).
+        seed: random seed of the perturbations and of --limit.
+        model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
+        revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
+        dtype: precision of the network.
+        max_num_patches: patch budget per image.
+        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
+        workers: image-loading worker processes.
+        batch_size: samples loaded, encoded and scored at a time.
+        cache_mib: memory for features of images that recur, in MiB (default: 512).
+        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
+        local_files_only: never use the network.
+        quiet: hide the progress bar.
+    """
+
+    samples: Path = option(type=Path, positional=True)
+    out: Path = option(type=Path, metavar="FILE.json")
+    plot: Path | None = option(None, type=Path, metavar="FILE.png")
+    pixels: tuple[int, ...] = option((2, 5, 10, 20), type=_pixels, metavar="N[,N]")
+    limit: int | None = option(None, type=positive_integer, metavar="N")
+    seed: int = option(0, type=non_negative_integer, metavar="N")
+    model: str = option(DEFAULT_MODEL)
+    revision: str | None = option(None)
+    dtype: str = option("float32", choices=DTYPES)
+    max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
+    device: str | None = option(None)
+    workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")
+    batch_size: int = option(DEFAULT_ENCODE_BATCH_SIZE, type=positive_integer, metavar="N")
+    cache_mib: int | None = option(None, type=non_negative_integer, metavar="N")
+    cache_dir: str | None = option(None, metavar="FOLDER")
+    local_files_only: bool = option(False)
+    quiet: bool = option(False)
+
+    @property
+    def run(self) -> Run:
+        """The same settings, as everything that scores takes them."""
+        shared = {item.name for item in fields(self)} & {item.name for item in fields(Run)}
+        return Run(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        """What is made wrong with the masks."""
+        return (
+            *(Perturbation(kind, amount) for kind in PIXEL_KINDS for amount in self.pixels),
+            *(Perturbation("dropout", share) for share in _DROPOUT),
+            Perturbation("bounding-box"),
+            Perturbation("transferred"),
+        )
+
+
+def _sensitivity(options: SensitivityOptions) -> int:
+    try:
+        samples = _drawn(read_samples(options.samples, transferable=False), options)
+        check_json_file(options.out, [options.samples])
+        if options.plot is not None:
+            check_png_file("--plot", options.plot)
+            _check_not_a_sample(options.plot, samples)
+            matplotlib_figure()
+        device = check_device(options.device or fastest_device())
+    except (OSError, ValueError, ImportError) as error:
+        return fail(UNUSABLE, error)
+    try:
+        scorer = load_scorer(options.run, device, {})
+    except (OSError, ValueError, ImportError) as error:
+        return fail(NO_CHECKPOINT, error)
+    try:
+        results, scores = _scored(samples, scorer, options)
+        for line in row_warnings(samples, results):
+            print(line, file=sys.stderr)
+        failed = [(sample, result) for sample, result in zip(samples.samples, results, strict=True) if result.error]
+        moved = moves(scores)
+        settings = settings_of(samples, scorer, Ranks(0, 1, device)) | asdict(options)
+        write_json(  # first, because printing can fail
+            options.out,
+            {
+                "settings": settings,
+                "samples": len(results),
+                "failed": [
+                    {"sample_id": sample.sample_id, "line": sample.line, "error": result.error}
+                    for sample, result in failed
+                ],
+                "given": {
+                    score: {
+                        "undefined": int(np.isnan(values_N).sum()),
+                        "methods": method_means(values_N, scores.samples),
+                    }
+                    for score, values_N in scores.given.items()
+                },
+                "moves": [{"name": move.perturbation.name, **asdict(move)} for move in moved],
+                "scores": [_score_row(sample, number, scores) for number, sample in enumerate(scores.samples)],
+            },
+        )
+        if options.plot is not None:
+            draw(options.plot, moved, len(scores.samples))
+    except OSError as error:
+        return fail(UNUSABLE, error)
+    for line in text_table(list(table_rows(moved))):
+        print(line)
+    print()
+    for line in sentences(moved):
+        print(line)
+    print(f"\nall results: {options.out}")
+    if options.plot is not None:
+        print(f"plot: {options.plot}")
+    if failed:
+        print(f"{len(failed)} of {len(results)} rows failed", file=sys.stderr)
+    return ROWS_FAILED if failed else 0
+
+
+def _drawn(samples: SampleList, options: SensitivityOptions) -> SampleList:
+    """The list, or ``--limit`` samples of it in their order."""
+    count = len(samples.samples)
+    if options.limit is None or options.limit >= count:
+        return samples
+    # At random, because a regular step could meet one method only.
+    chosen = np.random.default_rng(options.seed).choice(count, options.limit, replace=False)
+    return replace(samples, samples=tuple(samples.samples[number] for number in sorted(chosen.tolist())))
+
+
+def _check_not_a_sample(plot: Path, samples: SampleList) -> None:
+    files = {os.path.realpath(file) for sample in samples.samples for name in FILES if (file := getattr(sample, name))}
+    if os.path.realpath(plot) in files:
+        raise ValueError(f"--plot is {plot}, which is a file of a sample; give another file")
+
+
+def _scored(
+    samples: SampleList, scorer: Scorer, options: SensitivityOptions
+) -> tuple[list[SampleResult], SampleScores]:
+    """Results of all samples with the given masks, and all scores of those that could be loaded."""
+    from tqdm import tqdm
+
+    results: list[SampleResult] = []
+    scored: list[Sample] = []
+    given: dict[str, list[float]] = {score: [] for score in MASC_SCORES}
+    perturbed: dict[str, dict[Perturbation, list[float]]] = {
+        score: {each: [] for each in options.perturbations if score == "pf" or each.kind != "transferred"}
+        for score in MASC_SCORES
+    }
+    numbers = range(len(samples.samples))
+    processing = scorer.backbone.checkpoint.processing
+    with errors_of_the_machine(), tqdm(total=len(numbers), unit="sample", disable=options.quiet) as bar:
+        for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
+            pairs = [loaded for loaded in batch if isinstance(loaded, LoadedSample)]
+            found: dict[int, SampleResult] = {}
+            if pairs:
+                moved = mask_sensitivity(
+                    **_arguments(pairs), **scorer.settings, perturbations=options.perturbations, seed=options.seed
+                )
+                scored += [pair.sample for pair in pairs]
+                for score, values_B, changed in (("cp", moved.cp_B, moved.cp), ("pf", moved.pf_B, moved.pf)):
+                    given[score] += values_B.tolist()
+                    for each, wrong_B in changed.items():
+                        perturbed[score][each] += wrong_B.tolist()
+                for pair, cp, pf in zip(pairs, moved.cp_B.tolist(), moved.pf_B.tolist(), strict=True):
+                    found[pair.number] = SampleResult(
+                        pair.number, {"cp": cp, "pf": pf}, {}, orientation_undecided=undecided_orientation(pair)
+                    )
+            results += [loaded if isinstance(loaded, SampleResult) else found[loaded.number] for loaded in batch]
+            bar.update(len(batch))
+    return results, SampleScores(
+        scored,
+        {score: np.array(values) for score, values in given.items()},
+        {score: {each: np.array(values) for each, values in parts.items()} for score, parts in perturbed.items()},
+    )
+
+
+def _arguments(pairs: Sequence[LoadedSample]) -> dict[str, Any]:
+    return {
+        "generated_images": ImageBatch(tuple(pair.generated.pixels for pair in pairs)),
+        "generated_masks": MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None)),
+        "reference_images": ImageBatch(tuple(pair.reference.pixels for pair in pairs)),
+        "reference_masks": MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None)),
+        "prompts": [pair.sample.prompt or "" for pair in pairs],
+        "subjects": [pair.sample.subject for pair in pairs],
+    }
+
+
+def _score_row(sample: Sample, number: int, scores: SampleScores) -> dict[str, Any]:
+    """All scores of one sample; None where undefined."""
+
+    def value(values_N: Any) -> float | None:
+        return None if math.isnan(values_N[number]) else float(values_N[number])
+
+    return {
+        "sample_id": sample.sample_id,
+        "method": sample.method,
+        "concept": sample.concept,
+        "key": sample.key,
+        **{
+            score: {"given": value(scores.given[score])}
+            | {each.name: value(values_N) for each, values_N in scores.perturbed[score].items()}
+            for score in MASC_SCORES
+        },
+    }
+
+
+SENSITIVITY = Command(
+    name="sensitivity",
+    summary="tell how much wrong masks matter",
+    description="Score the samples of a list with its masks and with wrong ones: dilated, eroded, jittered, shifted, "
+    "with holes, bounding boxes, and masks transferred from the references. Prints for each kind how far CP (wrong "
+    "reference masks) and PF (wrong generated masks) move, and whether the ranking of the methods changes; every image "
+    "is encoded once. Exit codes: 0 success, 1 checkpoint not available, 2 arguments or list unusable, 3 some rows "
+    "failed, 130 interrupted.",
+    options=(SensitivityOptions,),
+    run=_sensitivity,
+)
