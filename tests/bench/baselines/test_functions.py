@@ -43,6 +43,9 @@ def nan_or_fails(images, references):
         raise ValueError("too red:\\n see above")
     return torch.tensor([float("nan") if mean < 20 else mean for mean in means])
 
+def exits(images, references):
+    raise SystemExit(3)
+
 def infinite(images, references):
     return torch.full((len(images),), float("inf"))
 
@@ -70,9 +73,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a module that only it can be imported from."""
     (tmp_path / "own_scores.py").write_text(MODULE)
     (tmp_path / "broken_scores.py").write_text("import no_such_package\n")
+    (tmp_path / "exiting_scores.py").write_text("import sys\nsys.exit('usage')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("own_scores", "broken_scores"):
+    for name in ("own_scores", "broken_scores", "exiting_scores"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -165,6 +169,7 @@ def test_any_real_tensor_is_accepted(folder: Path) -> None:
     [
         ("mine=no_such_module:f", "--scores mine=no_such_module:f: no_such_module cannot be imported (ModuleNotFound"),
         ("mine=broken_scores:f", "broken_scores cannot be imported (ModuleNotFoundError: No module named 'no_such_pac"),
+        ("mine=exiting_scores:f", "exiting_scores cannot be imported (SystemExit: usage)"),
         ("mine=own_scores:gone", "--scores mine=own_scores:gone: own_scores has no 'gone'; give MODULE:FUNCTION"),
         ("mine=own_scores:number", "--scores mine=own_scores:number is a int, which cannot be called; give a function"),
         ("prompt=own_scores:red", "--scores names a function 'prompt', which is a column of another meaning"),
@@ -266,3 +271,8 @@ def test_documented_dreamsim_example_fits_the_public_interface_of_dreamsim(
         [same, other], [same, same]
     )
     assert scores == pytest.approx([1, 1 / math.sqrt(3)], abs=1e-5)
+
+
+def test_function_that_ends_the_program_fails_its_rows_only(folder: Path) -> None:
+    assert score(written(folder, 2), "cp,mine=own_scores:exits") == 3
+    assert all("own_scores:exits failed: SystemExit: 3" in row["error"] for row in rows(folder / "scores.csv"))

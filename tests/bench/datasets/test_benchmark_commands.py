@@ -184,3 +184,24 @@ def test_orida_separates_same_from_different_subjects(tmp_path: Path, capsys: py
     assert f"AUC {wins:.4f}  18 pairs of one subject against 20 of two" in capsys.readouterr().out
     assert main([*arguments, "--scores", "cp,pf", *TINY]) == 2
     assert "ORIDa has no prompts" in capsys.readouterr().err
+
+
+def test_concept_preservation_alone_needs_no_captions(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    shutil.rmtree(root / "captions")
+    for folder in METHODS:
+        shutil.rmtree(root / "samples" / folder / "text")
+    out = tmp_path / "scores.csv"
+    assert main(["dreambench-plus", str(root), "--out", str(out), "--method", "emu2", "--scores", "cp", *TINY]) == 0
+    assert "missing" not in capsys.readouterr().err
+    assert all(row["cp"] or row["left_out"] for row in rows(out))
+
+
+def test_undefined_auc_of_orida_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = orida_tree(tmp_path / "orida", subjects=1, backgrounds=3)
+    main(["orida", str(root), "--out", str(tmp_path / "scores.csv"), "--subjects", "1", "--backgrounds", "3", *TINY])
+    assert (
+        "AUC nan  3 pairs of one subject against 0 of two; an AUC needs at least two of each" in capsys.readouterr().out
+    )
