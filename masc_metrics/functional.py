@@ -386,13 +386,16 @@ def prompt_following_variants(
             if foreground_BN is not None and pooling != "full":
                 keep_BN = keep_BN & (foreground_BN if pooling == "foreground" else ~foreground_BN)
             parts.append((part, backbone.pool(features, keep_BN), keep_BN.any(dim=1)))
+    # A GPU still encodes images while the texts are queued; what follows waits for it.
+    embeddings = {
+        strip: backbone.encode_texts(stripped, batch_size=encode_batch_size) for strip, stripped in texts.items()
+    }
     found = None if references is None else transferred.masks(backbone)
-    scores: dict[tuple[Pooling, bool], Tensor] = {}
-    for strip, stripped in texts.items():
-        # A GPU still encodes images while the texts are queued.
-        embeddings_BD = backbone.encode_texts(stripped, batch_size=encode_batch_size)
-        for pooling, parts in pooled.items():
-            scores[pooling, strip] = _followed(parts, embeddings_BD, backbone)
+    scores = {
+        (pooling, strip): _followed(parts, embeddings_BD, backbone)
+        for strip, embeddings_BD in embeddings.items()
+        for pooling, parts in pooled.items()
+    }
     return PromptScores(scores, found)
 
 
