@@ -12,9 +12,9 @@ from itertools import combinations
 
 import numpy as np
 
-from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.summary import mean_figure
+from masc_metrics.intervals import Numbers
 from masc_metrics.masks import PIXEL_KINDS, Perturbation
 
 

@@ -44,7 +44,19 @@ CORE = [
     "metrics",
 ]
 BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
-OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
+OPTIONAL = [
+    "segmenters",
+    "scenes",
+    "assets",
+    "plots",
+    "intervals",
+    "validation",
+    "integrations",
+    "demo",
+    *BENCH,
+    "cli",
+    "__main__",
+]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
 """Lines of code, without blank lines, comments and docstrings, above which a file is listed in the output."""
@@ -229,26 +241,34 @@ def test_value_objects_are_frozen_dataclasses() -> None:
     from masc_metrics.bench.tables import Row
     from masc_metrics.checkpoint import Checkpoint, CheckpointSource
     from masc_metrics.images import ImageBatch, ImageProcessing
-    from masc_metrics.integrations.concept_scores import ConceptScores, Failure
-    from masc_metrics.integrations.concepts import Concept, GenerationTask
     from masc_metrics.masks import MaskBatch
     from masc_metrics.plots import PanelRow, Shot, Tile
     from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
     from masc_metrics.segmenters import Segmentation
     from masc_metrics.segmenters.segmenter import SegmenterSettings
+    from masc_metrics.validation import Concept, ConceptValidation, ValidatedImage
+    from masc_metrics.validation.concept_scores import ConceptScores, Failure, ImageMask, RankReport
+    from masc_metrics.validation.concepts import GenerationBatch, GenerationTask
+    from masc_metrics.validation.validate import ValidationSettings
 
     core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
     optional = (
         Concept,
         ConceptBenchmark,
         ConceptScores,
+        ConceptValidation,
         Failure,
+        GenerationBatch,
         GenerationTask,
+        ImageMask,
         PanelRow,
         Picture,
+        RankReport,
         Shot,
         Subject,
         Tile,
+        ValidatedImage,
+        ValidationSettings,
     )
     masks = (Segmentation, SegmenterSettings)
     bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)

@@ -27,13 +27,14 @@ from support.trainers import collection, loader, noise, package, third_party_war
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
-from masc_metrics.integrations import concept_scores, picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 from masc_metrics.segmenters import Segmenter, load_segmenter
+from masc_metrics.validation import concept_scores, panels
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
+INTERVALS = {f"{name}_{end}" for name in OVERALL for end in ("low", "high")}
 ALL_PROMPTS = [prompt for prompts in PROMPTS.values() for prompt in prompts]
-EVERY = OVERALL | {f"{name}/{concept}" for name in OVERALL for concept in PROMPTS}
+EVERY = OVERALL | INTERVALS | {f"{name}/{concept}" for name in OVERALL for concept in PROMPTS}
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +109,13 @@ def test_callback_scores_equal_the_metrics(lightning: ModuleType, checkpoint: Pa
     truth = {}
     for name, per_concept in (("cp", cp), ("pf", pf)):
         truth[f"val/masc_{name}"] = float(np.mean([value for values in per_concept.values() for value in values]))
-        truth |= {f"val/masc_{name}/{concept}": float(np.mean(values)) for concept, values in per_concept.items()}
-    assert scores(run) == pytest.approx(truth, abs=1e-6)
+        means = {concept: float(np.mean(values)) for concept, values in per_concept.items()}
+        truth |= {f"val/masc_{name}/{concept}": mean for concept, mean in means.items()}
+        # Student's t with one degree of freedom, over the means of two concepts
+        half_width = 12.706205 * float(np.std(list(means.values()), ddof=1)) / math.sqrt(2)
+        truth[f"val/masc_{name}_low"] = float(np.mean(list(means.values()))) - half_width
+        truth[f"val/masc_{name}_high"] = float(np.mean(list(means.values()))) + half_width
+    assert scores(run) == pytest.approx(truth, abs=2e-6)
 
 
 IN_LOOP, OUTSIDE_LOOP = True, False
@@ -491,7 +497,7 @@ def test_panels_that_cannot_be_drawn_do_not_affect_scores(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory for maps")
 
-    monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
+    monkeypatch.setattr("masc_metrics.validation.concept_scores.match_maps", fail)
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), on_error=on_error)])
     (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert re.search("of 5 images: the panel raised .*out of memory for maps", text)
@@ -612,8 +618,16 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"generate": "x"}, TypeError, "generate is a str"),
         ({"segment": 3}, TypeError, "segment is a int; give a function, the name of a segmenter, or None"),
         ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
-        ({"reduction": "mean"}, TypeError, "reduction is not an argument of MaSCValidation; .* max_num_patches"),
-        ({"every_n_step": 3}, TypeError, "every_n_step is not an argument"),
+        (
+            {"reduction": "mean"},
+            TypeError,
+            "reduction is not an argument of MaSCValidation; its arguments are concepts, .*dtype",
+        ),
+        (
+            {"every_n_step": 3},
+            TypeError,
+            r"every_n_step is not an argument of MaSCValidation; did you mean every_n_steps\?",
+        ),
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
@@ -745,8 +759,8 @@ def test_panel_contains_the_scored_images(
 ) -> None:
     """The panel has images, prompts, masks and match maps, and the CP of the reference that is shown."""
     drawn: list[Any] = []
-    panel = picture_log.panel
-    monkeypatch.setattr(picture_log, "panel", lambda rows: drawn.append(rows) or panel(rows))
+    panel = panels.panel
+    monkeypatch.setattr(panels, "panel", lambda rows: drawn.append(rows) or panel(rows))
     generated: list[torch.Tensor] = []
 
     class Collecting(RecordingModel):

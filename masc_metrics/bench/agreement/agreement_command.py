@@ -9,11 +9,11 @@ from pathlib import Path
 from masc_metrics.bench.agreement.protocols import PROTOCOLS, STATISTICS, agreement
 from masc_metrics.bench.agreement.ratings import RATED_SCORES, SEEDS, Scores, read_ratings, read_scores
 from masc_metrics.bench.agreement.report import Agreement, Estimate
-from masc_metrics.bench.intervals import REPLICATES
 from masc_metrics.bench.options import Command, non_negative_integer, option
 from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.tables import replacing, text_table
+from masc_metrics.intervals import REPLICATES
 
 _JUDGE = ":judge"
 

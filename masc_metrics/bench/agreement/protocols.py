@@ -34,7 +34,7 @@ from masc_metrics.bench.agreement.statistics import (
     rating_resamples,
     rating_statistics,
 )
-from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
+from masc_metrics.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
 
 SampleKey = tuple[str, str]
 """Method and key."""

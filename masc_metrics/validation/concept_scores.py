@@ -5,12 +5,13 @@ Shape suffixes: P pairs of a generated and a reference image, S generated images
 
 from __future__ import annotations
 
-import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,7 @@ from torchmetrics.utilities import rank_zero_warn
 from masc_metrics.arguments import check_choice
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.integrations.concepts import Concept, GenerationTask
+from masc_metrics.intervals import mean, unit_means
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
@@ -27,14 +28,10 @@ from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
 from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import SEGMENTERS
-from masc_metrics.transfer import TRUSTED_IOU
+from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
+from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
 
 Segment = Callable[[Any, list[str]], Masks]
-
-# Settings of both metrics, without those that are fixed here.
-_METRIC_SETTINGS = [
-    name for name in inspect.signature(MaSCConceptPreservation).parameters if name not in ("reduction", "metric_kwargs")
-]
 
 _MAX_REASONS = 3  # number of distinct failures in a message
 
@@ -62,20 +59,41 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageMask:
+    """What is known about the mask of a generated image.
+
+    Attributes:
+        source: "transferred", the name of the segmenter, or "function".
+        coverage: share of the image's pixels that it marks, in [0, 1].
+        confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; NaN if
+            nothing was found, and for other masks.
+    """
+
+    source: str
+    coverage: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankReport:
     """Results of one rank besides the scores, for exchange between ranks.
 
     Attributes:
         failures: failed batches.
         shots: images for the panel by the index of their task, without scores.
-        empty_masks: number of images in whose mask nothing is marked.
+        masks: masks by the index of their task.
         mask_hints: possible reasons for empty masks.
     """
 
     failures: tuple[Failure, ...]
-    shots: dict[int, Shot]
-    empty_masks: int
+    shots: Mapping[int, Shot]
+    masks: Mapping[int, ImageMask]
     mask_hints: tuple[str, ...]
+
+    @property
+    def empty_masks(self) -> int:
+        """Number of images in whose mask nothing is marked."""
+        return sum(mask.coverage == 0 for mask in self.masks.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +110,27 @@ class ConceptScores:
     shown_cp_S: Tensor
     pf_S: Tensor
 
-    def means(self, chosen: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean CP and PF of all or of the chosen images; NaN if none is defined."""
-        rows = slice(None) if chosen is None else list(chosen)
-        return self.cp_S[rows].nanmean(), self.pf_S[rows].nanmean()
+    def by_name(self, tasks: Sequence[GenerationTask], names: Sequence[str]) -> dict[str, float]:
+        """Means as ``cp`` and ``pf``, their intervals as ``cp_low`` and ``cp_high``, and means as ``cp/<concept>``.
+
+        A mean is NaN if no image is defined. Intervals are those of :mod:`masc_metrics.intervals`, left out if
+        undefined.
+
+        Args:
+            tasks: all images.
+            names: names of the concepts.
+        """
+        concept_S = np.array([task.concept for task in tasks])
+        values: dict[str, float] = {}
+        for score, score_S in (("cp", self.cp_S.cpu()), ("pf", self.pf_S.cpu())):
+            values[score] = score_S.nanmean().item()
+            units_U1, _ = unit_means(score_S.double().numpy()[:, None], concept_S)
+            if interval := mean(units_U1[:, 0]).interval:
+                values[f"{score}_low"], values[f"{score}_high"] = interval
+            for concept, name in enumerate(names):
+                if (rows := np.flatnonzero(concept_S == concept)).size:
+                    values[f"{score}/{name}"] = score_S[rows].nanmean().item()
+        return values
 
 
 class ConceptScorer:
@@ -106,14 +141,20 @@ class ConceptScorer:
         segment: function, segmenter or name of one; None transfers masks.
         settings: settings of both metrics. A segmenter given by its name has their ``cache_dir`` and
             ``local_files_only``.
+        title: name of the caller in warnings.
+
+    Raises:
+        TypeError, ValueError: if an argument is not accepted, or a concept lacks reference masks without a segmenter.
+        ImportError: if the installed transformers is too old for the segmenter.
     """
 
-    def __init__(self, concepts: Sequence[Concept], segment: Segment | str | None, settings: dict[str, Any]) -> None:
-        for name in settings:
-            if name not in _METRIC_SETTINGS:
-                known = ", ".join(_METRIC_SETTINGS)
-                raise TypeError(f"{name} is not an argument of MaSCValidation; further settings are {known}")
-        self.concepts = tuple(concepts)
+    def __init__(
+        self, concepts: Sequence[Concept], segment: Segment | str | None, settings: Mapping[str, Any], title: str
+    ) -> None:
+        if not callable(segment) and not isinstance(segment, str | None):
+            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
+        self.title = title
+        self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.
         self.cp = MaSCConceptPreservation(reduction="none", **settings)
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
@@ -135,7 +176,7 @@ class ConceptScorer:
         self._segmenter_loaded = False
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
-        self._empty_masks = 0
+        self._masks: dict[int, ImageMask] = {}
         self._mask_hints: list[str] = []
         self.transfer_iou_C: Tensor | None = None
         """How well masks can be transferred, by concept; None with a segmenter, and before :meth:`prepare`."""
@@ -150,7 +191,7 @@ class ConceptScorer:
             OSError, ValueError, ImportError: if a checkpoint is not available.
             ValueError: if the segmenter finds nothing in a reference.
         """
-        self._failures, self._shots, self._empty_masks, self._mask_hints = [], {}, 0, []
+        self._failures, self._shots, self._masks, self._mask_hints = [], {}, {}, []
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -182,7 +223,7 @@ class ConceptScorer:
         low = [f"{concept.name!r} ({iou:.2f})" for concept, iou in found if iou < TRUSTED_IOU]
         if low:
             rank_zero_warn(
-                f"MaSCValidation: masks transferred between the references agree with the given ones by an IoU below "
+                f"{self.title}: masks transferred between the references agree with the given ones by an IoU below "
                 f"{TRUSTED_IOU} for {', '.join(low)}, so transferred masks of generated images, and PF with them, are "
                 "unreliable; give a segmenter, or more references with masks",
                 UserWarning,
@@ -223,8 +264,7 @@ class ConceptScorer:
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
             stage = "mask transfer" if self.segment is None else "segment"
-            masks = self._masks(batch, images, checked)
-            self._empty_masks += sum(bool(mask.max() < FOREGROUND_THRESHOLD) for mask in masks)
+            masks = self._find_masks(batch, images, checked)
             stage = "scoring"
             self.pf.update(
                 checked,
@@ -245,12 +285,29 @@ class ConceptScorer:
         self._add_shots(batch, checked, masks, shown)
         return None
 
-    def _masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
-        concepts = [self.concepts[task.concept] for task in batch]
+    def _find_masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
+        masks: Sequence[Tensor]
         if self.segment is None:
-            references = [concept.references.images for concept in concepts]
-            return transfer_masks(checked, references, [concept.masks for concept in concepts], **self._encoder).masks
-        segmented = self.segment(images, [concept.noun for concept in concepts])
+            found = self._transfer_masks(batch, checked)
+            masks, confidences, source = found.masks, found.confidence_B.tolist(), "transferred"
+        else:
+            masks = self._segment_masks(self.segment, batch, images, checked)
+            confidences = [math.nan] * len(batch)
+            source = self.segment.settings.name if isinstance(self.segment, Segmenter) else "function"
+        for task, mask, confidence in zip(batch, masks, confidences, strict=True):
+            coverage = (mask >= FOREGROUND_THRESHOLD).float().mean().item()
+            self._masks[task.index] = ImageMask(source, coverage, confidence)
+        return masks
+
+    def _transfer_masks(self, batch: Sequence[GenerationTask], checked: ImageBatch) -> TransferredMasks:
+        concepts = [self.concepts[task.concept] for task in batch]
+        references = [concept.references.images for concept in concepts]
+        return transfer_masks(checked, references, [concept.masks for concept in concepts], **self._encoder)
+
+    def _segment_masks(
+        self, segment: Segment, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch
+    ) -> Sequence[Tensor]:
+        segmented = segment(images, [self.concepts[task.concept].noun for task in batch])
         with warnings.catch_warnings(record=True) as caught:  # reported once per validation
             warnings.simplefilter("always")
             masks = check_masks(segmented, "segment output", checked.sizes).masks
@@ -259,7 +316,7 @@ class ConceptScorer:
 
     def report(self) -> RankReport:
         """Report of this rank."""
-        return RankReport(tuple(self._failures), self._shots, self._empty_masks, tuple(self._mask_hints[:1]))
+        return RankReport(tuple(self._failures), self._shots, self._masks, tuple(self._mask_hints[:1]))
 
     def _add_failure(
         self, stage: str, error: Exception, batch: Sequence[GenerationTask], *, cp: bool = False, pf: bool = False

@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from masc_metrics.integrations.concept_scores import ConceptScores
-from masc_metrics.integrations.concepts import Concept, GenerationTask
-from masc_metrics.plots import PanelRow, Shot, panel
-
 _FOLDER = "masc_panels"
-_MISSING = Shot(
-    torch.full((3, 64, 64), 200, dtype=torch.uint8), torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption=""
-)
-
-
-def draw_panel(
-    concepts: Sequence[Concept],
-    task_rows: Sequence[Sequence[GenerationTask]],
-    scores: ConceptScores,
-    shots: Mapping[int, Shot],
-) -> Image.Image:
-    """Draw a row for each concept: its first reference and the generated images.
-
-    Args:
-        concepts: all concepts.
-        task_rows: tasks of each row, of one concept.
-        scores: scores of all images.
-        shots: generated images by the index of their task; a missing image is drawn as a grey square.
-    """
-    rows = []
-    for tasks in task_rows:
-        concept = concepts[tasks[0].concept]
-        note = f" (CP for the first of {len(concept.references)} references)" if len(concept.references) > 1 else ""
-        row_shots = [
-            replace(
-                shots.get(task.index, _MISSING),
-                cp=float(scores.shown_cp_S[task.index]),
-                pf=float(scores.pf_S[task.index]),
-                caption=task.prompt,
-            )
-            for task in tasks
-        ]
-        rows.append(PanelRow(concept.name + note, concept.references.images[0], concept.masks.masks[0], row_shots))
-    return panel(rows)
 
 
 def log_picture(

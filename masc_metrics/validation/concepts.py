@@ -96,41 +96,70 @@ class GenerationTask:
         prompt: prompt to generate from.
         concept: index of its concept.
         pairs: indices, among all pairs, of its pairs with the references of its concept.
+        seed: seed of its batch.
     """
 
     index: int
     prompt: str
     concept: int
     pairs: range
+    seed: int
 
 
-def generation_tasks(concepts: Sequence[Concept]) -> tuple[GenerationTask, ...]:
-    """All images of all concepts, in order."""
-    tasks: list[GenerationTask] = []
-    start = 0
-    for index, concept in enumerate(concepts):
-        for prompt in concept.prompts:
-            pairs = range(start, start + len(concept.references))
-            tasks.append(GenerationTask(len(tasks), prompt, index, pairs))
-            start = pairs.stop
-    return tuple(tasks)
+@dataclass(frozen=True, slots=True)
+class GenerationBatch:
+    """Images that one call generates.
+
+    Attributes:
+        tasks: the images; none for a batch that keeps the ranks of a sharded model in step.
+        prompts: prompts of the call, also of a batch without tasks.
+        seed: seed of the call, in [0, 2**32).
+    """
+
+    tasks: tuple[GenerationTask, ...]
+    prompts: tuple[str, ...]
+    seed: int
 
 
-def rank_batches(
-    tasks: Sequence[GenerationTask], batch_size: int, ranks: int, rank: int, *, equal_counts: bool
-) -> list[tuple[int, tuple[GenerationTask, ...]]]:
-    """Batches of one rank, each with its number, which determines its seed.
+def generation_batches(
+    concepts: Sequence[Concept], batch_size: int, seed: int, seeds_per_prompt: int
+) -> tuple[GenerationBatch, ...]:
+    """Batches of all images, in rounds with one image of every prompt of every concept.
 
-    Batches do not depend on the number of ranks, so neither do the images.
+    No batch crosses the end of a round, so no call has one prompt twice with one seed, unless a concept repeats it.
 
     Args:
-        tasks: all tasks.
-        batch_size: tasks per batch.
+        concepts: the concepts.
+        batch_size: images per batch.
+        seed: seed of the first batch; those of the next count up, modulo 2**32.
+        seeds_per_prompt: number of rounds.
+    """
+    batches: list[GenerationBatch] = []
+    index = pair = 0
+    for _ in range(seeds_per_prompt):
+        wanted = [(concept, prompt) for concept, each in enumerate(concepts) for prompt in each.prompts]
+        for start in range(0, len(wanted), batch_size):
+            batch_seed = (seed + len(batches)) % 2**32
+            tasks = []
+            for concept, prompt in wanted[start : start + batch_size]:
+                pairs = range(pair, pair + len(concepts[concept].references))
+                tasks.append(GenerationTask(index, prompt, concept, pairs, batch_seed))
+                index, pair = index + 1, pairs.stop
+            batches.append(GenerationBatch(tuple(tasks), tuple(task.prompt for task in tasks), batch_seed))
+    return tuple(batches)
+
+
+def rank_share(
+    batches: Sequence[GenerationBatch], ranks: int, rank: int, *, equal_counts: bool
+) -> tuple[GenerationBatch, ...]:
+    """Batches of one rank. Batches do not depend on the number of ranks, so neither do the images.
+
+    Args:
+        batches: all batches.
         ranks: number of ranks.
         rank: index of this rank.
-        equal_counts: pad with empty batches, so that all ranks have equally many; sharded models need this.
+        equal_counts: pad with batches without tasks, so that all ranks have equally many; sharded models need this.
     """
-    batches = [tuple(tasks[start : start + batch_size]) for start in range(0, len(tasks), batch_size)]
-    if equal_counts:
-        batches += [()] * (-len(batches) % ranks)
-    return list(enumerate(batches))[rank::ranks]
+    padding = -len(batches) % ranks if equal_counts else 0
+    padded = [*batches, *([GenerationBatch((), batches[0].prompts, batches[0].seed)] * padding)]
+    return tuple(padded[rank::ranks])
