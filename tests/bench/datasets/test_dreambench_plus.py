@@ -349,7 +349,7 @@ def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path
 
 def test_masks_of_generated_images_may_be_missing_if_they_are_transferred(small: Path) -> None:
     shutil.rmtree(small / "masks" / "samples")
-    tree = read_dreambench_plus(small, transfer=True)
+    tree = read_dreambench_plus(small, mask_source="transfer")
     assert not tree.missing
     assert all(sample.generated_mask is None and not sample.error for sample in tree.samples)
     assert all(sample.error for sample in read_dreambench_plus(small).samples)
