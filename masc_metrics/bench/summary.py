@@ -210,9 +210,10 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
         else:
             yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
             if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
+                share = f"{ALMOST_FULL * 100:.0f} %"
                 yield (
-                    f"{samples.source}: {full} of them have a mask over more than {ALMOST_FULL * 100:.0f} % of the image; "
-                    "masc-metrics masks draws such masks"
+                    f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
+                    "masks draws such masks"
                 )
         if empty := [(sample, result) for sample, result in made if _is_empty(result, which)]:
             skipped = sum(bool(result.left_out) for _, result in empty)
