@@ -29,7 +29,9 @@ class References:
     masks: MaskBatch
 
 
-def check_references(images: ReferenceImages, masks: ReferenceMasks, count: int) -> tuple[References, ...]:
+def check_references(
+    images: ReferenceImages | None, masks: ReferenceMasks | None, count: int
+) -> tuple[References, ...]:
     """Check reference images and masks: one of each for every sample, or a list of several for every sample.
 
     Args:
@@ -41,6 +43,9 @@ def check_references(images: ReferenceImages, masks: ReferenceMasks, count: int)
     Raises:
         TypeError, ValueError: if an argument is not accepted; the error text names the sample.
     """
+    if images is None or masks is None:
+        missing = "reference_images" if images is None else "reference_masks"
+        raise TypeError(f"{missing} is None; give reference_images together with reference_masks")
     if isinstance(images, Tensor) and images.ndim == 5:  # (B, k, 3, H, W), with masks (B, k, H, W)
         images, masks = list(images), list(masks) if isinstance(masks, Tensor) else masks
     if _is_nested(images):

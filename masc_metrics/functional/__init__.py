@@ -1,0 +1,40 @@
+"""Scores of images, masks and prompts: one for each sample, as accumulated by the metric classes."""
+
+from masc_metrics.functional.following import (
+    DEFAULT_POOLING,
+    Pooling,
+    PromptScores,
+    check_pooling,
+    cut_prompt,
+    prompt_following,
+    prompt_following_variants,
+)
+from masc_metrics.functional.preservation import (
+    DEFAULT_AGGREGATION,
+    Aggregation,
+    concept_preservation,
+    concept_preservation_variants,
+    match_maps,
+)
+from masc_metrics.functional.sensitivity import MaskSensitivity, mask_sensitivity
+from masc_metrics.functional.transferring import Refiner, check_transfer, transfer_masks
+
+__all__ = [
+    "DEFAULT_AGGREGATION",
+    "DEFAULT_POOLING",
+    "Aggregation",
+    "MaskSensitivity",
+    "Pooling",
+    "PromptScores",
+    "Refiner",
+    "check_pooling",
+    "check_transfer",
+    "concept_preservation",
+    "concept_preservation_variants",
+    "cut_prompt",
+    "mask_sensitivity",
+    "match_maps",
+    "prompt_following",
+    "prompt_following_variants",
+    "transfer_masks",
+]
