@@ -21,13 +21,15 @@ from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE
 from masc_metrics.validation.concept_scores import ConceptScorer, Segment
 from masc_metrics.validation.concepts import Concept
-from masc_metrics.validation.loggers import is_remote, log_picture
+from masc_metrics.validation.loggers import LogTarget, is_remote, log_panel, log_table
+from masc_metrics.validation.panels import PanelChoice
 from masc_metrics.validation.ranks import call_unsharded, is_sharded
 from masc_metrics.validation.validate import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_PANEL_SIZE,
     ConceptValidation,
     OnError,
+    ValidatedImage,
     ValidationSettings,
     run_validation,
 )
@@ -44,7 +46,10 @@ class MaSCValidation(L.Callback):
     ranks without repeats. It logs the means over all images as ``val/masc_cp`` and ``val/masc_pf``, and the means of
     each concept as ``val/masc_cp/<concept>`` and ``val/masc_pf/<concept>``. The concept preservation of an image is
     its mean over the references of the concept. A panel of references, generated images with the outlines of their
-    masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger.
+    masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger. A table
+    of all images is written as CSV and sent to W&B; that of the last validation is ``table``, a tuple of
+    :class:`masc_metrics.validation.ValidatedImage`. The 95 % intervals of both means over concepts are logged as
+    ``val/masc_cp_low``, ``val/masc_cp_high``, ``val/masc_pf_low`` and ``val/masc_pf_high``.
 
     Training is bit-identical with and without the callback: random states and the train or eval mode of every module
     are restored. Nothing is added to checkpoints.
@@ -69,9 +74,12 @@ class MaSCValidation(L.Callback):
         seeds_per_prompt: number of images of every prompt, each with another seed.
         on_error: "warn" treats the samples of a batch whose generator or segmenter raises as undefined, with one
             warning per validation; "raise" stops training on all ranks.
+        panel: "first" shows the first images of each concept; "worst" alternately that of lowest CP and that of lowest
+            PF of those left, undefined ones first.
         panel_size: maximum numbers of concepts and of images per concept in the panel; None draws no panel.
-        panel_dir: folder for panels as PNG files, in addition to the loggers; None writes them only for loggers that do
-            not accept images, into ``masc_panels`` in the logger's folder.
+        panel_dir: folder for panels as PNG files, in addition to the loggers, and for tables. With None, tables are
+            written into ``masc_tables`` in the logger's folder, and panels into ``masc_panels``, there only for loggers
+            that do not accept images.
         prefix: prefix of all logged names.
         model_name_or_path: SigLIP2 checkpoint; this and the following settings are those of
             :class:`masc_metrics.MaSCConceptPreservation`.
@@ -102,6 +110,7 @@ class MaSCValidation(L.Callback):
         seed: int = 0,
         seeds_per_prompt: int = 1,
         on_error: OnError = "warn",
+        panel: PanelChoice = "first",
         panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE,
         panel_dir: str | os.PathLike[str] | None = None,
         prefix: str = "val/",
@@ -131,12 +140,13 @@ class MaSCValidation(L.Callback):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
         if not callable(generate):
             raise TypeError(f"generate is a {type(generate).__name__}; give a function")
-        self.settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel_size)
+        self.settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
         self.generate = generate
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.panel_dir = None if panel_dir is None else Path(panel_dir)
         self.prefix = prefix
+        self.table: tuple[ValidatedImage, ...] = ()
         encoder = {
             "model_name_or_path": model_name_or_path,
             "revision": revision,
@@ -209,16 +219,32 @@ class MaSCValidation(L.Callback):
             sharded=sharded,
             most_batches=1 if _is_dev_run(trainer) else None,
         )
+        self.table = result.table
         self._log(trainer, pl_module, result, logged_step if between_steps else None)
         if not trainer.is_global_zero:
             return
         self._warn(trainer, result.problems)
         if _is_dev_run(trainer):
             return
-        try:
-            self._send_panel(trainer, result, logged_step)
-        except Exception as reason:  # a full disk or an unreachable logger must not end training
-            self._warn(trainer, f"the panel could not be written, {type(reason).__name__}: {reason}")
+        target = LogTarget(
+            trainer.loggers,
+            logged_step,
+            self.prefix,
+            f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
+            self.panel_dir,
+            trainer.default_root_dir,
+        )
+        problems = []
+        for what, write in (
+            ("panel", functools.partial(log_panel, result.panel) if result.panel else None),
+            ("table", functools.partial(log_table, result.table)),
+        ):
+            try:
+                if write is not None:
+                    write(target)
+            except Exception as reason:  # a full disk or an unreachable logger must not end training
+                problems.append(f"the {what} could not be written, {type(reason).__name__}: {reason}")
+        self._warn(trainer, "; ".join(problems))
 
     def _warn(self, trainer: L.Trainer, message: str) -> None:
         if message:
@@ -248,19 +274,6 @@ class MaSCValidation(L.Callback):
         pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
         for logger in trainer.loggers:  # directly, because log_dict logs only every log_every_n_steps
             logger.log_metrics(scalars, step=step)
-
-    def _send_panel(self, trainer: L.Trainer, result: ConceptValidation, step: int) -> None:
-        if result.panel is None:
-            return
-        log_picture(
-            result.panel,
-            trainer.loggers,
-            tag=f"{self.prefix}masc_panel",
-            step=step,
-            stem=f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
-            folder=self.panel_dir,
-            fallback=trainer.default_root_dir,
-        )
 
 
 def _is_dev_run(trainer: L.Trainer) -> bool:

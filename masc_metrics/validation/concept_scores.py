@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
 from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
+from masc_metrics.validation.panels import ascending
 
 Segment = Callable[[Any, list[str]], Masks]
 
@@ -176,6 +177,7 @@ class ConceptScorer:
         self._segmenter_loaded = False
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
+        self._shown_scores: dict[int, dict[int, tuple[float, float]]] = {}  # by concept and task
         self._masks: dict[int, ImageMask] = {}
         self._mask_hints: list[str] = []
         self.transfer_iou_C: Tensor | None = None
@@ -191,7 +193,7 @@ class ConceptScorer:
             OSError, ValueError, ImportError: if a checkpoint is not available.
             ValueError: if the segmenter finds nothing in a reference.
         """
-        self._failures, self._shots, self._masks, self._mask_hints = [], {}, {}, []
+        self._failures, self._shots, self._shown_scores, self._masks, self._mask_hints = [], {}, {}, {}, []
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -239,7 +241,11 @@ class ConceptScorer:
         }
 
     def score_batch(
-        self, batch: Sequence[GenerationTask], generate: Callable[[], Images], shown: Sequence[GenerationTask]
+        self,
+        batch: Sequence[GenerationTask],
+        generate: Callable[[], Images],
+        shown: Collection[GenerationTask],
+        most_worst: int | None = None,
     ) -> Exception | None:
         """Generate and score a batch. An exception is recorded and returned; unscored samples become undefined.
 
@@ -247,6 +253,7 @@ class ConceptScorer:
             batch: tasks of the batch.
             generate: returns one image for each task.
             shown: tasks, of this batch or others, whose images are kept for the panel.
+            most_worst: keep only so many images of each concept that are worst by CP, and so many by PF.
         """
         pairs, ids = [pair for task in batch for pair in task.pairs], [task.index for task in batch]
         stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
@@ -281,8 +288,12 @@ class ConceptScorer:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
             if generated is not None and not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
                 self._add_shots(batch, generated, masks, shown)  # encodes the images again, which needs memory
+                if most_worst is not None:
+                    self._keep_worst(batch, most_worst)
             return error
         self._add_shots(batch, checked, masks, shown)
+        if most_worst is not None:
+            self._keep_worst(batch, most_worst)
         return None
 
     def _find_masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
@@ -337,7 +348,7 @@ class ConceptScorer:
         batch: Sequence[GenerationTask],
         images: ImageBatch,
         masks: Sequence[Tensor] | None,
-        shown: Sequence[GenerationTask],
+        shown: Collection[GenerationTask],
     ) -> None:
         rows = [row for row, task in enumerate(batch) if task in shown]
         if not rows:
@@ -355,10 +366,27 @@ class ConceptScorer:
                 image, mask = thumbnail(images.images[row]), None
                 if masks is not None:
                     size = (image.shape[1], image.shape[2])
-                    mask = (F.interpolate(masks[row][None, None].float(), size=size, mode="bilinear")[0, 0] > 0.5).cpu()
+                    mask_11HW = masks[row][None, None].float()
+                    mask_11HW = F.interpolate(mask_11HW, size=size, mode="bilinear", antialias=True)
+                    mask = (mask_11HW[0, 0] > 0.5).cpu()
                 self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, match_map.cpu(), mask)
         except Exception as error:  # the scores are not affected
             self._add_failure("the panel", error, batch)
+
+    def _keep_worst(self, batch: Sequence[GenerationTask], most: int) -> None:
+        """Forget images that are not among the worst of their concept on this rank, so not among all."""
+        cp_P, pf_B = self.cp.keyed_scores[-1].tolist(), self.pf.keyed_scores[-1].tolist()  # of this batch
+        start = batch[0].pairs.start
+        for task, pf in zip(batch, pf_B, strict=True):
+            if task.index in self._shots:
+                cp_R = torch.tensor(cp_P[task.pairs.start - start : task.pairs.stop - start])
+                self._shown_scores.setdefault(task.concept, {})[task.index] = (cp_R.nanmean().item(), pf)
+        for concept in {task.concept for task in batch} & self._shown_scores.keys():
+            known = self._shown_scores[concept]
+            by_score = [{index: scores[column] for index, scores in known.items()} for column in range(2)]
+            kept = {index for values in by_score for index in ascending(values, values)[:most]}
+            for index in known.keys() - kept:
+                del self._shots[index], known[index]
 
     def scores(self, tasks: Sequence[GenerationTask]) -> ConceptScores:
         """Scores of all ranks; a collective call."""

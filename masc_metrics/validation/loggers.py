@@ -1,68 +1,108 @@
-"""Panels for experiment loggers, or as PNG files for loggers that do not accept images."""
+"""Panels and tables of a validation into experiment loggers, or as files beside their logs."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-_FOLDER = "masc_panels"
+from masc_metrics.validation.validate import ValidatedImage
 
 
-def log_picture(
-    picture: Image.Image,
-    loggers: Sequence[Any],
-    *,
-    tag: str,
-    step: int,
-    stem: str,
-    folder: Path | None,
-    fallback: str | Path,
-) -> None:
-    """Send an image to every logger; to be called by one process only.
+@dataclass(frozen=True, slots=True)
+class LogTarget:
+    """Where the results of one validation are logged.
 
-    Args:
-        picture: an RGB image.
-        loggers: loggers of ``lightning`` or ``pytorch_lightning``. TensorBoard and W&B receive the image; for any other
-            logger a PNG file is written.
-        tag: name of the image in the logger.
-        step: step of the image in the logger.
-        stem: file name of the PNG without suffix; if the file exists, a version number is appended.
-        folder: folder for a PNG, which is then written for any loggers. None is ``masc_panels`` in the logger's folder,
-            or in ``fallback`` if it has none.
+    Attributes:
+        loggers: loggers of ``lightning`` or ``pytorch_lightning``.
+        step: step of the results in the loggers.
+        prefix: prefix of all logged names.
+        stem: file names without suffix; if a file exists, a version number is appended.
+        folder: folder for all files. None is a folder in the loggers' folders, or in ``fallback`` if they have none.
         fallback: folder for loggers without a folder.
+    """
+
+    loggers: Sequence[Any]
+    step: int
+    prefix: str
+    stem: str
+    folder: Path | None
+    fallback: str | Path
+
+    def folder_of(self, logger: Any, name: str) -> str | Path:
+        """Folder for files of a logger; with None, of none."""
+        if self.folder is not None:
+            return self.folder
+        log_dir = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or self.fallback
+        return f"{log_dir}/{name}"
+
+
+def log_panel(picture: Image.Image, target: LogTarget) -> None:
+    """Send a panel to every logger; to be called by one process only.
+
+    TensorBoard and W&B receive the image. For any other logger, or none, a PNG file is written into ``masc_panels``; if
+    the target has a folder, in any case.
 
     Raises:
         OSError: if a PNG cannot be written.
     """
-    folders: set[str | Path] = {folder} if folder is not None else set()
-    for logger in loggers:
-        # By name, because lightning and pytorch_lightning define separate classes, and W&B may not be installed.
-        kinds = {kind.__name__ for kind in type(logger).__mro__}
-        if "TensorBoardLogger" in kinds:
-            logger.experiment.add_image(tag, np.asarray(picture), step, dataformats="HWC")
-        elif "WandbLogger" in kinds:
-            logger.log_image(key=tag, images=[picture], step=step)
-        elif folder is None:
-            log_dir = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or fallback
-            folders.add(f"{log_dir}/{_FOLDER}")
-    if not loggers and folder is None:
-        folders.add(f"{fallback}/{_FOLDER}")
-    for path in sorted(folders, key=is_remote):  # local folders first
-        if is_remote(path):
-            raise OSError(f"{path} is not a local folder; give panel_dir")
-        local = Path(path)
-        local.mkdir(parents=True, exist_ok=True)
-        file, version = local / f"{stem}.png", 0
+    tag = f"{target.prefix}masc_panel"
+    folders: set[str | Path] = set() if target.folder is None else {target.folder}
+    for logger in target.loggers:
+        if _is(logger, "TensorBoardLogger"):
+            logger.experiment.add_image(tag, np.asarray(picture), target.step, dataformats="HWC")
+        elif _is(logger, "WandbLogger"):
+            logger.log_image(key=tag, images=[picture], step=target.step)
+        else:
+            folders.add(target.folder_of(logger, "masc_panels"))
+    if not target.loggers:
+        folders.add(target.folder_of(None, "masc_panels"))
+    for file in _new_files(folders, f"{target.stem}.png"):
+        picture.save(file)
+
+
+def log_table(table: Sequence[ValidatedImage], target: LogTarget) -> None:
+    """Write a table of images as CSV, and send it to W&B loggers; to be called by one process only.
+
+    The file is in ``masc_tables`` in the folder of the first logger, or in the target's folder.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    columns = ["step", *(field.name for field in fields(ValidatedImage))]
+    rows = [[target.step, *asdict(row).values()] for row in table]
+    for logger in target.loggers:
+        if _is(logger, "WandbLogger"):
+            logger.log_table(key=f"{target.prefix}masc_table", columns=columns, data=rows, step=target.step)
+    folder = target.folder_of(next(iter(target.loggers), None), "masc_tables")
+    for file in _new_files({folder}, f"{target.stem}.csv"):
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([columns, *rows])
+
+
+def _is(logger: Any, name: str) -> bool:
+    # By name, because lightning and pytorch_lightning define separate classes, and W&B may not be installed.
+    return any(kind.__name__ == name for kind in type(logger).__mro__)
+
+
+def _new_files(folders: set[str | Path], name: str) -> Iterator[Path]:
+    """A file of this name, or with a version number, in each folder."""
+    for folder in sorted(folders, key=is_remote):  # local folders first
+        if is_remote(folder):
+            raise OSError(f"{folder} is not a local folder; give panel_dir")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file, version = Path(folder) / name, 0
         while file.exists():
             version += 1
-            file = local / f"{stem}-v{version}.png"
-        picture.save(file)
+            file = Path(folder) / f"{Path(name).stem}-v{version}{Path(name).suffix}"
+        yield file
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:

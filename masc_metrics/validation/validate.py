@@ -23,7 +23,7 @@ from masc_metrics.precision import DEFAULT_DTYPE
 from masc_metrics.validation.concept_scores import ConceptScorer, ConceptScores, ImageMask, Segment, problem_summary
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
-from masc_metrics.validation.panels import draw_panel, panel_tasks
+from masc_metrics.validation.panels import PanelChoice, draw_panel, panel_rows
 from masc_metrics.validation.ranks import all_gather, is_sharded, rank_and_world
 
 Generate = Callable[[list[str], int], Images]
@@ -45,6 +45,7 @@ class ValidationSettings:
     seed: int = 0
     seeds_per_prompt: int = 1
     on_error: OnError = "warn"
+    panel: PanelChoice = "first"
     panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class ValidationSettings:
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}; give an integer in [0, 2**32), the range of numpy's seeds")
         check_choice("on_error", self.on_error, get_args(OnError))
+        check_choice("panel", self.panel, get_args(PanelChoice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def validate_concepts(
     seed: int = 0,
     seeds_per_prompt: int = 1,
     on_error: OnError = "warn",
+    panel: PanelChoice = "first",
     panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE,
     model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
     revision: str | None = None,
@@ -155,6 +158,8 @@ def validate_concepts(
         seeds_per_prompt: number of images of every prompt, each with another seed.
         on_error: "warn" treats the images of a batch whose generator or segmenter raises as undefined, with one
             warning; "raise" raises on all ranks.
+        panel: "first" shows the first images of each concept; "worst" alternately that of lowest CP and that of lowest
+            PF of those left, undefined ones first.
         panel_size: maximum numbers of concepts and of images per concept in the panel; None draws no panel.
         model_name_or_path: SigLIP2 checkpoint; this and the following settings are those of
             :class:`masc_metrics.MaSCConceptPreservation`.
@@ -176,7 +181,7 @@ def validate_concepts(
 
     Source: MaSC, arXiv 2605.22469.
     """
-    settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel_size)
+    settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
     if not callable(generate):
         raise TypeError(f"generate is a {type(generate).__name__}; give a function")
     parts = _check_modules(modules)
@@ -236,13 +241,16 @@ def run_validation(
     batches = batches[:most_batches]
     tasks = [task for batch in batches for task in batch.tasks]
     scorer.prepare(device)
-    rows = panel_tasks(tasks, settings.panel_size)
+    worst = settings.panel == "worst" and settings.panel_size is not None
+    most_concepts, columns = settings.panel_size or (0, 0)
+    shown = {task for task in tasks if task.concept < most_concepts}
+    if not worst:
+        shown = set(sum(panel_rows(tasks, settings.panel_size), ()))
     with isolated(modules, device):
         error = _score_share(
-            scorer,
+            functools.partial(scorer.score_batch, shown=shown, most_worst=columns if worst else None),
             functools.partial(_call, generate, modules),
             rank_share(batches, *share, equal_counts=sharded),
-            shown=sum(rows, ()),
             on_error=settings.on_error,
             sharded=sharded,
         )
@@ -260,9 +268,12 @@ def run_validation(
         scores |= {f"mask_iou/{name}": iou for name, iou in ious}
     problems = [problem_summary(found, reports, transferred=scorer.segment is None)]
     panel = None
+    shots = {index: shot for report in reports for index, shot in report.shots.items()}
+    cp, shown_cp, pf = (values_S.tolist() for values_S in (found.cp_S, found.shown_cp_S, found.pf_S))
+    rows = panel_rows(tasks, settings.panel_size, (cp, pf) if worst else None, shots)
     try:
-        shots = {index: shot for report in reports for index, shot in report.shots.items()}
-        panel = draw_panel(scorer.concepts, rows, found, shots) if rows else None
+        with_seeds = settings.seeds_per_prompt > 1
+        panel = draw_panel(scorer.concepts, rows, shown_cp, pf, shots, with_seeds=with_seeds) if rows else None
     except Exception as reason:  # the scores are not affected
         problems.append(f"the panel could not be drawn, {type(reason).__name__}: {reason}")
     masks = {index: mask for report in reports for index, mask in report.masks.items()}
@@ -270,11 +281,10 @@ def run_validation(
 
 
 def _score_share(
-    scorer: ConceptScorer,
+    score_batch: Callable[[Sequence[GenerationTask], Callable[[], Images]], Exception | None],
     generate: Callable[[GenerationBatch], Images],
     batches: Sequence[GenerationBatch],
     *,
-    shown: Sequence[GenerationTask],
     on_error: OnError,
     sharded: bool,
 ) -> Exception | None:
@@ -283,7 +293,7 @@ def _score_share(
     for batch in batches:
         call = functools.partial(generate, batch)
         if batch.tasks and error is None:
-            error = scorer.score_batch(batch.tasks, call, shown)
+            error = score_batch(batch.tasks, call)
             if on_error == "warn":
                 error = None  # its traceback would keep the tensors of the batch in memory
         elif sharded:  # the forward of a sharded model needs all ranks

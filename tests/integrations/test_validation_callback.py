@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import csv
 import functools
+import json
 import math
 import os
 import pickle
@@ -487,6 +489,7 @@ def test_panels_that_cannot_be_written_cause_a_warning(
     run = trainer(lightning, tmp_path, callbacks=[callback])
     (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert "the panel could not be written, FileExistsError" in text
+    assert "the table could not be written, FileExistsError" in text
     assert set(scores(run)) == EVERY
 
 
@@ -907,6 +910,10 @@ def test_wandb_receives_scores_and_panels(
         assert summary[name] == pytest.approx(scores(run)[name])
     (file,) = tmp_path.rglob("*.png")
     assert size_of(file)[0] > 600
+    (file,) = tmp_path.rglob("masc_table*.table.json")
+    logged = json.loads(file.read_text())
+    assert [row[logged["columns"].index("prompt")] for row in logged["data"]] == ALL_PROMPTS
+    assert len(list((tmp_path / "masc_tables").iterdir())) == 1
 
 
 @pytest.mark.parametrize("logger", ["none", "csv", "folder"])
@@ -922,6 +929,43 @@ def test_other_loggers_get_png_files(logger: str, lightning: ModuleType, checkpo
     files = sorted(file.relative_to(folder) for file in tmp_path.rglob("*.png"))
     names = [Path(f"val-epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
     assert files == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
+
+
+def test_a_table_of_all_images_is_kept_and_written(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    callback = validation(checkpoint, RecordingModel(), seed=7)
+    run = trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback])
+    run.fit(toy(lightning), noise(), loader(1))
+    files = sorted((tmp_path / "masc_tables").iterdir())
+    assert [file.name for file in files] == ["val-epoch=0000-step=000004.csv", "val-epoch=0001-step=000008.csv"]
+    with files[1].open(newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [row["prompt"] for row in written] == ALL_PROMPTS
+    assert [row["seed"] for row in written] == ["7", "7", "8", "8", "9"]
+    assert {row["step"] for row in written} == {"7"}, "the step at which the scores are logged"
+    assert [float(row["cp"]) for row in written] == [image.cp for image in callback.table]
+    assert [row["concept"] for row in written] == [image.concept for image in callback.table]
+    assert np.mean([image.pf for image in callback.table]) == pytest.approx(scores(run)["val/masc_pf"], abs=1e-6)
+
+
+def test_panels_show_the_worst_images_on_request(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    panel = panels.panel
+    monkeypatch.setattr(panels, "panel", lambda rows: drawn.append(rows) or panel(rows))
+    settings: dict[str, Any] = {"panel": "worst", "panel_size": (1, 3), "seeds_per_prompt": 4, "panel_dir": tmp_path}
+    callback = validation(checkpoint, RecordingModel(), **settings)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    run.validate(toy(lightning), loader(1), verbose=False)
+    kittens = [image for image in callback.table if image.concept == "kitten"]
+    assert len(kittens) == 12
+    by_cp, by_pf = (sorted(kittens, key=lambda image: getattr(image, name)) for name in ("cp", "pf"))
+    alternating = dict.fromkeys(image for pair in zip(by_cp, by_pf, strict=True) for image in pair)
+    expected = [f"seed {image.seed}: {image.prompt}" for image in alternating][:3]
+    ((row,),) = drawn
+    assert [shot.caption for shot in row.shots] == expected
+    assert [shot.cp for shot in row.shots] == [image.cp for image in alternating][:3]
+    assert all(shot.found.nanmean().item() == pytest.approx(shot.cp, abs=1e-6) for shot in row.shots)
 
 
 def test_panels_never_overwrite_each_other(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
@@ -940,7 +984,7 @@ def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: P
     for panel_size in ((2, 6), (1, 6), (1, 1)):
         callback = validation(checkpoint, RecordingModel(), panel_dir=tmp_path / str(panel_size), panel_size=panel_size)
         trainer(lightning, tmp_path, callbacks=[callback]).validate(toy(lightning), loader(1), verbose=False)
-        (file,) = (tmp_path / str(panel_size)).iterdir()
+        (file,) = (tmp_path / str(panel_size)).glob("*.png")
         sizes.append(size_of(file))
     assert sizes[0][1] > sizes[1][1] == sizes[2][1]
     assert sizes[0][0] == sizes[1][0] > sizes[2][0]
