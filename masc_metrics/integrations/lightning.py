@@ -7,11 +7,13 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_keywords, check_positive, check_type
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
@@ -30,6 +32,7 @@ from masc_metrics.validation.validate import (
     ConceptValidation,
     OnError,
     ValidatedImage,
+    ValidationError,
     ValidationSettings,
     run_validation,
 )
@@ -37,6 +40,8 @@ from masc_metrics.validation.validate import (
 __all__ = ["Concept", "MaSCValidation"]
 
 Generate = Callable[[Any, list[str], int], Images]
+
+_CALLS = {"generate": "generate(module, prompts, seed)", "segment": "segment(images, nouns)"}
 
 
 class MaSCValidation(L.Callback):
@@ -171,9 +176,41 @@ class MaSCValidation(L.Callback):
         self._scorer.prepare(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting at the current step, which is not 0 in a resumed run."""
+        """Start counting at the current step, which is not 0 in a resumed run; score one batch as a check.
+
+        Raises:
+            ValidationError: if the check fails.
+        """
         self._last_step = trainer.global_step
         self._last_epoch = self._trained_epoch = -1
+        self._warn_if_never_due(trainer, pl_module)
+        if trainer.num_sanity_val_steps:  # not in on_fit_start, which the module's own follows
+            self._check_functions(trainer, pl_module)
+
+    def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _is_dev_run(trainer):
+            return
+        name, n, last_name, last = "every_n_epochs", self.every_n_epochs, "max_epochs", float(trainer.max_epochs or -1)
+        if self.every_n_steps is not None:
+            name, n, last_name, last = "every_n_steps", self.every_n_steps, "max_steps", float(trainer.max_steps)
+            if last < 0 and pl_module.automatic_optimization:  # otherwise, a batch may be any number of steps
+                last_name, last = "the number of steps", float(trainer.estimated_stepping_batches)
+        if n is not None and 0 < last < n:
+            rank_zero_warn(
+                f"MaSCValidation: {name} is {n} and {last_name} {last:.0f}, so it never validates; give at most "
+                f"{last:.0f}",
+                UserWarning,
+            )
+
+    def _check_functions(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        try:
+            self._run(trainer, pl_module, check=True)
+        except ValidationError as error:
+            call = _CALLS.get(error.stage)
+            hint = f"; it is called as {call}" if call else ""
+            raise ValidationError(
+                f"{error}, in the check before training{hint}; num_sanity_val_steps=0 skips the check", error.stage
+            ) from error.__cause__
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Validate after every n-th optimiser step."""
@@ -206,19 +243,7 @@ class MaSCValidation(L.Callback):
     def _validate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, logged_step: int, *, between_steps: bool = False
     ) -> None:
-        sharded = is_sharded(trainer.strategy.model or pl_module)
-        # The sampler's arguments, not the world size: the ranks of a tensor-parallel group share one model.
-        sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        result = run_validation(
-            self._scorer,
-            self.settings,
-            functools.partial(self._generate, trainer, pl_module, sharded),
-            modules=[pl_module],
-            device=pl_module.device,
-            share=(sampler["num_replicas"], sampler["rank"]),
-            sharded=sharded,
-            most_batches=1 if _is_dev_run(trainer) else None,
-        )
+        result = self._run(trainer, pl_module)
         self.table = result.table
         self._log(trainer, pl_module, result, logged_step if between_steps else None)
         if not trainer.is_global_zero:
@@ -245,6 +270,26 @@ class MaSCValidation(L.Callback):
             except Exception as reason:  # a full disk or an unreachable logger must not end training
                 problems.append(f"the {what} could not be written, {type(reason).__name__}: {reason}")
         self._warn(trainer, "; ".join(problems))
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:
+        """Score all batches; as a check one on every rank, and whatever fails raises."""
+        sharded = is_sharded(trainer.strategy.model or pl_module)
+        # The sampler's arguments, not the world size: the ranks of a tensor-parallel group share one model.
+        sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        settings, most_batches = self.settings, 1 if _is_dev_run(trainer) else None
+        if check:
+            settings, most_batches = replace(settings, on_error="raise"), sampler["num_replicas"]
+        return run_validation(
+            self._scorer,
+            settings,
+            functools.partial(self._generate, trainer, pl_module, sharded),
+            modules=[pl_module],
+            device=pl_module.device,
+            share=(sampler["num_replicas"], sampler["rank"]),
+            sharded=sharded,
+            most_batches=most_batches,
+            panel_errors=check,
+        )
 
     def _warn(self, trainer: L.Trainer, message: str) -> None:
         if message:

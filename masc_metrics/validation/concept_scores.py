@@ -30,6 +30,7 @@ from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
 from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
+from masc_metrics.validation.outputs import check_generated, check_segmented
 from masc_metrics.validation.panels import ascending
 
 Segment = Callable[[Any, list[str]], Masks]
@@ -261,6 +262,7 @@ class ConceptScorer:
         masks: Sequence[Tensor] | None = None
         try:
             images = generate()
+            check_generated(images)
             checked = check_images(images, "generate output")
             checked = ImageBatch(tuple(image.clone() for image in checked.images))  # segment may modify its images
             if len(checked) != len(batch):
@@ -319,6 +321,7 @@ class ConceptScorer:
         self, segment: Segment, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch
     ) -> Sequence[Tensor]:
         segmented = segment(images, [self.concepts[task.concept].noun for task in batch])
+        check_segmented(segmented, len(checked))
         with warnings.catch_warnings(record=True) as caught:  # reported once per validation
             warnings.simplefilter("always")
             masks = check_masks(segmented, "segment output", checked.sizes).masks

@@ -111,6 +111,14 @@ class ConceptValidation:
     problems: str
 
 
+class ValidationError(RuntimeError):
+    """A batch failed; ``stage`` is that of :class:`masc_metrics.validation.concept_scores.Failure`."""
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
 def validate_concepts(
     concepts: Sequence[Concept],
     generate: Generate,
@@ -220,6 +228,7 @@ def run_validation(
     share: tuple[int, int],
     sharded: bool,
     most_batches: int | None = None,
+    panel_errors: bool = False,
 ) -> ConceptValidation:
     """Validate the concepts of a scorer; a collective call.
 
@@ -232,10 +241,11 @@ def run_validation(
         share: number of shares of the batches, and that of this rank.
         sharded: whether ``generate`` must be called equally often on every rank.
         most_batches: number of batches after which generation ends, over all ranks; None generates all.
+        panel_errors: with ``on_error="raise"``, raise also if the panel cannot be drawn.
 
     Raises:
         OSError, ValueError, ImportError: as :meth:`ConceptScorer.prepare`.
-        RuntimeError: with ``on_error="raise"``, if a batch fails.
+        ValidationError: with ``on_error="raise"``, if a batch fails.
     """
     batches = generation_batches(scorer.concepts, settings.batch_size, settings.seed, settings.seeds_per_prompt)
     batches = batches[:most_batches]
@@ -256,10 +266,10 @@ def run_validation(
         )
     reports = all_gather(scorer.report())
     failures = [(rank, failure) for rank, report in enumerate(reports) for failure in report.failures]
-    fatal = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf]  # a lost panel is not
+    fatal = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf or panel_errors]
     if fatal and settings.on_error == "raise":
         rank, failure = fatal[0]
-        raise RuntimeError(f"{scorer.title}, rank {rank}: {failure}") from error
+        raise ValidationError(f"{scorer.title}, rank {rank}: {failure}", failure.stage) from error
     found = scorer.scores(tasks)
     names = [concept.name for concept in scorer.concepts]
     scores = found.by_name(tasks, names)
@@ -275,6 +285,8 @@ def run_validation(
         with_seeds = settings.seeds_per_prompt > 1
         panel = draw_panel(scorer.concepts, rows, shown_cp, pf, shots, with_seeds=with_seeds) if rows else None
     except Exception as reason:  # the scores are not affected
+        if panel_errors:
+            raise
         problems.append(f"the panel could not be drawn, {type(reason).__name__}: {reason}")
     masks = {index: mask for report in reports for index, mask in report.masks.items()}
     return ConceptValidation(scores, _table(tasks, names, found, masks), panel, "; ".join(filter(None, problems)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import csv
 import functools
@@ -130,7 +131,6 @@ IN_LOOP, OUTSIDE_LOOP = True, False
         ({"every_n_epochs": 2}, {"max_epochs": 5}, [(8, IN_LOOP), (16, IN_LOOP)]),
         ({"every_n_steps": 3}, {"max_epochs": 2}, [(3, OUTSIDE_LOOP), (6, OUTSIDE_LOOP)]),
         ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, [(2, OUTSIDE_LOOP), (4, OUTSIDE_LOOP)]),
-        ({"every_n_steps": 50}, {"max_epochs": 2}, []),
         ({}, {"max_epochs": 2, "val_check_interval": 0.5}, [(4, IN_LOOP), (8, IN_LOOP)]),
         ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, [(4, OUTSIDE_LOOP), (8, IN_LOOP)]),
         ({}, {"max_epochs": 2, "limit_val_batches": 0}, [(4, OUTSIDE_LOOP), (8, OUTSIDE_LOOP)]),
@@ -145,7 +145,7 @@ def test_callback_validates_on_schedule(
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    """Not in the sanity check; inside the last validation loop of an epoch if there is one."""
+    """Inside the last validation loop of an epoch if there is one."""
     recorder = RecordingModel()
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, panel_size=None, **settings)], **fit)
     run.fit(toy(lightning), noise(), loader(1))
@@ -175,6 +175,116 @@ def test_averaged_weights_are_scored_if_the_callback_precedes_weight_averaging(
         run.fit(module, noise(), loader(1))
     assert torch.equal(seen[False], weights[-1])
     assert torch.allclose(seen[True], torch.stack(weights).mean(dim=0), atol=1e-6)
+
+
+# --- the check before training ---
+
+
+def swapped(nouns: list[str], pictures: torch.Tensor) -> torch.Tensor:
+    return masks(len(pictures), *SIZE) & pictures.bool().any()
+
+
+Instances = collections.namedtuple("Instances", ["masks"])
+Output = collections.namedtuple("Output", ["images", "nsfw"])
+DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 255)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"segment": swapped},
+            r"segment raised AttributeError: 'list' .* \(first for 'kitten', 'a kitten on a beach'\), in the check "
+            r"before training; it is called as segment\(images, nouns\); num_sanity_val_steps=0 skips the check",
+        ),
+        ({"segment": lambda images: images}, "segment raised TypeError"),
+        (
+            {"generate": lambda module, prompts: prompts},
+            r"generate raised .*called as generate\(module, prompts, seed\)",
+        ),
+        (
+            {"generate": lambda *_: Output(images(2, *SIZE), None)},
+            "is a Output; return its images, such as output.images",
+        ),
+        ({"generate": lambda *_: (images(2, *SIZE), None)}, r"return its first item, output\[0\]"),
+        (
+            {"segment": lambda *_: torch.ones(2, 3, *SIZE)},
+            r"3 masks for each image; return their union, masks.any\(1\)",
+        ),
+        ({"segment": lambda *_: [torch.ones(3, *SIZE)] * 2}, r"holds 3 masks of one image; .* mask.any\(0\)"),
+        ({"segment": lambda *_: torch.ones(3, *SIZE), "batch_size": 1}, r"their union in a list, \[masks.any\(0\)\]"),
+        (
+            {"segment": lambda *_: [[DETECTION] * 2] * 2},
+            r"\[0\] holds dicts, as transformers' pipelines return; .*numpy",
+        ),
+        ({"segment": lambda *_: Instances([])}, r"is a Instances; return one .* masks.any\(0\)"),
+        ({"segment": lambda *_: {"masks": []}}, r"is a dict; return one .* masks.any\(0\)"),
+    ],
+)
+@pytest.mark.parametrize("schedule", [{"every_n_steps": 2}, {}])
+def test_broken_functions_stop_before_training(
+    schedule: dict[str, int],
+    settings: dict[str, Any],
+    text: str,
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    callback = validation(checkpoint, RecordingModel(), **schedule, **settings)
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=2)
+    with pytest.raises(RuntimeError, match=f"MaSCValidation, rank 0: .*{text}"):
+        run.fit(toy(lightning), noise(), loader(1))
+    assert run.global_step == 0
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_panels_that_cannot_be_drawn_stop_before_training(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masc_metrics.validation.concept_scores.match_maps", lambda *_, **__: fail(None))
+    callback = validation(checkpoint, RecordingModel())
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=1)
+    with pytest.raises(RuntimeError, match="the panel raised RuntimeError: intended failure"):
+        run.fit(toy(lightning), noise())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_one_batch_is_checked_before_training_and_leaves_nothing(
+    steps: int, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Training is bit-identical with and without the check."""
+    recorder, module = RecordingModel(), toy(lightning)
+    callback = validation(checkpoint, recorder, every_n_steps=3)
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=steps)
+    run.fit(module, noise(), loader(1))
+    after = random_states()
+    assert recorder.prompts == ALL_PROMPTS[:2] * (steps > 0) + ALL_PROMPTS
+    assert [file.stem for file in tmp_path.rglob("*.png")] == ["val-epoch=0000-step=000003"]
+    plain = toy(lightning)
+    trainer(lightning, tmp_path).fit(plain, noise(), loader(1))
+    assert random_states() == after
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit", "text"),
+    [
+        ({"every_n_steps": 50}, {"max_steps": 6, "max_epochs": -1}, "every_n_steps is 50 and max_steps 6, so it never"),
+        ({"every_n_steps": 50}, {"max_epochs": 2}, "every_n_steps is 50 and the number of steps 8, .* give at most 8"),
+        ({"every_n_epochs": 3}, {"max_epochs": 2}, "every_n_epochs is 3 and max_epochs 2, so it never validates"),
+        ({"every_n_steps": 8}, {"max_epochs": 2}, ""),
+        ({"every_n_epochs": 2}, {"max_epochs": 2}, ""),
+    ],
+)
+def test_schedules_that_never_validate_are_warned_about_before_training(
+    settings: dict[str, int], fit: dict[str, Any], text: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    recorder = RecordingModel()
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, **settings)], **fit)
+    texts = validation_warnings(lambda: run.fit(toy(lightning), noise()))
+    assert len(texts) == bool(text)
+    assert all(re.search(text, each) for each in texts)
+    assert bool(recorder.prompts) != bool(text)
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {"every_n_epochs": 2}])
