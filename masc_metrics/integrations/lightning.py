@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -26,6 +27,7 @@ from masc_metrics.validation.concepts import Concept
 from masc_metrics.validation.loggers import LogTarget, is_remote, log_panel, log_table
 from masc_metrics.validation.panels import PanelChoice
 from masc_metrics.validation.ranks import call_unsharded, is_sharded
+from masc_metrics.validation.steps import checkpoint_step
 from masc_metrics.validation.validate import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_PANEL_SIZE,
@@ -225,7 +227,7 @@ class MaSCValidation(L.Callback):
         in_fit = trainer.state.fn == "fit"
         if not trainer.sanity_checking and (not in_fit or (trainer.is_last_batch and self._epoch_is_due(trainer))):
             self._last_epoch = trainer.current_epoch if in_fit else self._last_epoch
-            self._validate(trainer, pl_module, _logged_step(trainer))
+            self._validate(trainer, pl_module, _logged_step(trainer), loaded=None if in_fit else _loaded_step(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate after every n-th epoch, unless a validation loop has done so."""
@@ -241,21 +243,32 @@ class MaSCValidation(L.Callback):
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _validate(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, logged_step: int, *, between_steps: bool = False
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        logged_step: int,
+        *,
+        between_steps: bool = False,
+        loaded: int | None = None,
     ) -> None:
+        """Validate and log, outside of training at the step of the loaded checkpoint, if there is one."""
         result = self._run(trainer, pl_module)
         self.table = result.table
-        self._log(trainer, pl_module, result, logged_step if between_steps else None)
+        step = trainer.global_step
+        if loaded is not None:
+            logged_step = step = loaded
+        self._log(trainer, pl_module, result, logged_step, between_steps=between_steps, direct=loaded is not None)
         if not trainer.is_global_zero:
             return
-        self._warn(trainer, result.problems)
+        self._warn(step, result.problems)
         if _is_dev_run(trainer):
             return
+        epoch = "" if loaded is not None else f"epoch={trainer.current_epoch:04d}-"
         target = LogTarget(
             trainer.loggers,
             logged_step,
             self.prefix,
-            f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
+            f"{self.prefix.replace('/', '-')}{epoch}step={step:06d}",
             self.panel_dir,
             trainer.default_root_dir,
         )
@@ -269,7 +282,7 @@ class MaSCValidation(L.Callback):
                     write(target)
             except Exception as reason:  # a full disk or an unreachable logger must not end training
                 problems.append(f"the {what} could not be written, {type(reason).__name__}: {reason}")
-        self._warn(trainer, "; ".join(problems))
+        self._warn(step, "; ".join(problems))
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:
         """Score all batches; as a check one on every rank, and whatever fails raises."""
@@ -291,9 +304,9 @@ class MaSCValidation(L.Callback):
             panel_errors=check,
         )
 
-    def _warn(self, trainer: L.Trainer, message: str) -> None:
+    def _warn(self, step: int, message: str) -> None:
         if message:
-            warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
+            warnings.warn(f"MaSCValidation at step {step}: {message}", UserWarning, stacklevel=2)
 
     def _generate(
         self, trainer: L.Trainer, pl_module: L.LightningModule, sharded: bool, prompts: list[str], seed: int
@@ -305,20 +318,30 @@ class MaSCValidation(L.Callback):
             return call()
 
     def _log(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, result: ConceptValidation, step: int | None
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        result: ConceptValidation,
+        step: int,
+        *,
+        between_steps: bool,
+        direct: bool,
     ) -> None:
-        """Log all scores at a training step; with None, as metrics of the current Lightning hook."""
+        """Log all scores as metrics of the current Lightning hook; at the step if between steps, or if direct."""
         scalars = {f"{self.prefix}masc_{name}": value for name, value in result.scores.items()}
         # Not as numbers, for which Lightning uses torch's default dtype.
         values = {
             name: torch.tensor(value, dtype=torch.float32, device=pl_module.device) for name, value in scalars.items()
         }
-        if step is None:  # equal on all ranks, so the mean does not change them
-            pl_module.log_dict(values, sync_dist=True, batch_size=1)
-            return
-        pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
-        for logger in trainer.loggers:  # directly, because log_dict logs only every log_every_n_steps
-            logger.log_metrics(scalars, step=step)
+        if between_steps:
+            pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        else:  # equal on all ranks, so the mean does not change them
+            pl_module.log_dict(values, sync_dist=True, logger=not direct, batch_size=1)
+        if between_steps or direct:
+            for (
+                logger
+            ) in trainer.loggers:  # because log_dict logs only every log_every_n_steps, and at Lightning's step
+                logger.log_metrics(scalars, step=step)
 
 
 def _is_dev_run(trainer: L.Trainer) -> bool:
@@ -328,3 +351,12 @@ def _is_dev_run(trainer: L.Trainer) -> bool:
 def _logged_step(trainer: L.Trainer) -> int:
     """Step that Lightning assigns to values logged now, as used by its own callbacks."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _loaded_step(trainer: L.Trainer) -> int | None:
+    """Step of the checkpoint that ``Trainer.validate`` has loaded; None without one, or if it holds no step."""
+    if trainer.ckpt_path is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return checkpoint_step(trainer.ckpt_path, trusted=True)  # Lightning has unpickled it already
+    return None

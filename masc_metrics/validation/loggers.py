@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masc_metrics.validation.validate import ValidatedImage
+from masc_metrics.arguments import check_integer
+from masc_metrics.validation.ranks import rank_and_world
+from masc_metrics.validation.validate import ConceptValidation, ValidatedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,44 @@ class LogTarget:
             return self.folder
         log_dir = getattr(logger, "log_dir", None) or getattr(logger, "save_dir", None) or self.fallback
         return f"{log_dir}/{name}"
+
+
+def log_validation(
+    result: ConceptValidation,
+    loggers: Any,
+    step: int,
+    *,
+    prefix: str = "val/",
+    folder: str | os.PathLike[str] | None = None,
+) -> None:
+    """Log scores, panel and table of a validation without a Trainer; on ranks other than the first, do nothing.
+
+    Names are those of :class:`masc_metrics.integrations.lightning.MaSCValidation`: ``val/masc_cp``, ``val/masc_panel``.
+
+    Args:
+        result: result of :func:`masc_metrics.validation.validate_concepts`.
+        loggers: a logger of ``lightning`` or ``pytorch_lightning``, or a list of them.
+        step: training step of the model, see :func:`masc_metrics.validation.checkpoint_step`.
+        prefix: prefix of all logged names.
+        folder: folder for panels and tables as files; None is a folder in the logger's.
+
+    Raises:
+        TypeError, ValueError: if the step is not an integer of at least 0.
+        OSError: if a file cannot be written.
+    """
+    check_integer("step", step, least=0)
+    if rank_and_world()[0] != 0:
+        return
+    all_loggers = list(loggers) if isinstance(loggers, (list, tuple)) else [loggers]
+    for logger in all_loggers:
+        logger.log_metrics({f"{prefix}masc_{name}": value for name, value in result.scores.items()}, step=step)
+    stem = f"{prefix.replace('/', '-')}step={step:06d}"
+    target = LogTarget(all_loggers, step, prefix, stem, None if folder is None else Path(folder), ".")
+    if result.panel is not None:
+        log_panel(result.panel, target)
+    log_table(result.table, target)
+    for logger in all_loggers:
+        logger.save()  # some write only now and then
 
 
 def log_panel(picture: Image.Image, target: LogTarget) -> None:

@@ -101,7 +101,9 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
             run = start("callback", strategy, callbacks=[validation(checkpoint, recorder, panel_dir=folder / strategy)])
             run.validate(module_for(strategy), loader(1), verbose=False)
             results[f"callback {strategy}"] = numbers(run), recorder.prompts
-            run = start("callback", strategy, num_sanity_val_steps=2, callbacks=[validation(checkpoint, RecordingModel())])
+            run = start(
+                "callback", strategy, num_sanity_val_steps=2, callbacks=[validation(checkpoint, RecordingModel())]
+            )
             run.fit(module_for(strategy), noise())
             results[f"callback {strategy} in fit"] = numbers(run)
 

@@ -32,7 +32,7 @@ from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.validation import concept_scores, panels
+from masc_metrics.validation import checkpoint_step, concept_scores, log_validation, panels, validate_concepts
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
 INTERVALS = {f"{name}_{end}" for name in OVERALL for end in ("low", "high")}
@@ -1098,6 +1098,54 @@ def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: P
         sizes.append(size_of(file))
     assert sizes[0][1] > sizes[1][1] == sizes[2][1]
     assert sizes[0][0] == sizes[1][0] > sizes[2][0]
+
+
+@pytest.mark.parametrize("argument", [True, False])
+def test_a_sweep_over_checkpoints_logs_at_the_step_of_each(
+    argument: bool, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """By Trainer.validate with their paths, or by validate_concepts without validation_step and dataloader."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    saving = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, every_n_train_steps=3)
+    run = trainer(lightning, tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[saving])
+    module = toy(lightning)
+    module.save_hyperparameters({"anything": RecordingModel()})  # torch does not unpickle it by default
+    run.fit(module, noise())
+    files = sorted((tmp_path / "ckpt").iterdir(), key=checkpoint_step)
+    if argument:
+        files = [file.rename(tmp_path / "ckpt" / f"{number}.ckpt") for number, file in enumerate(files)]
+    logger = lightning.pytorch.loggers.TensorBoardLogger(tmp_path, name="logs", version="")
+    recorder, shades = RecordingModel(), []
+    for file in files:
+        module = toy(lightning)
+        if argument:
+            callback = validation(checkpoint, recorder)
+            run = trainer(lightning, tmp_path, logger=logger, callbacks=[callback])
+            run.validate(module, loader(1), ckpt_path=file, weights_only=False, verbose=False)
+            shades.append(scores(run)["val/masc_cp"])
+        else:
+            module.load_state_dict(torch.load(file, weights_only=False)["state_dict"])
+            module.trainer = run
+            result = validate_concepts(
+                concepts(),
+                functools.partial(recorder.generate, module),
+                recorder.segment,
+                modules=module,
+                batch_size=2,
+                model_name_or_path=checkpoint,
+                max_num_patches=PATCHES,
+            )
+            log_validation(result, logger, checkpoint_step(file))
+            shades.append(result.scores["cp"])
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [event.step for event in events.Scalars("val/masc_cp")] == [3, 6, 9, 12]
+    assert [event.value for event in events.Scalars("val/masc_cp")] == pytest.approx(shades)
+    assert len(set(shades)) == 4
+    assert [event.step for event in events.Images("val/masc_panel")] == [3, 6, 9, 12]
+    names = sorted(file.name for file in (tmp_path / "logs" / "masc_tables").iterdir())
+    assert names == [f"val-step={step:06d}.csv" for step in (3, 6, 9, 12)]
 
 
 # --- with a segmenter by its name, and masks of references from it ---
