@@ -15,7 +15,7 @@ from support.sample_lists import rows, write_csv, written
 
 from masc_metrics import load_backbone
 from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.sensitivity import SampleScores, moves, sentences
+from masc_metrics.bench.sensitivity.moves import SampleScores, moves, sentences
 from masc_metrics.cli import main
 from masc_metrics.functional import concept_preservation
 from masc_metrics.masks import Perturbation, perturb

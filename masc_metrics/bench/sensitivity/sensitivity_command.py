@@ -23,8 +23,8 @@ from masc_metrics.bench.sample import FILES, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientation
-from masc_metrics.bench.sensitivity import SampleScores, method_means, moves, sentences, table_rows
-from masc_metrics.bench.sensitivity_plot import draw, matplotlib_figure
+from masc_metrics.bench.sensitivity.moves import SampleScores, method_means, moves, sentences, table_rows
+from masc_metrics.bench.sensitivity.plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
 from masc_metrics.bench.tables import text_table
 from masc_metrics.checkpoint import DEFAULT_MODEL

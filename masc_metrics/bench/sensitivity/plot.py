@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from masc_metrics.bench.sensitivity import Move
+from masc_metrics.bench.sensitivity.moves import Move
 from masc_metrics.bench.tables import replacing
 from masc_metrics.masks import PIXEL_KINDS
 
@@ -39,7 +39,7 @@ def draw(file: Path, moved: Sequence[Move], samples: int) -> None:
 
     Args:
         file: the PNG file.
-        moved: from :func:`masc_metrics.bench.sensitivity.moves`.
+        moved: from :func:`masc_metrics.bench.sensitivity.moves.moves`.
         samples: number of samples, for the title.
 
     Raises:
