@@ -43,7 +43,15 @@ CORE = [
     "sample_metric",
     "metrics",
 ]
-BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/sensitivity", "bench/datasets"]
+BENCH = [
+    "bench/options",
+    "bench/run",
+    "bench/baselines",
+    "bench",
+    "bench/agreement",
+    "bench/sensitivity",
+    "bench/datasets",
+]
 OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
