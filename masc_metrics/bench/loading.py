@@ -173,7 +173,7 @@ def open_image(file: Path, label: str) -> Image.Image:
 def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation of an image as stored, 1 to 8; 1 is upright."""
     value = image.getexif().get(ExifTags.Base.Orientation)
-    return int(value) if value in range(2, 9) else 1
+    return value if isinstance(value, int) and 2 <= value <= 8 else 1
 
 
 @dataclass(frozen=True, slots=True)
