@@ -191,6 +191,24 @@ def test_a_checkpoint_that_is_not_available_is_an_error_before_the_first_picture
     assert not (tmp_path / "scores.csv.run").exists()
 
 
+def test_a_gated_segmenter_is_reported_with_its_page_and_open_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requires("sam3")
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    arguments = ["score", str(unmasked(tmp_path, 2)), "--out", str(tmp_path / "scores.csv"), *OPTIONS]
+    assert main([*arguments, "--mask-source", "sam3"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'facebook/sam3' is gated" in error
+    assert "load_segmenter('grounded_sam2')" in error
+
+
 def test_the_segmenter_is_not_read_if_no_mask_is_missing(tmp_path: Path) -> None:
     samples = written(tmp_path, 2)
     assert score(samples, tmp_path / "nowhere") == 0
