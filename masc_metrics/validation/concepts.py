@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+
+from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_sequence, check_type
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks
-from masc_metrics.prompts import check_unicode
+from masc_metrics.prompts import check_unicode, holds_subject
+from masc_metrics.validation.reference_files import Files, read_references
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,10 +23,12 @@ class Concept:
         subject: name of the subject as in the prompts ("sks dog"); it is removed from the prompt for prompt following.
         prompts: prompts to generate from, one image for each; repeat a prompt to generate several images of it.
         reference_images: R >= 1 images of the subject; (R, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W)
-            tensors of any sizes or PIL images. A generated image is scored against each of them.
+            tensors of any sizes or PIL images; or files, or a folder of them, see
+            :func:`masc_metrics.validation.reference_files.read_references`. A generated image is scored against each.
         reference_masks: R masks of the subject in the reference images; (R, H, W) or (R, 1, H, W), boolean, integer or
-            float in [0, 1], or a list of (H, W) tensors or PIL images. With None, the callback's segmenter marks the
-            noun in them, once, before training.
+            float in [0, 1], or a list of (H, W) tensors or PIL images; or files, or a folder of them. With None, masks
+            are ``<name>_mask.png`` beside the images of a folder; without these, the callback's segmenter marks the
+            noun in the images, once, before training.
         name: name in the logs, ``val/masc_cp/<name>``; if blank, the subject.
         noun: noun for the segmenter ("dog"), if the prompts use a placeholder word; if blank, the subject.
         references: the checked and copied reference images.
@@ -30,18 +36,22 @@ class Concept:
 
     Raises:
         TypeError, ValueError: if the metrics would not accept an argument.
+        OSError: if a file cannot be read.
+
+    Warns:
+        UserWarning: if no prompt contains the subject.
     """
 
     subject: str
     prompts: Sequence[str]
-    reference_images: InitVar[Images]
-    reference_masks: InitVar[Masks | None] = None
+    reference_images: InitVar[Images | Files]
+    reference_masks: InitVar[Masks | Files | None] = None
     name: str = ""
     noun: str = ""
     references: ImageBatch = field(init=False, repr=False)
     masks: MaskBatch = field(init=False, repr=False)
 
-    def __post_init__(self, reference_images: Images, reference_masks: Masks | None) -> None:
+    def __post_init__(self, reference_images: Images | Files, reference_masks: Masks | Files | None) -> None:
         for attribute in ("subject", "name", "noun"):
             check_type(attribute, getattr(self, attribute), str, "a string")
             check_unicode(attribute, getattr(self, attribute))
@@ -55,10 +65,18 @@ class Concept:
             if not prompt.strip():
                 raise ValueError(f"{name} is empty; give a prompt to generate from")
             check_unicode(name, prompt)
-        references = check_images(reference_images, "reference_images")
+        if not any(holds_subject(prompt, self.subject) for prompt in self.prompts):
+            rank_zero_warn(
+                f"concept {(self.name if self.name.strip() else self.subject)!r}: subject {self.subject!r} does not "
+                f"occur in any of its prompts, such as {self.prompts[0]!r}, so nothing is removed from them for prompt "
+                "following; spell it as in the prompts",
+                UserWarning,
+            )
+        given_images, given_masks = read_references(reference_images, reference_masks)
+        references = check_images(given_images, "reference_images")
         masks = MaskBatch(())
-        if reference_masks is not None:
-            masks = check_masks(reference_masks, "reference_masks", references.sizes)
+        if given_masks is not None:
+            masks = check_masks(given_masks, "reference_masks", references.sizes)
         for index, mask in enumerate(masks.masks):
             if mask.max() <= FOREGROUND_THRESHOLD:
                 raise ValueError(
@@ -72,7 +90,9 @@ class Concept:
 
     def with_masks(self, reference_masks: Masks) -> Concept:
         """The same concept with masks of its references."""
-        return Concept(self.subject, self.prompts, self.references, reference_masks, self.name, self.noun)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # given when this one was constructed
+            return Concept(self.subject, self.prompts, self.references, reference_masks, self.name, self.noun)
 
 
 def check_concepts(concepts: Sequence[Concept]) -> tuple[Concept, ...]:

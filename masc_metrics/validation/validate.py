@@ -137,7 +137,7 @@ def validate_concepts(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-    dtype: torch.dtype = DEFAULT_DTYPE,
+    dtype: torch.dtype | str = DEFAULT_DTYPE,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
 ) -> ConceptValidation:
     """Generate images of concepts, and score them with both metrics.
@@ -175,7 +175,7 @@ def validate_concepts(
         cache_dir: folder for downloads.
         local_files_only: never use the network.
         max_num_patches: patch budget of one image.
-        dtype: precision of the backbone.
+        dtype: precision of the backbone, such as ``torch.bfloat16`` or "bfloat16".
         encode_batch_size: samples encoded together.
 
     Returns:
