@@ -20,12 +20,12 @@ from PIL import Image
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import open_image
 from masc_metrics.bench.options import Command, fraction, option, positive_integer
-from masc_metrics.bench.run import DTYPES
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, write_table
 from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
+from masc_metrics.precision import DTYPES
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
 
@@ -60,7 +60,7 @@ class MasksOptions:
     checkpoint: str | None = option(None)
     mask_checkpoint: str | None = option(None)
     threshold: float | None = option(None, type=fraction, metavar="SCORE")
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=tuple(DTYPES))
     device: str | None = option(None)
     batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_dir: str | None = option(None, metavar="FOLDER")
@@ -109,7 +109,7 @@ def _masks(options: MasksOptions) -> int:
             mask_checkpoint=options.mask_checkpoint,
             threshold=options.threshold,
             device=options.device or fastest_device(),
-            dtype=getattr(torch, options.dtype),
+            dtype=options.dtype,
             batch_size=options.batch_size,
             cache_dir=options.cache_dir,
             local_files_only=options.local_files_only,

@@ -35,6 +35,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
 from masc_metrics.transfer import (
     TransferredMasks,
@@ -44,6 +45,7 @@ Pooling = Literal["background", "full", "foreground"]
 DEFAULT_POOLING: Pooling = "background"
 
 
+@eager
 def prompt_following(
     generated_images: Images,
     generated_masks: Masks | None,
@@ -115,6 +117,7 @@ class PromptScores:
     transferred: TransferredMasks | None
 
 
+@eager
 def prompt_following_variants(
     generated_images: Images,
     generated_masks: Masks | None,

@@ -24,6 +24,7 @@ PACKAGE = Path(masc_metrics.__file__).parent
 CORE = [
     "arguments",
     "grid",
+    "locks",
     "precision",
     "images",
     "masks",
