@@ -16,7 +16,7 @@ from masc_metrics import onednn
 from masc_metrics.checkpoint import Checkpoint
 from masc_metrics.images import ImageProcessing, cut, normalise
 from masc_metrics.precision import to_device
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import check_token_ids, read_network, read_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -109,7 +109,7 @@ class TextTower:
 
     network: Any
     tokenizer: Any
-    length: int
+    checkpoint: Checkpoint
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextTower:
@@ -126,13 +126,18 @@ class TextTower:
             "save it next to the model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or download "
             "the checkpoint again",
         )
-        return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint.text_length)
+        return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint)
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Text embeddings, (B, D), in the tower's dtype; no attention mask, as the checkpoint was trained."""
+        """Text embeddings, (B, D), in the tower's dtype; no attention mask, as the checkpoint was trained.
+
+        Raises:
+            ValueError: if the tokenizer is not the tower's.
+        """
         tokens = self.tokenizer(
-            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=self.checkpoint.text_length, truncation=True, return_tensors="pt"
         )
+        check_token_ids(tokens["input_ids"], self.network.config.vocab_size, self.checkpoint.folder)
         ids = to_device(tokens["input_ids"], self.network.device)
         embedding_BD: Tensor = self.network(input_ids=ids).pooler_output
         return embedding_BD
