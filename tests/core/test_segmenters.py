@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import json
 import pickle
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -372,6 +374,38 @@ def test_bfloat16_networks_segment(name: str, tiny: Callable[..., Segmenter]) ->
     found = tiny(name, dtype=torch.bfloat16).details(pictures()[:2], NOUNS[:2])
     assert all(0 <= result.score <= 1 for result in found)
     assert all(next(network.model.parameters()).dtype == torch.bfloat16 for network in networks().values())
+
+
+def test_compiled_code_gives_equal_masks_and_reads_the_checkpoints(name: str, tiny: Callable[..., Segmenter]) -> None:
+    picture = pictures()[:1]
+    expected = tiny(name)(picture, ["dog"])
+    release_segmenters()
+    segment = tiny(name)
+    compiled = torch.compile(lambda: segment(picture, ["dog"]), backend="aot_eager")
+    assert equal(compiled(), expected)
+
+
+def test_files_of_a_checkpoint_load_no_code_and_fit_together(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    def error(name: str, values: dict[str, object]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(folder_of("clipseg"), folder)
+        file = folder / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | values))
+        with pytest.raises(ValueError, match=str(folder)) as caught:
+            load_segmenter("clipseg", checkpoint=folder, dtype="float32")(pictures()[:1], ["dog"])
+        return str(caught.value)
+
+    kernel = {"_attn_implementation": "owner/kernel"}
+    assert "_attn_implementation 'owner/kernel', code that is not transformers' own" in error("config.json", kernel)
+    assert "image_std above 0" in error("preprocessor_config.json", {"image_std": [0, 1, 1]})
+    folder = tmp_path / "small"
+    shutil.copytree(folder_of("clipseg"), folder)
+    segment = load_segmenter("clipseg", checkpoint=folder)
+    segment(pictures()[:1], ["dog"])
+    (network,) = networks().values()
+    network.model.config.text_config.vocab_size = 4  # as if the tokenizer were another checkpoint's
+    with pytest.raises(ValueError, match=r"has a tokenizer that gives the id .*, but its network has 4 embeddings"):
+        segment(pictures()[:1], ["cat"])
 
 
 def test_a_segmenter_is_a_recipe(tiny: Callable[..., Segmenter], tmp_path: Path) -> None:
