@@ -37,8 +37,8 @@ def check_integer(name: str, value: object, *, least: int, hint: str = "") -> No
         hint: ends the error text, such as an example.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        remedy = "an integer" if (number := _meant_integer(value)) is None else f"the integer {number}"
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give {remedy}{hint}")
+        remedy = f"an integer{hint}" if (number := _meant_integer(value)) is None else f"the integer {number}"
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give {remedy}")
     if value < least:
         raise ValueError(f"{name} is {value}; give at least {least}{hint}")
 

@@ -270,7 +270,7 @@ class SigLIP2Backbone:
                 "images require gradients, but none flow through the frozen network, so scores and features are "
                 "constants to autograd; give image.detach(), or compute scores under torch.no_grad()",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=2,
             )
 
     @eager

@@ -260,8 +260,13 @@ class Segmenter:
             return network, None
         return network, shared_network(Sam2, settings.mask_source, device, settings.dtype)
 
-    @eager
     def _segment(self, images: Images, nouns: Sequence[str]) -> list[Segmentation]:
+        results = self._marked(images, nouns)
+        self._warn_of_full_masks(results, nouns)
+        return results
+
+    @eager
+    def _marked(self, images: Images, nouns: Sequence[str]) -> list[Segmentation]:
         pictures = check_images(images, "images").images
         texts = self._texts(nouns, len(pictures))
         device = self.settings.device or pictures[0].device
@@ -291,9 +296,7 @@ class Segmenter:
                     for index, result in zip(part, found, strict=True):
                         packed[keys[index]] = _packed(result)
                         self.cache.put(keys[index], packed[keys[index]])
-            results = [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]
-        self._warn_of_full_masks(results, nouns)
-        return results
+            return [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]
 
     def _texts(self, nouns: Sequence[str], count: int) -> list[str]:
         check_texts(nouns, "nouns")

@@ -605,7 +605,7 @@ def test_wrong_settings_are_errors_that_name_them() -> None:
     assert error(ValueError, "clipseg", threshold=1.5) == "threshold is 1.5; give a number in (0, 1)"
     assert error(TypeError, "clipseg", threshold="high") == "threshold is a str; give a number in (0, 1)"
     assert "batch_size is 0" in error(ValueError, "clipseg", batch_size=0)
-    assert "dtype is torch.float64" in error(TypeError, "clipseg", dtype=torch.float64)
+    assert "dtype is torch.float64" in error(ValueError, "clipseg", dtype=torch.float64)
     assert "device 'meta'" in error(ValueError, "clipseg", device="meta")
     assert error(TypeError, "clipseg", checkpoint=3) == "checkpoint is a int; give a hub id or a local folder"
     assert error(ValueError, "clipseg", checkpoint=" ") == "checkpoint is empty; give a hub id or a local folder"
