@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import check_unicode
+from masc_metrics.segmenters.segmenter import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
@@ -75,6 +76,12 @@ class LoadedSample:
     reference: LoadedImage
 
 
+def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
+    """Whether the run's segmenter makes the mask of a sample's "reference" or "generated" image."""
+    name = f"{which}_mask"
+    return run.mask_source in SEGMENTERS and name in run.made_masks and getattr(sample, name) is None
+
+
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
 
@@ -107,6 +114,10 @@ class Loader(Dataset[list[Loaded]]):
                 raise ValueError(f"prompt is empty; give the text that generated_image {file} was made from")
             if sample.prompt is not None:
                 check_unicode("prompt", sample.prompt)
+            for which in WHICH:
+                if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun"):
+                    file = getattr(sample, f"{which}_image")
+                    raise ValueError(f"noun and subject are empty; give what to mark in {which}_image {file}")
             key = (sample.reference_image, sample.reference_mask)
             if key not in references:
                 references[key] = self._image("reference", *key)
@@ -159,6 +170,12 @@ def open_image(file: Path, label: str) -> Image.Image:
     return _opened(file, label).upright
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image as stored, 1 to 8; 1 is upright."""
+    value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and 2 <= value <= 8 else 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """A decoded image as stored, and turned by its EXIF orientation: one object if it has none."""
@@ -198,8 +215,7 @@ def _opened(file: Path, label: str) -> _Opened:
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
                 image.load()
-                is_turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
-                return _Opened(image, ImageOps.exif_transpose(image) if is_turned else image)
+                return _Opened(image, ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{label} {file}: no such file") from None
     except Exception as error:  # decoders raise any exception for a damaged file

@@ -6,6 +6,7 @@ Letters in names: ``N`` samples, ``S`` scores, ``C`` concepts, ``R`` resamples.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
 from masc_metrics.bench.run import PF_COLUMNS
-from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import text_table
 from masc_metrics.prompts import holds_subject
+from masc_metrics.segmenters.segmenter import ALMOST_FULL
 from masc_metrics.transfer import TRUSTED_IOU
 
 _GROUPINGS = (("method",), ("category",), ("concept",), ("method", "category"))
@@ -78,11 +80,8 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "samples": len(samples),
         "failed": sum(bool(result.error) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
-        "masks": {
-            "given": sum(result.mask_source == "given" for result in results),
-            "transferred": sum(result.mask_source == "transferred" for result in results),
-            "transferred_empty": len(_empty_masks(samples, results)),
-        },
+        "masks": {which: _mask_counts(results, which) for which in WHICH},
+        "prompts_cut": sum(bool(result.prompt_tokens_cut) for result in results),
         "orientation_undecided": len(_orientation_undecided(results)),
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
@@ -178,8 +177,15 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         first = unstripped[0]
         lines.append(
             f"{samples.source}: {len(unstripped)} of {len(followed)} prompts do not contain their subject as separate "
-            f"words, so nothing was stripped from them; the first is in line {first.line}: {first.subject!r} in "
-            f"{first.prompt!r}"
+            f"words, so nothing was stripped from them; spell it as in the prompt; the first is in line {first.line}: "
+            f"{first.subject!r} in {first.prompt!r}"
+        )
+    if cut := [(sample, result) for sample, result in rows if result.prompt_tokens_cut]:
+        first, most = max(cut, key=lambda row: row[1].prompt_tokens_cut or 0)
+        lines.append(
+            f"{samples.source}: the end of {len(cut)} prompts is ignored, since they have more tokens than a text "
+            f"network reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens; see the "
+            "column prompt_tokens_cut"
         )
     lines += _mask_warnings(samples, results)
     if undecided := _orientation_undecided(results):
@@ -193,23 +199,56 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
 
 def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iterator[str]:
     rows = list(zip(samples.samples, results, strict=True))
-    transferred = [(sample, result) for sample, result in rows if result.mask_source == "transferred"]
-    if not transferred:
-        return
-    given = sum(result.mask_source == "given" for _, result in rows)
-    mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
-    yield (
-        f"{samples.source}: {len(transferred)} samples have masks transferred from their references, which is not the "
-        f"paper's protocol{mixed}"
+    for which in WHICH:
+        yield from _empty_mask_warnings(samples, rows, which)
+        made = [(sample, result) for sample, result in rows if _mask_source(result, which) not in ("", "given")]
+        if not made:
+            continue
+        given = _mask_counts(results, which).get("given", 0)
+        mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
+        (source,) = {_mask_source(result, which) for _, result in made}
+        if source == "transferred":
+            yield (
+                f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not the "
+                f"paper's protocol{mixed}"
+            )
+            yield from _transfer_warnings(samples, made)
+        else:
+            yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
+            if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
+                share = f"{ALMOST_FULL * 100:.0f} %"
+                yield (
+                    f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
+                    "masks draws such masks"
+                )
+
+
+def _empty_mask_warnings(samples: SampleList, rows: Sequence[tuple[Sample, SampleResult]], which: str) -> Iterator[str]:
+    used = (
+        [column for column in PF_COLUMNS if PF_COLUMNS[column][0] == "background"] if which == "generated" else ["cp"]
     )
-    if empty := _empty_masks(samples.samples, results):
-        yield (
-            f"{samples.source}: nothing of the subject was found in {len(empty)} of them, so their PF is that of the "
-            f"complete image; the first is sample {empty[0].sample_id}, line {empty[0].line}"
-        )
+    empty = [
+        (sample, result)
+        for sample, result in rows
+        if _is_empty(result, which)
+        and (result.left_out or any(result.scores.get(column) is not None for column in used))
+    ]
+    if not empty:
+        return
+    skipped = sum(bool(result.left_out) for _, result in empty)
+    effect = "their CP is undefined" if which == "reference" else "their PF is that of the complete image"
+    so = "they are skipped" if skipped == len(empty) else effect
+    others = f" ({skipped} are skipped instead)" if 0 < skipped < len(empty) else ""
+    yield (
+        f"{samples.source}: the {which} masks of {len(empty)} samples mark "
+        f"nothing, so {so}{others}; the first is sample {empty[0][0].sample_id}, line {empty[0][0].line}"
+    )
+
+
+def _transfer_warnings(samples: SampleList, made: Sequence[tuple[Sample, SampleResult]]) -> Iterator[str]:
     low = {
         sample.reference_image: result.mask_check
-        for sample, result in transferred
+        for sample, result in made
         if result.mask_check is not None and result.mask_check < TRUSTED_IOU
     }
     if low:
@@ -220,9 +259,19 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
         )
 
 
-def _empty_masks(samples: Sequence[Sample], results: Sequence[SampleResult]) -> list[Sample]:
-    pairs = zip(samples, results, strict=True)
-    return [each for each, result in pairs if result.mask_source == "transferred" and result.mask_confidence is None]
+def _mask_source(result: SampleResult, which: str) -> str:
+    return result.reference_mask_source if which == "reference" else result.mask_source
+
+
+def _is_empty(result: SampleResult, which: str) -> bool:
+    """Whether a mask marks nothing."""
+    return bool(_mask_source(result, which)) and result.measures.get(f"{which}_coverage") == 0
+
+
+def _mask_counts(results: Sequence[SampleResult], which: str) -> dict[str, int]:
+    """Number of samples by the source of a mask, and of those whose mask marks nothing."""
+    sources = Counter(source for result in results if (source := _mask_source(result, which)))
+    return {**dict(sorted(sources.items())), "empty": sum(_is_empty(result, which) for result in results)}
 
 
 def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:

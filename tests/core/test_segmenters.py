@@ -27,6 +27,7 @@ from packaging.version import Version
 from PIL import Image
 from support import segmenter_checkpoints as build
 from support.batches import images
+from support.segmenter_checkpoints import BUILDERS, PARTS, THRESHOLDS, requires
 from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -38,40 +39,7 @@ from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
 
 CPU = torch.device("cpu")
-NEEDS = {
-    "sam3": "5.4.0",
-    "sam3_video": "5.4.0",
-    "sam2": "4.56.0",
-    "sam2_video": "4.56.0",
-    "mm_grounding_dino": "4.55.0",
-}
-BUILDERS: dict[str, Callable[[Path], Path]] = {
-    "sam3": build.build_sam3,
-    "sam3_video": lambda folder: build.build_sam3(folder, video=True),
-    "clipseg": build.build_clipseg,
-    "grounding_dino": build.build_grounding_dino,
-    "mm_grounding_dino": lambda folder: build.build_grounding_dino(folder, class_name="MMGroundingDino"),
-    "owlv2": build.build_owlv2,
-    "sam2": build.build_sam2,
-    "sam2_video": lambda folder: build.build_sam2(folder, video=True),
-}
-PARTS = {
-    "sam3": ("sam3",),
-    "clipseg": ("clipseg",),
-    "grounded_sam2": ("grounding_dino", "sam2"),
-    "owlv2_sam2": ("owlv2", "sam2"),
-}
-THRESHOLDS = {"grounded_sam2": 0.998, "owlv2_sam2": 0.7}
-"""At which the random networks find some boxes but not all."""
-
 NOUNS = ["dog", "a cat", "cup", "dog", "pig"]
-
-
-def requires(*parts: str) -> None:
-    """Skip unless the installed transformers has these networks without torchvision."""
-    for part in parts:
-        if Version(version("transformers")) < Version(NEEDS.get(part, "0")):
-            pytest.skip(f"{part} needs transformers {NEEDS[part]}")
 
 
 @pytest.fixture(scope="module")
@@ -727,6 +695,26 @@ def test_sam2_marks_given_boxes_without_the_detector(tiny: Callable[..., Segment
     assert not second.any()
 
 
+def test_sam2_gets_the_points_of_each_box_in_its_own_pixels(tiny: Callable[..., Segmenter]) -> None:
+    segment = tiny("grounded_sam2")
+    shown = pictures()[1:3]
+    height, width = shown[0].shape[1:]
+    boxes = [torch.tensor([[0.0, 0.0, width / 2, height / 2], [4.0, 4.0, width - 4, height - 4]]), torch.zeros(0, 4)]
+    points = [torch.tensor([[[8.0, 8.0], [20.0, 16.0]], [[width / 2, height / 2]] * 2]), torch.zeros(0, 2, 2)]
+    alone = segment.masks_in_boxes(shown, boxes)
+    with recorded(networks()["Sam2"]) as calls:
+        first, second = segment.masks_in_boxes(shown, boxes, points)
+    ((arguments, output),) = calls
+    in_64 = torch.tensor([64 / width, 64 / height])
+    torch.testing.assert_close(arguments["input_points"], points[0][None] * in_64)
+    torch.testing.assert_close(arguments["input_boxes"], boxes[0][None] * in_64.repeat(2))
+    assert arguments["input_points"].dtype == torch.float32
+    enlarged = F.interpolate(output.pred_masks[0].float(), (height, width), mode="bilinear", align_corners=False)
+    assert torch.equal(first, (enlarged > 0).any(dim=(0, 1)))
+    assert not torch.equal(first, alone[0]), "points matter"
+    assert not second.any()
+
+
 def test_boxes_need_sam2_and_the_right_form(tiny: Callable[..., Segmenter]) -> None:
     shown = pictures()[:1]
     with pytest.raises(ValueError, match=r"'clipseg' has no SAM 2, .*give 'grounded_sam2' or 'owlv2_sam2'"):
@@ -736,6 +724,11 @@ def test_boxes_need_sam2_and_the_right_form(tiny: Callable[..., Segmenter]) -> N
         segment.masks_in_boxes(shown, [])
     with pytest.raises(ValueError, match=r"boxes\[0\] has shape \(4,\); give \(N, 4\)"):
         segment.masks_in_boxes(shown, [torch.zeros(4)])
+    with pytest.raises(ValueError, match="points holds 0 tensors for 1 images"):
+        segment.masks_in_boxes(shown, [torch.zeros(1, 4)], [])
+    for wrong in (torch.zeros(1, 2), torch.zeros(2, 3, 2), torch.zeros(1, 0, 2), torch.zeros(1, 3, 3)):
+        with pytest.raises(ValueError, match=r"points\[0\] has shape .* for 1 boxes; give \(1, K, 2\)"):
+            segment.masks_in_boxes(shown, [torch.zeros(1, 4)], [wrong])
 
 
 def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -> None:
