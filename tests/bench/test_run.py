@@ -441,7 +441,7 @@ def test_broken_prompt_is_an_error_of_its_row(tmp_path: Path) -> None:
     samples.write_text("\n".join(lines))
     assert score(samples) == 3
     errors = [row["error"] for row in rows(tmp_path / "scores.csv")]
-    assert errors == ["", "prompt 'half \\ud800 of a pair' holds half of a surrogate pair; repair its encoding", ""]
+    assert errors == ["", "prompt 'half \\ud800 of a pair' contains half of a surrogate pair; repair its encoding", ""]
 
 
 def test_checkpoint_of_an_unused_baseline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
