@@ -24,6 +24,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.scores import (
     best_cosine,
     masked_max_cosine,
@@ -35,6 +36,7 @@ Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
 DEFAULT_AGGREGATION: Aggregation = "masked"
 
 
+@eager
 def concept_preservation(
     generated_images: Images,
     reference_images: Images,
@@ -78,6 +80,7 @@ def concept_preservation(
     )[DEFAULT_AGGREGATION]
 
 
+@eager
 def concept_preservation_variants(
     generated_images: Images,
     reference_images: Images,
@@ -162,6 +165,7 @@ def concept_preservation_variants(
     return {aggregation: in_order(parts, backbone) for aggregation, parts in scored.items()}
 
 
+@eager
 def match_maps(
     generated_images: Images,
     reference_images: Images,

@@ -488,35 +488,48 @@ def test_checkpoints_and_early_stopping_can_monitor_the_scores(
     assert "MaSCValidation" not in str(saved["callbacks"].keys())
 
 
+@pytest.mark.parametrize(
+    ("settings", "saving", "early"),
+    [
+        ({"every_n_steps": 4}, {"every_n_train_steps": 2}, [2, 4, 6, 8]),
+        ({"every_n_epochs": 2}, {"every_n_epochs": 1}, [4, 8, 12, 16]),
+    ],
+)
 def test_a_checkpoint_between_two_validations_carries_the_last_score(
-    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+    settings: dict[str, int],
+    saving: dict[str, int],
+    early: list[int],
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
-    """Without a validation loop, one before the first validation is left out with a warning."""
+    """Without a validation loop, one before the first validation is left out, and training goes on."""
     from lightning.pytorch.callbacks import ModelCheckpoint, model_checkpoint
 
-    saving = ModelCheckpoint(
+    model_checkpoint.warning_cache.clear()  # it warns once in a process
+    saver = ModelCheckpoint(
         tmp_path,
         monitor="val/masc_cp",
         save_top_k=-1,
-        every_n_train_steps=2,
         filename="{step}-{val/masc_cp:.6f}",
         auto_insert_metric_name=False,
+        **saving,
     )
-    recorder = RecordingModel()
-    masc = validation(checkpoint, recorder, every_n_steps=4, panel_size=None)
-    run = trainer(lightning, tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saving, masc])
-    model_checkpoint.warning_cache.clear()  # it warns once in a process
+    masc = validation(checkpoint, RecordingModel(), panel_size=None, **settings)
+    run = trainer(lightning, tmp_path, max_epochs=4, enable_checkpointing=True, callbacks=[saver, masc])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run.fit(toy(lightning), noise())
-    assert any("ModelCheckpoint(monitor='val/masc_cp')` could not find" in str(each.message) for each in caught)
-    scores_of_step: dict[int, set[str]] = {}
+    assert run.current_epoch == 4
+    warned = any("could not find the monitored key" in str(each.message) for each in caught)
+    assert warned == ("every_n_epochs" in saving)
+    found: dict[int, str] = {}
     for file in tmp_path.rglob("*.ckpt"):
         step, score = re.match(r"(\d+)-.*?(-?\d\.\d+)", str(file.relative_to(tmp_path))).groups()  # type: ignore[union-attr]
-        scores_of_step.setdefault(int(step), set()).add(score)
-    assert {4, 6, 8} <= scores_of_step.keys()
-    assert 2 not in scores_of_step
-    assert scores_of_step[6] == scores_of_step[4] != scores_of_step[8]
+        found[int(step)] = score
+    none, own, stale, next_own = early
+    assert none not in found
+    assert found[own] == found[stale] != found[next_own]
 
 
 def test_fast_dev_run_generates_one_batch_and_writes_nothing(
