@@ -19,9 +19,9 @@ from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
-from masc_metrics.images import ImageBatch, Images, check_images
+from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
 from masc_metrics.intervals import mean, unit_means
-from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
+from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks, looks_inverted
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.precision import to_device
@@ -85,12 +85,16 @@ class RankReport:
         shots: images for the panel by the index of their task, without scores.
         masks: masks by the index of their task.
         mask_hints: possible reasons for empty masks.
+        one_colour: number of images of one colour.
+        inverted_masks: number of images whose mask looks inverted.
     """
 
     failures: tuple[Failure, ...]
     shots: Mapping[int, Shot]
     masks: Mapping[int, ImageMask]
     mask_hints: tuple[str, ...]
+    one_colour: int
+    inverted_masks: int
 
     @property
     def empty_masks(self) -> int:
@@ -181,6 +185,7 @@ class ConceptScorer:
         self._shown_scores: dict[int, dict[int, tuple[float, float]]] = {}  # by concept and task
         self._masks: dict[int, ImageMask] = {}
         self._mask_hints: list[str] = []
+        self._one_colour = self._inverted_masks = 0
         self.transfer_iou_C: Tensor | None = None
         """How well masks can be transferred, by concept; None with a segmenter, and before :meth:`prepare`."""
 
@@ -195,6 +200,7 @@ class ConceptScorer:
             ValueError: if the segmenter finds nothing in a reference.
         """
         self._failures, self._shots, self._shown_scores, self._masks, self._mask_hints = [], {}, {}, {}, []
+        self._one_colour = self._inverted_masks = 0
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -270,6 +276,7 @@ class ConceptScorer:
                     f"generate output holds {len(checked)} images for {len(batch)} prompts; return one for each"
                 )
             stage, generated = "scoring", checked
+            self._one_colour += sum(bool(is_one_colour(image)) for image in checked.images)
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
             stage = "mask transfer" if self.segment is None else "segment"
@@ -310,6 +317,7 @@ class ConceptScorer:
         for task, mask, confidence in zip(batch, masks, confidences, strict=True):
             coverage = (mask >= FOREGROUND_THRESHOLD).float().mean().item()
             self._masks[task.index] = ImageMask(source, coverage, confidence)
+            self._inverted_masks += bool(looks_inverted(mask))
         return masks
 
     def _transfer_masks(self, batch: Sequence[GenerationTask], checked: ImageBatch) -> TransferredMasks:
@@ -330,7 +338,10 @@ class ConceptScorer:
 
     def report(self) -> RankReport:
         """Report of this rank."""
-        return RankReport(tuple(self._failures), self._shots, self._masks, tuple(self._mask_hints[:1]))
+        hints = tuple(self._mask_hints[:1])
+        return RankReport(
+            tuple(self._failures), self._shots, self._masks, hints, self._one_colour, self._inverted_masks
+        )
 
     def _add_failure(
         self, stage: str, error: Exception, batch: Sequence[GenerationTask], *, cp: bool = False, pf: bool = False
@@ -446,6 +457,13 @@ def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, tra
     if empty := sum(report.empty_masks for report in reports):
         hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
         reasons.append(f"{marked} nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
+    if one_colour := sum(report.one_colour for report in reports):
+        reasons.append(f"{one_colour} have one colour, as a safety checker's black images do; switch it off")
+    if inverted := sum(report.inverted_masks for report in reports):
+        reasons.append(
+            f"{marked} most of the image and almost all of its border in {inverted}, as an inverted mask does; if so, "
+            "return ~mask"
+        )
     if not reasons:
         return ""
     count = len(scores.pf_S)

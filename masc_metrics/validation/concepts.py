@@ -10,7 +10,7 @@ from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_sequence, check_type
 from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks
+from masc_metrics.masks import FOREGROUND_THRESHOLD, MaskBatch, Masks, check_masks, looks_inverted
 from masc_metrics.prompts import check_unicode, holds_subject
 from masc_metrics.validation.reference_files import Files, read_references
 
@@ -78,6 +78,12 @@ class Concept:
         if given_masks is not None:
             masks = check_masks(given_masks, "reference_masks", references.sizes)
         for index, mask in enumerate(masks.masks):
+            if looks_inverted(mask):
+                rank_zero_warn(
+                    f"reference_masks[{index}] of {self.subject!r} covers most of its image and almost all of its border, "
+                    "as an inverted mask does; if it marks the background, give ~mask",
+                    UserWarning,
+                )
             if mask.max() <= FOREGROUND_THRESHOLD:
                 raise ValueError(
                     f"reference_masks[{index}] of {self.subject!r} marks nothing; mark the subject in its image"

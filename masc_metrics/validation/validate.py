@@ -19,7 +19,7 @@ from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
-from masc_metrics.precision import DEFAULT_DTYPE
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype
 from masc_metrics.validation.concept_scores import ConceptScorer, ConceptScores, ImageMask, Segment, problem_summary
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
@@ -137,7 +137,7 @@ def validate_concepts(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-    dtype: torch.dtype | str = DEFAULT_DTYPE,
+    dtype: Dtype = DEFAULT_DTYPE,
     encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
 ) -> ConceptValidation:
     """Generate images of concepts, and score them with both metrics.

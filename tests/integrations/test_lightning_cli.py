@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
@@ -48,6 +49,7 @@ def test_a_configuration_names_concepts_by_folders_and_functions_by_dotted_names
             "panel": "worst",
             "panel_size": [1, 2],
             "model_name_or_path": str(checkpoint),
+            "dtype": "bfloat16",
             "max_num_patches": PATCHES,
         },
     }
@@ -71,6 +73,7 @@ def test_a_configuration_names_concepts_by_folders_and_functions_by_dotted_names
     command = LightningCLI(Module, save_config_callback=None, run=False, args=["--config", str(file)])
     (masc,) = [each for each in command.trainer.callbacks if type(each).__name__ == "MaSCValidation"]
     assert masc.generate is generate
+    assert masc._scorer.cp.backbone.dtype == torch.bfloat16
     assert masc.settings.panel_size == (1, 2)
     if source == "clipseg":  # its checkpoint is not available
         assert masc._scorer.segment.settings.name == "clipseg"

@@ -580,6 +580,16 @@ def fail(_: Any) -> Any:
             set(),
             "of 5 images: the segmenter marked nothing in 2",
         ),
+        (
+            Broken(segments=lambda masks: ~masks),
+            set(),
+            "marked most of the image and almost all of its border in 2, as an inverted mask does",
+        ),
+        (
+            Broken(generates=lambda images: images * 0),
+            set(),
+            "2 have one colour, as a safety checker's black images do",
+        ),
     ],
 )
 def test_failures_are_warned_about_once_and_excluded(

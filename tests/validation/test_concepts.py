@@ -82,3 +82,11 @@ def test_a_subject_that_no_prompt_contains_is_warned_about_by_name() -> None:
         concept = Concept("sks dog", ["a dog", "the dog"], images(1), masks(1), name="dog")
     concept.with_masks(masks(1))  # not warned again
     Concept("dog", ["a cat", "the dog"], images(1), masks(1))
+
+
+def test_reference_masks_that_look_inverted_are_warned_about() -> None:
+    mask = torch.zeros(1, 24, 36, dtype=torch.bool)
+    mask[:, 8:16, 8:20] = True
+    Concept("rex", PROMPTS, images(1, 24, 36), mask)
+    with pytest.warns(UserWarning, match=r"reference_masks\[0\] of 'rex' covers most .* give ~mask"):
+        Concept("rex", PROMPTS, images(1, 24, 36), ~mask)
