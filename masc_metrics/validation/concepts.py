@@ -80,8 +80,8 @@ class Concept:
         for index, mask in enumerate(masks.masks):
             if looks_inverted(mask):
                 rank_zero_warn(
-                    f"reference_masks[{index}] of {self.subject!r} covers most of its image and almost all of its border, "
-                    "as an inverted mask does; if it marks the background, give ~mask",
+                    f"reference_masks[{index}] of {self.subject!r} covers most of its image and almost all of its "
+                    "border, as an inverted mask does; if it marks the background, give ~mask",
                     UserWarning,
                 )
             if mask.max() <= FOREGROUND_THRESHOLD:

@@ -79,15 +79,21 @@ def test_photographs_and_rendered_scenes_raise_no_false_alarm() -> None:
     pairs = [photograph(name) for name in PROMPTS]
     pairs += [pasted(name, scene, 200, 300) for name in PROMPTS for scene in PROMPTS if name != scene]
     pictures = [(np.array(each.image), torch.from_numpy(np.array(each.mask)) > 0) for each in pairs]
-    for sample in concept_benchmark(subjects=12).samples:
-        for each in (sample.reference, sample.generated):
-            pictures.append((each.image.transpose(1, 2, 0), torch.from_numpy(each.mask)))
+    scenes = concept_benchmark(20, seed=0)
+    for images, marked in (
+        (scenes.reference_images, scenes.reference_masks),
+        (scenes.generated_images, scenes.generated_masks),
+    ):
+        pictures += [
+            (image.transpose(1, 2, 0), torch.from_numpy(mask)) for image, mask in zip(images, marked, strict=True)
+        ]
     assert len(pictures) > 30
     for pixels, mask in pictures:
         assert not is_one_colour(check_image(torch.from_numpy(pixels).permute(2, 0, 1), "image"))
         for wrong in (mask, perturb(mask, "dilation", 10), perturb(mask, "bounding-box"), torch.ones_like(mask)):
             assert not looks_inverted(wrong)
     found = sum(bool(looks_inverted(~mask)) for _, mask in pictures)
+    print(f"{len(pictures)} pictures, {found} inverted masks found")
     assert found > 0.7 * len(pictures), "most inverted masks are found; not those of subjects at the border"
 
 
