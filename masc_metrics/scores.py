@@ -6,7 +6,7 @@ dtype of the features, and NaN for undefined samples (without a patch to average
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +70,14 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
     return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
 
 
+def samples_per_block(reference_patches: int, generated_patches: int) -> int:
+    """Number of samples whose cosines fit into memory, see :data:`_BLOCK`; at least one."""
+    return max(1, _BLOCK // (max(1, reference_patches) * max(1, generated_patches)))
+
+
 def sample_blocks(reference_BRD: Tensor, generated_BGD: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors into samples whose cosines fit into memory, see :data:`_BLOCK`; at least one sample each."""
-    cosines = max(1, reference_BRD.shape[1]) * max(1, generated_BGD.shape[1])
-    samples = max(1, _BLOCK // cosines)
+    samples = samples_per_block(reference_BRD.shape[1], generated_BGD.shape[1])
     yield from zip(*(torch.split(each, samples) for each in (reference_BRD, generated_BGD, *others)), strict=True)
 
 
@@ -125,6 +129,35 @@ def weighted_mean(best_BR: Tensor, weight_BR: Tensor) -> Tensor:
     weight_BR = weight_BR.float()
     weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # features of padding may be NaN
     return weighted_BR.sum(dim=1) / weight_BR.sum(dim=1)
+
+
+def over_references(
+    scores_P: Tensor, defined_P: Tensor, counts: Sequence[int], *, largest: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One score for each sample from its scores with several references: the mean of those that are defined.
+
+    Args:
+        scores_P: (..., P) scores with all references of the first sample, of the second, and so on.
+        defined_P: (P,) bool, whether the reference has a patch to average over.
+        counts: number of references of each sample, B numbers with the sum P.
+        largest: take the largest score instead of the mean.
+
+    Returns:
+        (..., B) float32 scores, NaN without a defined reference; and (B,) bool, whether there is one.
+    """
+    if all(count == 1 for count in counts):
+        return scores_P, defined_P
+    scores, defined = [], []
+    for each_K, defined_K in zip(
+        torch.split(scores_P, list(counts), dim=-1), torch.split(defined_P, list(counts)), strict=True
+    ):
+        if largest:
+            found = torch.where(defined_K, each_K, -torch.inf).amax(dim=-1).masked_fill(~defined_K.any(), torch.nan)
+        else:
+            found = torch.where(defined_K, each_K, 0).sum(dim=-1) / defined_K.sum()
+        scores.append(found)
+        defined.append(defined_K.any())
+    return torch.stack(scores, dim=-1), torch.stack(defined)
 
 
 def masked_max_cosine(
