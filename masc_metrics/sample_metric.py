@@ -48,6 +48,8 @@ class SampleMetric(Metric):
     keyed_scores: list[Tensor]
     keyed_ids: list[Tensor]
     _undefined_reason: str
+    _row_shape: tuple[int, ...] = ()
+    """Shape of what is accumulated for one sample."""
 
     def __init__(
         self,
@@ -93,8 +95,13 @@ class SampleMetric(Metric):
         _, *settings = self._settings()
         return ", ".join([repr(self._source.model), *map(str, settings)])
 
+    @property
+    def _keeps_samples(self) -> bool:
+        """Whether every sample is kept, instead of sums."""
+        return self.reduction == "none"
+
     def _add_states(self) -> None:
-        if self.reduction == "mean":
+        if not self._keeps_samples:
             zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
             self.add_state("score_sum", zero, dist_reduce_fx="sum")
             self._add_count("sample_count")
@@ -117,8 +124,9 @@ class SampleMetric(Metric):
         """Concatenate a list state on the metric's device; an empty list gives an empty tensor of the right dtype."""
         value = getattr(self, name)
         if isinstance(value, list) and not value:
-            dtype = torch.int64 if name == "keyed_ids" else sum_dtype(self.device)
-            return torch.empty(0, dtype=dtype, device=self.device)
+            if name == "keyed_ids":
+                return torch.empty(0, dtype=torch.int64, device=self.device)
+            return torch.empty(0, *self._row_shape, dtype=sum_dtype(self.device), device=self.device)
         tensor: Tensor = dim_zero_cat(value)
         return tensor.to(self.device)
 
@@ -141,7 +149,7 @@ class SampleMetric(Metric):
         if ids is not None:
             self.keyed_scores = [*self.keyed_scores, scores_B]
             self.keyed_ids = [*self.keyed_ids, to_device(ids, self.device)]
-        elif self.reduction == "none":
+        elif self._keeps_samples:
             self.scores = [*self.scores, scores_B]
         else:
             undefined_B = scores_B.isnan()
