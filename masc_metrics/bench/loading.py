@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import is_unicode
+from masc_metrics.segmenters.segmenter import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
@@ -75,6 +76,12 @@ class LoadedSample:
     reference: LoadedImage
 
 
+def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
+    """Whether the run's segmenter makes the mask of a sample's "reference" or "generated" image."""
+    name = f"{which}_mask"
+    return run.mask_source in SEGMENTERS and name in run.made_masks and getattr(sample, name) is None
+
+
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
 
@@ -107,6 +114,10 @@ class Loader(Dataset[list[Loaded]]):
                 raise ValueError(f"prompt is empty; give the text that generated_image {file} was made from")
             if sample.prompt is not None and not is_unicode(sample.prompt):
                 raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
+            for which in WHICH:
+                if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun"):
+                    file = getattr(sample, f"{which}_image")
+                    raise ValueError(f"noun and subject are empty; give what to mark in {which}_image {file}")
             key = (sample.reference_image, sample.reference_mask)
             if key not in references:
                 references[key] = self._image("reference", *key)

@@ -29,6 +29,12 @@ _ALWAYS_NEEDED = ("generated_image", "reference_image")
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
+_OTHER_SOURCES = {
+    "reference_mask": ", or a segmenter, such as --mask-source grounded_sam2",
+    "generated_mask": ", or --mask-source transfer, or a segmenter, such as --mask-source grounded_sam2",
+}
+"""Where else masks come from, for error texts."""
+
 _LAYOUT = "ROOT/<concept>/reference.png and ROOT/<concept>/<method>/<name>.png, with <name>_mask.png and <name>.txt"
 
 
@@ -73,7 +79,8 @@ def read_samples(
             table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
         scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
             ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
-        mask_source: with "transfer", no ``generated_mask`` is needed.
+        mask_source: with "transfer", no ``generated_mask`` is needed; with a segmenter's name no mask, because it marks
+            what the column ``noun`` names, else ``subject``.
         transferable: whether the command has the option ``--mask-source``, which error texts then offer.
 
     Raises:
@@ -105,7 +112,7 @@ def _samples(
         cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
         for name in FILES:
             if name in needed and not cells.get(name):
-                instead = ", or --mask-source transfer" if name == "generated_mask" and transferable else ""
+                instead = _OTHER_SOURCES.get(name, "") if transferable else ""
                 raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file{instead}")
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
@@ -118,6 +125,7 @@ def _samples(
         line_of[sample_id] = row.line
         files = {name: os.path.join(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
+        noun = cells.get("noun") or text_of(row, "subject")
         yield Sample(
             line=row.line,
             sample_id=sample_id,
@@ -127,6 +135,8 @@ def _samples(
             reference_mask=files["reference_mask"],
             prompt=prompt or "" if "prompt" in needed else prompt,
             subject=subject,
+            reference_noun=noun,
+            generated_noun=noun,
             extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
             **{name: cells.get(name, "") for name in GROUPS},
         )
@@ -150,7 +160,7 @@ def _folder_samples(root: Path, needed: Collection[str]) -> list[Sample]:
 
 
 def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Iterator[Sample]:
-    references, images = _images(concept), _images(method)
+    references, images, subject = _images(concept), _images(method), _text(concept / "subject.txt")
     for name, image in images.items():
         if name.endswith("_mask") and name.removesuffix("_mask") in images:
             continue
@@ -170,10 +180,12 @@ def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Ite
             reference_image=reference or "",
             reference_mask=reference_mask,
             prompt=prompt,
-            subject=_text(concept / "subject.txt"),
+            subject=subject,
             method=method.name,
             concept=concept.name,
             key=f"{concept.name}/{name}",
+            reference_noun=subject or "",
+            generated_noun=subject or "",
             error=f"missing {' and '.join(missing)}" if missing else "",
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from masc_metrics.bench.agreement.statistics import none_if_nan
 from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.options import Command, option, positive_integer
-from masc_metrics.bench.run import Run
+from masc_metrics.bench.run import MASK_SOURCES, Run
 from masc_metrics.bench.run_folder import write_json
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
@@ -65,7 +65,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             source.method,
             source.masks,
             source.pf_without,
-            transfer=run.mask_source == "transfer",
+            mask_source=run.mask_source,
             prompt_following="pf" in run.scores,
         )
         for path, purpose in tree.missing[:_SHOWN]:
@@ -99,6 +99,8 @@ def _orida(source: OridaInput, run: Run) -> int:
         check_out(run, source.root)
         if "pf" in run.scores:
             raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        if run.mask_source != MASK_SOURCES[0]:
+            raise ValueError(f"--mask-source is {run.mask_source}, but ORIDa's pairs have their masks; leave it out")
         if "mutual-recall" in run.aggregation:
             raise ValueError(
                 "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"
