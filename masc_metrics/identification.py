@@ -205,6 +205,9 @@ class MaSCIdentification(SampleMetric):
             self._bank = key, bank
         return self._bank[1]
 
+    def _compared(self, rows: Tensor) -> Tensor:
+        return rows[:, 1:].gather(1, rows[:, :1].long())[:, 0]
+
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Figures of all samples, or, with ``reduction="none"``, of every sample.
 
@@ -214,7 +217,7 @@ class MaSCIdentification(SampleMetric):
             then the others in order of process and update.
         """
         keyed, ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
-        self._warn_conflict(keyed[:, 1:].gather(1, keyed[:, :1].long())[:, 0], ids)
+        self._warn_conflict(keyed, ids)
         rows = torch.cat([first_of_each_id(keyed, ids), self._concatenated("scores")])
         matrix_nR, own_n = rows[:, 1:], rows[:, 0].long()
         rank_n, margin_n = concept_ranks(matrix_nR, own_n), concept_margins(matrix_nR, own_n)

@@ -142,6 +142,10 @@ class SampleMetric(Metric):
             return int(self.undefined_sum + keyed)
         return int(self._concatenated("scores").isnan().sum() + keyed)
 
+    def _compared(self, rows: Tensor) -> Tensor:
+        """The number of each sample by which repeats of an id are told from different samples."""
+        return rows
+
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
         """Add a batch of scores. States are replaced, since a reset in inference mode makes them inference tensors.
 
@@ -150,7 +154,7 @@ class SampleMetric(Metric):
         """
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
-            check_repeats(scores_B, to_device(ids, self.device))
+            check_repeats(self._compared(scores_B), to_device(ids, self.device))
             self.keyed_scores = [*self.keyed_scores, scores_B]
             self.keyed_ids = [*self.keyed_ids, to_device(ids, self.device)]
         elif self._keeps_samples:
@@ -208,7 +212,7 @@ class SampleMetric(Metric):
             )
 
     def _warn_conflict(self, scores: Tensor, ids: Tensor) -> None:
-        if conflict := find_conflict(scores, ids):
+        if conflict := find_conflict(self._compared(scores), ids):
             self._warn_once(
                 "conflict",
                 f"sample_ids contain {conflict.sample_id} more than once, with different scores "

@@ -111,6 +111,8 @@ def test_repeated_ids_count_once_and_conflicts_are_reported(backbone: SigLIP2Bac
     metric.update(generated()[:1], ["cow"], sample_ids=[5])
     with pytest.warns(UserWarning, match="sample_ids contain 5 more than once"):
         metric.compute()
+    with pytest.raises(ValueError, match=r"^sample_ids holds 8 more than once in one update"):
+        metric.update(generated()[:2], TARGETS[:2], sample_ids=[8, 8])
 
 
 def test_forward_gives_the_figures_of_the_batch_and_accumulates(backbone: SigLIP2Backbone) -> None:
