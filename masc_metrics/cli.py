@@ -21,7 +21,7 @@ from masc_metrics.bench.masks_command import MASKS
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
 from masc_metrics.bench.run_folder import check_png_file
 from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
-from masc_metrics.bench.sensitivity_command import SENSITIVITY
+from masc_metrics.bench.sensitivity.sensitivity_command import SENSITIVITY
 from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
 
 

@@ -115,15 +115,31 @@ class Scorer:
             elif name in MASC_SCORES:
                 family = CP_COLUMNS if name == "cp" else PF_COLUMNS
                 scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
-        strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
-            prompt = pair.sample.prompt if strips else None
+            texts = self._texts(pair)
             results[pair.number] = masked[pair.number].result(
                 {name: scores[name].get(pair.number) for name in self.run.columns},
-                stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
+                stripped_prompt=texts.get("stripped", ""),
+                prompt_tokens_cut=self._cut_tokens(pair, list(texts.values())),
                 orientation_undecided=undecided_orientation(pair),
             )
         return [results[loaded.number] for loaded in batch]
+
+    def _texts(self, pair: LoadedSample) -> dict[str, str]:
+        """The texts that prompt following embeds of a pair, by the setting ``prompts``."""
+        prompt = pair.sample.prompt
+        if prompt is None or "pf" not in self.run.scores:
+            return {}
+        texts = {"stripped": strip_subject(prompt, pair.sample.subject), "full": prompt}
+        return {name: texts[name] for name in self.run.prompts}
+
+    def _cut_tokens(self, pair: LoadedSample, texts: Sequence[str]) -> int | None:
+        """Number of tokens that the text networks of the run have ignored, see SampleResult."""
+        counts = self.backbone.cut_tokens(texts)
+        if pair.sample.prompt is not None:
+            baselines = [baseline for baseline in self.baselines.values() if baseline.kind == "text"]
+            counts += [count for baseline in baselines for count in baseline.cut_tokens([pair.sample.prompt])]
+        return max(counts, default=None)
 
     def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked | str]:
         """All pairs, with the masks that they lack and the run makes, or the reason why one cannot be made."""

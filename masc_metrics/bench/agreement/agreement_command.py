@@ -82,11 +82,11 @@ def _agreement(options: AgreementOptions) -> int:
             replicates=options.replicates,
             seed=options.seed,
         )
-        for line in _report_lines(report):
-            print(line)
         if options.out:
             with replacing(options.out) as stream:
                 stream.write(report.to_json().encode())
+        for line in _report_lines(report):
+            print(line)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0

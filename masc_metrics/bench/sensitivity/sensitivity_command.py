@@ -1,7 +1,8 @@
-"""``masc-metrics sensitivity``: how far wrong masks move the scores and the ranking of methods."""
+"""``masc-metrics sensitivity``: how far wrong masks move the scores, the ranking of methods and alpha."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
+from masc_metrics.bench.agreement.protocols import alpha_pair
+from masc_metrics.bench.agreement.ratings import Scores, read_ratings
 from masc_metrics.bench.distributed import Ranks, fastest_device
 from masc_metrics.bench.loading import LoadedSample, loaded_batches
 from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
@@ -23,8 +26,16 @@ from masc_metrics.bench.sample import FILES, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientation
-from masc_metrics.bench.sensitivity import SampleScores, method_means, moves, sentences, table_rows
-from masc_metrics.bench.sensitivity_plot import draw, matplotlib_figure
+from masc_metrics.bench.sensitivity.moves import (
+    SampleScores,
+    alpha_move,
+    alpha_scores,
+    method_means,
+    moves,
+    sentences,
+    table_rows,
+)
+from masc_metrics.bench.sensitivity.plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
 from masc_metrics.bench.tables import text_table
 from masc_metrics.checkpoint import DEFAULT_MODEL
@@ -42,6 +53,16 @@ def _pixels(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def _score_and_ratings(text: str) -> tuple[str | None, Path]:
+    """Score and path of ``[score=]path``; a path that exists may hold an equals sign."""
+    score, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if score not in MASC_SCORES or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not [SCORE=]RATINGS with SCORE one of {', '.join(MASC_SCORES)}")
+    return score, Path(path)
+
+
 @dataclass(frozen=True, slots=True)
 class SensitivityOptions:
     """Options of ``masc-metrics sensitivity``.
@@ -50,9 +71,13 @@ class SensitivityOptions:
         samples: CSV, JSON Lines or Parquet file that lists the samples with both masks, or a folder of them.
         out: JSON file to write all results to.
         plot: PNG file to draw the moves into; needs matplotlib.
+        ratings: human ratings, to report Krippendorff's alpha with and without wrong masks, as agreement computes it by
+            the protocol pooled: data_human_rating of DreamBench++, or cp=TABLE or pf=TABLE, a table with the columns
+            method, key and one per group of raters; repeatable.
+        group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
         pixels: comma-separated amounts of dilation, erosion, jitter and shift, in pixels of the masks.
         limit: score only N samples of the list, drawn with --seed (default: all).
-        seed: random seed of the perturbations and of --limit.
+        seed: random seed of the perturbations, of --limit and of the intervals of alpha.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         dtype: precision of the network.
@@ -69,6 +94,10 @@ class SensitivityOptions:
     samples: Path = option(type=Path, positional=True)
     out: Path = option(type=Path, metavar="FILE.json")
     plot: Path | None = option(None, type=Path, metavar="FILE.png")
+    ratings: tuple[tuple[str | None, Path], ...] = option(
+        (), type=_score_and_ratings, action="append", metavar="[SCORE=]RATINGS"
+    )
+    group: tuple[str, ...] = option((), action="append", metavar="NAME")
     pixels: tuple[int, ...] = option((2, 5, 10, 20), type=_pixels, metavar="N[,N]")
     limit: int | None = option(None, type=positive_integer, metavar="N")
     seed: int = option(0, type=non_negative_integer, metavar="N")
@@ -104,11 +133,12 @@ class SensitivityOptions:
 def _sensitivity(options: SensitivityOptions) -> int:
     try:
         samples = _drawn(read_samples(options.samples, transferable=False), options)
-        check_json_file(options.out, [options.samples])
+        check_json_file(options.out, [options.samples, *(path for _, path in options.ratings)])
         if options.plot is not None:
             check_png_file("--plot", options.plot)
             _check_not_a_sample(options.plot, samples)
             matplotlib_figure()
+        ratings = _ratings(samples, options)
         device = check_device(options.device or fastest_device())
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
@@ -121,7 +151,11 @@ def _sensitivity(options: SensitivityOptions) -> int:
         for line in row_warnings(samples, results):
             print(line, file=sys.stderr)
         failed = [(sample, result) for sample, result in zip(samples.samples, results, strict=True) if result.error]
-        moved = moves(scores)
+        moved = moves(scores, ratings, options.seed)
+        alphas = {
+            score: alpha_move(score, scores.samples, values_N, values_N, ratings.get(score, ()), options.seed)
+            for score, values_N in scores.given.items()
+        }
         settings = settings_of(samples, scorer, Ranks(0, 1, device)) | asdict(options)
         write_json(  # first, because printing can fail
             options.out,
@@ -137,6 +171,7 @@ def _sensitivity(options: SensitivityOptions) -> int:
                         "undefined": int(np.isnan(values_N).sum()),
                         "methods": method_means(values_N, scores.samples),
                     }
+                    | ({} if (alpha := alphas[score]) is None else {"alpha": alpha.alphas[0], "rated_keys": alpha.keys})
                     for score, values_N in scores.given.items()
                 },
                 "moves": [{"name": move.perturbation.name, **asdict(move)} for move in moved],
@@ -144,7 +179,8 @@ def _sensitivity(options: SensitivityOptions) -> int:
             },
         )
         if options.plot is not None:
-            draw(options.plot, moved, len(scores.samples))
+            given = {score: alpha.alphas[0] for score, alpha in alphas.items() if alpha is not None}
+            draw(options.plot, moved, len(scores.samples), given)
     except OSError as error:
         return fail(UNUSABLE, error)
     for line in text_table(list(table_rows(moved))):
@@ -152,12 +188,38 @@ def _sensitivity(options: SensitivityOptions) -> int:
     print()
     for line in sentences(moved):
         print(line)
+    for score, alpha in alphas.items():
+        if alpha is not None:
+            value = "undefined" if alpha.alphas[0] is None else f"{alpha.alphas[0]:.3f}"
+            print(f"alpha of {score.upper()} with people, with the given masks: {value}, {alpha.keys} rated keys")
     print(f"\nall results: {options.out}")
     if options.plot is not None:
         print(f"plot: {options.plot}")
     if failed:
         print(f"{len(failed)} of {len(results)} rows failed", file=sys.stderr)
     return ROWS_FAILED if failed else 0
+
+
+def _ratings(samples: SampleList, options: SensitivityOptions) -> dict[str, list[Scores]]:
+    """Groups of raters by score; checked before an image is read, because scoring takes long."""
+    if options.group and not options.ratings:
+        raise ValueError(f"--group is {options.group[0]}, but there are no ratings; give --ratings, or leave it out")
+    ratings: dict[str, list[Scores]] = {}
+    for name, source in options.ratings:
+        if not source.exists():
+            raise FileNotFoundError(f"--ratings {source}: no such file or folder")
+        if name is None and not source.is_dir():
+            raise ValueError(f"--ratings is {source}, which holds one score; give cp={source} or pf={source}")
+        for score in MASC_SCORES if name is None else (name,):
+            if score in ratings:
+                raise ValueError(f"--ratings gives ratings of {score} twice; give each score once")
+            ratings[score] = read_ratings(source, score, groups=options.group)
+    if ratings and not any(sample.method and sample.key for sample in samples.samples):
+        raise ValueError(f"{samples.source} has no method and key, by which --ratings are found; add these columns")
+    for score, groups in ratings.items():
+        known = alpha_scores(score, samples.samples, np.arange(len(samples.samples), dtype=np.float64))
+        alpha_pair(known, known, groups, score=score, replicates=0)  # raises ValueError if they share too few keys
+    return ratings
 
 
 def _drawn(samples: SampleList, options: SensitivityOptions) -> SampleList:
