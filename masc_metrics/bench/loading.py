@@ -74,6 +74,12 @@ class LoadedSample:
     sample: Sample
     generated: LoadedImage
     reference: LoadedImage
+    more_references: tuple[LoadedImage, ...] = ()
+
+    @property
+    def references(self) -> tuple[LoadedImage, ...]:
+        """All references of the sample."""
+        return (self.reference, *self.more_references)
 
 
 def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
@@ -115,20 +121,27 @@ class Loader(Dataset[list[Loaded]]):
             if sample.prompt is not None and not is_unicode(sample.prompt):
                 raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
             for which in WHICH:
+                if which == "reference" and lacks_mask(sample, which, self.run) and sample.more_references:
+                    raise ValueError(
+                        f"reference_image holds {len(sample.references)} files, whose masks no segmenter makes while "
+                        "scoring; give reference_mask with a file for each"
+                    )
                 if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun"):
                     file = getattr(sample, f"{which}_image")
                     raise ValueError(f"noun and subject are empty; give what to mark in {which}_image {file}")
-            key = (sample.reference_image, sample.reference_mask)
-            if key not in references:
-                references[key] = self._image("reference", *key)
-            generated = self._image("generated", sample.generated_image, sample.generated_mask, sample.orientation_mask)
-            return LoadedSample(number, sample, generated, references[key])
+            for key in sample.references:
+                if key not in references:
+                    references[key] = self.image("reference", *key)
+            reference, *more = (references[key] for key in sample.references)
+            generated = self.image("generated", sample.generated_image, sample.generated_mask, sample.orientation_mask)
+            return LoadedSample(number, sample, generated, reference, tuple(more))
         except (OSError, ValueError, TypeError) as error:
             return SampleResult(number, dict.fromkeys(self.run.columns), {}, error=str(error))
 
-    def _image(
+    def image(
         self, which: str, image_file: str, mask_file: str | None, orientation_mask: str | None = None
     ) -> LoadedImage:
+        """Read, decode and check a "reference" or "generated" image and its mask."""
         label, mask_label = f"{which}_image", f"{which}_mask"
         picture = _opened(Path(image_file), label)
         guide_file = mask_file or (orientation_mask if picture.turned else None)

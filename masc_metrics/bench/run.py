@@ -17,6 +17,7 @@ from masc_metrics.bench.options import any_of, fraction, non_negative_integer, o
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.references import DEFAULT_REFERENCE_REDUCTION, ReferenceReduction
 from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import DEFAULT_BATCH_SIZE, SEGMENTERS
 
@@ -166,6 +167,10 @@ class Run:
         prompts: comma-separated prompts of pf: stripped, full.
         aggregation: comma-separated aggregations of cp, each a column: masked (cp), weighted (cp_weighted), global
             (cp_global), mutual-recall (cp_mutual_recall).
+        reference_reduction: score of a sample with several references: mean or max of those with each, or pool (mean
+            over the subject patches of all). Baselines and functions take the mean.
+        gallery: also score every generated image with the references of every concept of the list: columns concept_rank
+            and concept_margin, the share identified, and each concept's ceiling and floor.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
@@ -193,6 +198,8 @@ class Run:
     pooling: tuple[Pooling, ...] = option((DEFAULT_POOLING,), type=any_of(*get_args(Pooling)))
     prompts: tuple[str, ...] = option((PROMPTS[0],), type=any_of(*PROMPTS))
     aggregation: tuple[Aggregation, ...] = option((DEFAULT_AGGREGATION,), type=any_of(*get_args(Aggregation)))
+    reference_reduction: ReferenceReduction = option(DEFAULT_REFERENCE_REDUCTION, choices=get_args(ReferenceReduction))
+    gallery: bool = option(False)
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
     baseline_model: tuple[tuple[str, str], ...] = option(

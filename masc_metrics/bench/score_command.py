@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from masc_metrics.bench.baselines.functions import FunctionResultError
 from masc_metrics.bench.distributed import Ranks, start_ranks
+from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
+from masc_metrics.bench.gallery import gallery_lines, load_gallery
 from masc_metrics.bench.loading import lacks_mask
 from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, WHICH
+from masc_metrics.bench.sample import COLUMNS, GROUPS, WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
@@ -39,7 +41,8 @@ class ScoreInput:
 
 def _score(source: ScoreInput, run: Run) -> int:
     try:
-        samples = read_samples(source.samples, run.columns, run.mask_source)
+        written = (*run.columns, *GALLERY_COLUMNS) if run.gallery else run.columns
+        samples = read_samples(source.samples, written, run.mask_source)
         check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
@@ -122,6 +125,9 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
 
     run = scorer.run
     try:
+        if run.gallery:
+            gallery = load_gallery(samples.samples, scorer.backbone, run, anchors=ranks.rank == 0)
+            scorer = replace(scorer, gallery=gallery)
         numbers = begin(samples, scorer, ranks, folder)
     except (OSError, ValueError) as error:
         return Finished(fail(UNUSABLE, error, ranks))
@@ -139,7 +145,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         ranks.wait()
         if ranks.rank > 0:
             return Finished(0)
-        results, summary = write_scores(samples, run, folder)
+        results, summary = write_scores(samples, run, folder, scorer.gallery)
     except KeyboardInterrupt:
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
@@ -151,6 +157,8 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(line, file=sys.stderr)
     for line in summary_lines(summary, run.columns):
         print(line)
+    if "gallery" in summary:
+        print(*gallery_lines(summary["gallery"]), sep="\n")
     print(f"by group, with intervals: {summary_file(run)}")
     if len(summary["by"].get("method", {})) > 1:
         chosen = "" if any(name in SCORE_NAMES for name in run.columns) else f" --score {','.join(run.columns)}"
@@ -163,8 +171,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
 
 def _files(samples: SampleList) -> set[str]:
     """Files that the samples are read from."""
-    files = {getattr(sample, name) for sample in samples.samples for name in FILES}
-    return {os.path.realpath(file) for file in files if file}
+    return {os.path.realpath(file) for file in {file for sample in samples.samples for file in sample.files}}
 
 
 def check_out(run: Run, source: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO
 
+LISTS = ("reference_image", "reference_mask")
+"""Columns of which a JSON or Parquet cell may be a list; its text is JSON."""
+
 Cells = Mapping[str, str | float | None]
 
 
@@ -136,7 +139,7 @@ def _json_cells(label: str, text: str, needed: Sequence[str]) -> dict[str, str |
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
     for name in needed:
-        if isinstance(values[name], (bool, list, dict)):
+        if isinstance(values[name], (bool, dict)) or (isinstance(values[name], list) and name not in LISTS):
             raise ValueError(f"{label}: {name} is a JSON {type(values[name]).__name__}; give text")
     return {name: _text(value) for name, value in values.items()}
 
@@ -154,6 +157,8 @@ def _parquet_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
 
 
 def _text(value: object) -> str | None:
+    if isinstance(value, list):
+        return json.dumps(value)
     return None if value is None else str(value)
 
 
