@@ -19,6 +19,7 @@ from masc_metrics.bench.compare import COMPARE
 from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
 from masc_metrics.bench.masks_command import MASKS
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
+from masc_metrics.bench.parent import end_with_starter
 from masc_metrics.bench.run_folder import check_png_file
 from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
 from masc_metrics.bench.sensitivity.sensitivity_command import SENSITIVITY
@@ -27,6 +28,7 @@ from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSour
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    end_with_starter()
     commands = {
         command.name: command
         for command in (MASKS, SCORE, SENSITIVITY, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)

@@ -20,7 +20,7 @@ from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
-from masc_metrics.precision import DEFAULT_DTYPE, to_device
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype, to_device
 from masc_metrics.references import (
     DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
@@ -113,7 +113,7 @@ class MaSCIdentification(SampleMetric):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-        dtype: torch.dtype = DEFAULT_DTYPE,
+        dtype: Dtype = DEFAULT_DTYPE,
         reduction: Reduction = "mean",
         encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
         reference_reduction: ReferenceReduction = DEFAULT_REFERENCE_REDUCTION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -63,7 +63,7 @@ def check_references(
     if isinstance(images, Tensor) and images.ndim == 5:  # (B, k, 3, H, W), with masks (B, k, H, W)
         images, masks = list(images), list(masks) if isinstance(masks, Tensor) else masks
     if not _is_nested(images):
-        batch = check_images(images, "reference_images")  # type: ignore[arg-type]
+        batch = check_images(cast("Images", images), "reference_images")
         _check_count("reference_images", len(batch), count)
         planes = _check_masks(masks, "reference_masks", batch)
         return tuple(

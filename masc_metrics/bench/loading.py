@@ -24,7 +24,7 @@ from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
-from masc_metrics.prompts import is_unicode
+from masc_metrics.prompts import check_unicode
 from masc_metrics.segmenters.segmenter import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
@@ -118,8 +118,8 @@ class Loader(Dataset[list[Loaded]]):
             if sample.prompt is not None and not sample.prompt.strip():
                 file = sample.generated_image
                 raise ValueError(f"prompt is empty; give the text that generated_image {file} was made from")
-            if sample.prompt is not None and not is_unicode(sample.prompt):
-                raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
+            if sample.prompt is not None:
+                check_unicode("prompt", sample.prompt)
             for which in WHICH:
                 if which == "reference" and lacks_mask(sample, which, self.run) and sample.more_references:
                     raise ValueError(

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ExifTags, Image
 
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import exif_orientation, open_image
 from masc_metrics.bench.options import Command, option, options_of, positive_integer
-from masc_metrics.bench.run import DTYPES, SegmenterOptions
+from masc_metrics.bench.run import SegmenterOptions
 from masc_metrics.bench.sample import WHICH
 from masc_metrics.bench.sample_list import files_of_cell
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
@@ -28,6 +27,7 @@ from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_row
 from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
+from masc_metrics.precision import DTYPES
 from masc_metrics.segmenters import Segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
 
@@ -68,7 +68,7 @@ class MasksOptions:
     out: Path = option(type=Path, metavar="FOLDER")
     segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
     networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=tuple(DTYPES))
     device: str | None = option(None)
     batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_dir: str | None = option(None, metavar="FOLDER")
@@ -114,7 +114,7 @@ def _masks(options: MasksOptions) -> int:
         segmenter = options.networks.load(
             options.segmenter,
             device=options.device or fastest_device(),
-            dtype=getattr(torch, options.dtype),
+            dtype=options.dtype,
             batch_size=options.batch_size,
             cache_dir=options.cache_dir,
             local_files_only=options.local_files_only,

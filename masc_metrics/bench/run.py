@@ -17,6 +17,7 @@ from masc_metrics.bench.options import any_of, fraction, non_negative_integer, o
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.precision import DTYPES, Dtype
 from masc_metrics.references import DEFAULT_REFERENCE_REDUCTION, ReferenceReduction
 from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.segmenters.segmenter import DEFAULT_BATCH_SIZE, SEGMENTERS
@@ -76,8 +77,6 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
     return ()
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 DEFAULT_WORKERS = 2
 
 
@@ -132,7 +131,7 @@ class SegmenterOptions:
         name: str,
         *,
         device: str | torch.device,
-        dtype: torch.dtype,
+        dtype: Dtype,
         batch_size: int,
         cache_dir: str | None,
         local_files_only: bool,
@@ -205,7 +204,7 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=tuple(DTYPES))
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     segmenter: SegmenterOptions = options_of(SegmenterOptions)
@@ -224,8 +223,7 @@ class Run:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of all networks."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return DTYPES[self.dtype]
 
     @property
     def made_masks(self) -> tuple[str, ...]:

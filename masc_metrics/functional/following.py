@@ -37,6 +37,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
 from masc_metrics.transfer import (
     TransferredMasks,
@@ -46,6 +47,7 @@ Pooling = Literal["background", "full", "foreground"]
 DEFAULT_POOLING: Pooling = "background"
 
 
+@eager
 def prompt_following(
     generated_images: Images,
     generated_masks: Masks | None,
@@ -136,6 +138,7 @@ class PromptScores:
     cut_tokens: tuple[int, ...]
 
 
+@eager
 def prompt_following_variants(
     generated_images: Images,
     generated_masks: Masks | None,

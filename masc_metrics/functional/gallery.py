@@ -20,6 +20,7 @@ from masc_metrics.functional.encoding import check_settings, coverage_of, each_i
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD
+from masc_metrics.precision import eager
 from masc_metrics.references import (
     DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
@@ -31,6 +32,7 @@ from masc_metrics.references import (
 from masc_metrics.scores import best_cosine, over_references
 
 
+@eager
 def concept_matrix(
     generated_images: Images,
     reference_images: ReferenceImages,
@@ -88,6 +90,7 @@ class ConceptAnchors:
     floor_R: Tensor
 
 
+@eager
 def concept_anchors(
     reference_images: ReferenceImages,
     reference_masks: ReferenceMasks,

@@ -26,7 +26,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
-from masc_metrics.precision import to_device
+from masc_metrics.precision import eager, to_device
 from masc_metrics.references import (
     DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
@@ -47,6 +47,7 @@ Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
 DEFAULT_AGGREGATION: Aggregation = "masked"
 
 
+@eager
 def concept_preservation(
     generated_images: Images,
     reference_images: ReferenceImages,
@@ -96,6 +97,7 @@ def concept_preservation(
     )[DEFAULT_AGGREGATION]
 
 
+@eager
 def concept_preservation_variants(
     generated_images: Images,
     reference_images: ReferenceImages,
@@ -265,6 +267,7 @@ def match_maps(
 ) -> list[list[Tensor]]: ...
 
 
+@eager
 def match_maps(
     generated_images: Images,
     reference_images: ReferenceImages,

@@ -23,6 +23,7 @@ PACKAGE = Path(masc_metrics.__file__).parent
 CORE = [
     "arguments",
     "grid",
+    "locks",
     "precision",
     "images",
     "masks",
@@ -30,8 +31,8 @@ CORE = [
     "scores",
     "references",
     "transfer",
-    "hub",
     "reading",
+    "hub",
     "checkpoint",
     "onednn",
     "towers",

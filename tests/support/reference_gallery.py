@@ -1,4 +1,4 @@
-"""What a score is worth, on rendered scenes; run as a program, writes the tables and the picture of docs/references.md."""
+"""What a score is worth, on rendered scenes; run as a program, writes tables and picture of docs/references.md."""
 
 from __future__ import annotations
 
@@ -155,7 +155,11 @@ def picture(concepts: int = 30) -> Image.Image:
         ])  # fmt: skip
         own = torch.cat([torch.full((len(pictures),), concept), gallery.own[others]])
         ranks, margins = concept_ranks(matrix, own), concept_margins(matrix, own)
-        pairs = pixels(pictures), pixels([reference] * len(pictures)), [torch.from_numpy(reference.mask)] * len(pictures)
+        pairs = (
+            pixels(pictures),
+            pixels([reference] * len(pictures)),
+            [torch.from_numpy(reference.mask)] * len(pictures),
+        )
         cp, maps = concept_preservation(*pairs, **TINY), match_maps(*pairs, **TINY)
         masks, prompts = [torch.from_numpy(each.mask) for each in pictures], [each.caption for each in pictures]
         pf = prompt_following(pairs[0], masks, prompts, [each.name for each in shown], **TINY)

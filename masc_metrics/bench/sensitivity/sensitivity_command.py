@@ -19,7 +19,7 @@ from masc_metrics.bench.agreement.ratings import Scores, read_ratings
 from masc_metrics.bench.distributed import Ranks, fastest_device
 from masc_metrics.bench.loading import LoadedSample, loaded_batches
 from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
-from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run
+from masc_metrics.bench.run import DEFAULT_WORKERS, MASC_SCORES, Run
 from masc_metrics.bench.run_folder import check_json_file, check_png_file, write_json
 from masc_metrics.bench.runner import errors_of_the_machine, settings_of
 from masc_metrics.bench.sample import FILES, Sample, SampleResult
@@ -43,7 +43,7 @@ from masc_metrics.functional import mask_sensitivity
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import PIXEL_KINDS, MaskBatch, Perturbation
-from masc_metrics.precision import check_device
+from masc_metrics.precision import DTYPES, check_device
 
 _DROPOUT = (0.1, 0.2)
 
@@ -103,7 +103,7 @@ class SensitivityOptions:
     seed: int = option(0, type=non_negative_integer, metavar="N")
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=tuple(DTYPES))
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     device: str | None = option(None)
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")
