@@ -1,4 +1,4 @@
-"""Base class of the two metrics: settings, states summed over batches and processes, and the mean over samples.
+"""Base class of the metrics: settings, states summed over batches and processes, and the mean over samples.
 
 Shape suffix: B samples.
 """
