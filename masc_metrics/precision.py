@@ -51,7 +51,8 @@ def _all_but_last(names: Mapping[str, object]) -> str:
 
 def check_device(device: str | int | torch.device) -> torch.device:
     """Return the device with its index, such as "cuda:0"; raise ValueError if it is not available."""
-    check_type("device", device, (str, int, torch.device), "a string such as 'cuda', or a torch.device")
+    kinds = (str, torch.device) if isinstance(device, bool) else (str, int, torch.device)
+    check_type("device", device, kinds, "a string such as 'cuda', or a torch.device")
     try:
         resolved = torch.empty(0, dtype=torch.float32, device=device).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # depends on the device

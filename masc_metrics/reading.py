@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +183,8 @@ def readable(folder: Path, kind: str) -> Iterator[None]:
         if not _is_about_files(error):
             raise
         raise ValueError(
-            f"{folder} cannot be read as a {kind} ({type(error).__name__}: {error}); it may be damaged, or its "
-            "config.json may not fit its weights: download it again"
+            f"{folder} cannot be read as a {kind} ({type(error).__name__}: {' '.join(str(error).split())}); it may be "
+            "damaged, or its config.json may not fit its weights: download it again"
         ) from error
 
 
@@ -241,6 +241,14 @@ def read_network(
     import transformers
 
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    with readable(folder, kind):
+        integers = _integer_weights(folder, unused)
+    if integers:
+        name, dtype_in_file = min(integers.items())
+        raise ValueError(
+            f"{folder} has {len(integers)} weights of {part} that are not in floating point, such as {name} in "
+            f"{dtype_in_file}; give the original checkpoint"
+        )
     with (
         quiet_transformers(),
         readable(folder, kind),
@@ -262,19 +270,10 @@ def read_network(
             raise ValueError(
                 f"{folder} {verb} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
             )
-    parameters = {name.rpartition(".")[2] for name, _ in network.named_parameters()}
-    with readable(folder, kind):
-        integers = _integer_weights(folder, parameters, unused)
-    if integers:
-        name, dtype_in_file = min(integers.items())
-        raise ValueError(
-            f"{folder} has {len(integers)} weights of {part} that are not in floating point, such as {name} in "
-            f"{dtype_in_file}; give the original checkpoint"
-        )
     return network.eval().requires_grad_(False).to(device)
 
 
-def _integer_weights(folder: Path, parameters: Collection[str], unused: tuple[str, ...]) -> dict[str, str]:
+def _integer_weights(folder: Path, unused: tuple[str, ...]) -> dict[str, str]:
     """Dtypes of the weights that would be cast from integers; buffers, such as positions, may be integers."""
     from safetensors import safe_open
 
@@ -285,7 +284,7 @@ def _integer_weights(folder: Path, parameters: Collection[str], unused: tuple[st
                 dtype = weights.get_slice(name).get_dtype()
                 if (
                     dtype not in _FLOAT_WEIGHTS
-                    and name.rpartition(".")[2] in parameters
+                    and name.endswith(("weight", "bias", "probe"))
                     and not name.startswith(unused)
                 ):
                     found[name] = dtype

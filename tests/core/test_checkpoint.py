@@ -350,7 +350,9 @@ def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) 
         ("warp", ValueError, "device 'warp' is not available"),
         ("cuda:99", ValueError, "device 'cuda:99' is not available"),
         ("meta", ValueError, "device 'meta' cannot compute values"),
+        (99, ValueError, "device '99' is not available"),
         (None, TypeError, "device is a NoneType; give a string"),
+        (True, TypeError, "device is a bool; give a string"),
     ],
 )
 def test_errors_for_unavailable_devices_name_the_device(
