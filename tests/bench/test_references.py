@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import processes
 from support.sample_lists import SUBJECTS, rows, write_csv, written
 
 from masc_metrics import load_backbone
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
-from masc_metrics.functional import concept_anchors, concept_matrix, concept_preservation
+from masc_metrics.functional import (
+    check_transfer,
+    concept_anchors,
+    concept_matrix,
+    concept_preservation,
+    prompt_following,
+)
 from masc_metrics.scenes import SCENES, render
 from masc_metrics.scores import concept_margins, concept_ranks
 
@@ -189,6 +197,20 @@ def test_baselines_and_functions_take_the_mean_over_references(
     assert float(found[0]["siglip2-i"]) == pytest.approx(sum(alone) / 3, abs=1e-6)
 
 
+def test_transferred_masks_come_from_all_references(listed: Path) -> None:
+    file = with_several(listed)
+    write_csv(file, [row | {"generated_mask": ""} for row in rows(file)][:3])
+    found = score(file, "--scores", "pf", "--mask-source", "transfer")
+    images, masks = references(listed.parent)
+    generated = [tensor(listed.parent / f"out/{number}.png") for number in range(3)]
+    texts = [[row[name] for row in rows(file)] for name in ("prompt", "subject")]
+    several = {"reference_images": images, "reference_masks": masks}
+    expected = prompt_following(generated, None, *texts, **several, **SETTINGS)  # type: ignore[arg-type]
+    assert [float(row["pf"]) for row in found] == pytest.approx(expected.tolist(), abs=1e-6)
+    check = check_transfer(images[:1], masks[:1], **SETTINGS)  # type: ignore[arg-type]
+    assert float(found[0]["mask_check"]) == pytest.approx(check.item(), abs=1e-6)
+
+
 def test_commands_for_one_reference_refuse_several(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = with_several(listed)
     assert main(["sensitivity", str(file), "--out", str(file.parent / "s.json"), "--model", "tiny"]) == 2
@@ -264,3 +286,23 @@ def test_a_list_with_a_column_of_the_gallery_is_refused(listed: Path, capsys: py
     out = str(listed.parent / "scores.csv")
     assert main(["score", str(listed), "--out", out, "--scores", "cp", "--gallery", *OPTIONS]) == 2
     assert "column 'concept_rank', which the table of scores has too" in capsys.readouterr().err
+
+
+def test_methods_are_compared_by_their_margins(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = [row | {"method": "AB"[number // 3], "key": "0"} for number, row in enumerate(rows(listed))]
+    score(write_csv(listed, changed), "--gallery")
+    capsys.readouterr()
+    assert main(["compare", str(listed.parent / "scores.csv"), "--score", "concept_margin"]) == 0
+    assert "A - B" in capsys.readouterr().out
+
+
+def test_two_processes_give_the_gallery_of_one(listed: Path) -> None:
+    alone = score(listed, "--gallery")
+    out = listed.parent / "ranks.csv"
+    arguments = ["score", str(listed), "--out", str(out), "--scores", "cp", "--gallery", *OPTIONS, "--devices", "2"]
+    processes.command([sys.executable, "-m", "masc_metrics", *arguments])
+    together = rows(out)
+    for column in ("concept_rank", "concept_margin"):
+        assert [float(row[column]) for row in together] == pytest.approx(
+            [float(row[column]) for row in alone], abs=1e-6
+        )

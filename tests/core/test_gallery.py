@@ -6,9 +6,11 @@ import math
 import random
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from support.batches import PATCHES, counted_encodings, images, masks
+from support.reference_gallery import Gallery, different, separation
 from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone
@@ -166,3 +168,21 @@ def test_matrices_of_another_form_are_refused() -> None:
         concept_ranks(torch.rand(2, 2), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"^matrix_GR is \(2, 2\) and own_G is \(3,\); give"):
         double_centred(torch.rand(2, 2), torch.tensor([0, 1, 0]))
+
+
+# --- rendered scenes ---
+
+
+def test_figures_fall_with_the_number_of_changed_attributes() -> None:
+    found = []
+    for damage in (0, 2, 4):
+        rng = np.random.default_rng(3)
+        scenes = Gallery.of(different(rng, 6), rng, damage)
+        matrix = scenes.matrix()
+        if damage == 0:
+            assert min(separation(matrix, scenes.own).values()) > 0.9
+        identified = (concept_ranks(matrix, scenes.own) == 1).double().mean()
+        found.append((float(identified), float(concept_margins(matrix, scenes.own).mean())))
+    assert found == sorted(found, reverse=True)
+    assert found[0][1] > 0.4
+    assert found[2][1] < 0.1
