@@ -19,7 +19,7 @@ from PIL import Image
 
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import open_image
-from masc_metrics.bench.options import Command, fraction, option, positive_integer
+from masc_metrics.bench.options import Command, device_name, fraction, option, positive_integer
 from masc_metrics.bench.run import DTYPES
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, write_table
@@ -61,7 +61,7 @@ class MasksOptions:
     mask_checkpoint: str | None = option(None)
     threshold: float | None = option(None, type=fraction, metavar="SCORE")
     dtype: str = option("float32", choices=DTYPES)
-    device: str | None = option(None)
+    device: str | None = option(None, type=device_name)
     batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_dir: str | None = option(None, metavar="FOLDER")
     local_files_only: bool = option(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import math
 import re
@@ -189,12 +190,27 @@ def any_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
 
     def parse(text: str) -> tuple[str, ...]:
         given = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        given = tuple(part.lower() if part.lower() in choices else part for part in given)
         for part in given:
             if part not in choices:
-                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(choices)}")
-        return given
+                hint = did_you_mean(part, choices)
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(choices)}{hint}")
+        return tuple(dict.fromkeys(given))
 
     return parse
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """A hint at the choice that a name is close to; empty if there is none."""
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def device_name(text: str) -> str:
+    """The device that a word means: "gpu" is cuda, "0" is cuda:0, and "CUDA" is cuda."""
+    name = text.strip().lower()
+    name = f"cuda:{name}" if name.isdecimal() else name
+    return "cuda" + name[len("gpu") :] if name == "gpu" or name.startswith("gpu:") else name
 
 
 def fraction(text: str) -> float:

@@ -13,7 +13,15 @@ from typing import get_args
 import torch
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
-from masc_metrics.bench.options import any_of, fraction, non_negative_integer, option, positive_integer
+from masc_metrics.bench.options import (
+    any_of,
+    device_name,
+    did_you_mean,
+    fraction,
+    non_negative_integer,
+    option,
+    positive_integer,
+)
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
@@ -50,18 +58,20 @@ MASK_SOURCES = ("given", "transfer")
 
 
 def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...]:
-    """Columns of a sample list that a column of the table of scores needs, beside the two images."""
+    """Columns of a sample list that a column of the table of scores needs."""
     if mask_source == "transfer":
-        names = (name.replace("generated_mask", "reference_mask") for name in inputs_of(column))
-        return tuple(dict.fromkeys(names))
-    if column in CP_COLUMNS:
-        masks = {"global": (), "mutual-recall": ("reference_mask", "generated_mask")}
-        return masks.get(CP_COLUMNS[column], ("reference_mask",))
+        names = inputs_of(column)
+        transferred = ("reference_image", "reference_mask") if "generated_mask" in names else ()
+        return tuple(dict.fromkeys([*(name for name in names if name != "generated_mask"), *transferred]))
     if column in PF_COLUMNS:
         pooling, prompt = PF_COLUMNS[column]
-        masks_and_prompt = ("prompt",) if pooling == "full" else ("generated_mask", "prompt")
-        return (*masks_and_prompt, "subject") if prompt == "stripped" else masks_and_prompt
-    return ()
+        mask = () if pooling == "full" else ("generated_mask",)
+        return ("generated_image", *mask, "prompt", *(("subject",) if prompt == "stripped" else ()))
+    if column in BASELINES and column.endswith("-t"):
+        return ("generated_image", "prompt")
+    aggregation = CP_COLUMNS.get(column, "global")  # baselines and functions need what the global aggregation needs
+    masks = {"global": (), "mutual-recall": ("reference_mask", "generated_mask")}.get(aggregation, ("reference_mask",))
+    return ("generated_image", "reference_image", *masks)
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -73,13 +83,15 @@ _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 def _score_names(text: str) -> tuple[str, ...]:
-    scores = tuple(dict.fromkeys(score.strip() for score in text.split(",")))
+    given_scores = (score.strip() for score in text.split(","))
+    scores = tuple(dict.fromkeys(score.lower() if score.lower() in SCORE_NAMES else score for score in given_scores))
     given: dict[str, str] = {}
     for score in scores:
         name, equals, function = score.partition("=")
         if not equals and name not in SCORE_NAMES:
             raise argparse.ArgumentTypeError(
-                f"unknown score {name!r}; give any of {', '.join(SCORE_NAMES)}, or NAME=MODULE:FUNCTION"
+                f"unknown score {name!r}{did_you_mean(name, SCORE_NAMES)}; give any of {', '.join(SCORE_NAMES)}, or "
+                "NAME=MODULE:FUNCTION"
             )
         if equals and not (name.isprintable() and name.strip() == name != "" and _FUNCTION.fullmatch(function)):
             raise argparse.ArgumentTypeError(
@@ -109,7 +121,7 @@ class Run:
     do not affect the scores, which are those with ``compare=False``.
 
     Attributes:
-        out: CSV or Parquet file to write the scores to.
+        out: file to write the scores to, .csv, .tsv, .jsonl or .parquet.
         scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, radio-i, siglip2-i,
             siglip2-t, or NAME=MODULE:FUNCTION for a function of yours.
         pooling: comma-separated poolings of pf: background, full, foreground. Every combination with --prompts is a
@@ -151,7 +163,7 @@ class Run:
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")
-    device: str | None = option(None, compare=False)
+    device: str | None = option(None, type=device_name, compare=False)
     devices: int = option(1, type=positive_integer, compare=False, metavar="N")
     num_nodes: int = option(1, type=positive_integer, compare=False, metavar="N")
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, compare=False, metavar="N")

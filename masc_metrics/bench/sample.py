@@ -25,7 +25,7 @@ class Sample:
         sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
         generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
-        reference_image: file of the image of the subject.
+        reference_image: file of the image of the subject; empty if no score needs it.
         reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
         prompt: text that the image was generated from; None if prompt following is not scored.
         subject: name of the subject in the prompt; None keeps the prompt as it is.
@@ -34,6 +34,7 @@ class Sample:
         category: any further group.
         key: identifies a sample across methods: samples of several methods with one key are rated together.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
             image's EXIF orientation is applied.
         extra: cells of the list's other columns, copied into the table of scores.
@@ -54,6 +55,7 @@ class Sample:
     error: str = ""
     orientation_mask: str | None = None
     extra: Mapping[str, str | None] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 MEASURES = (
@@ -85,7 +87,7 @@ class SampleResult:
             :func:`masc_metrics.functional.check_transfer`; None without a transferred mask.
         stripped_prompt: text that prompt following embeds; empty if it is not scored.
         left_out: why the sample was skipped by a filter; empty if it was not.
-        error: why the sample failed; empty if it did not.
+        error: why the sample failed, or lacks some of its scores; empty if it has all.
         orientation_undecided: its images that may be turned against their masks, see
             :class:`masc_metrics.bench.loading.LoadedImage`.
     """

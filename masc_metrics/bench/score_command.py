@@ -20,7 +20,7 @@ from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
-from masc_metrics.bench.tables import is_parquet, pyarrow_parquet
+from masc_metrics.bench.tables import check_table_name, printable
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
@@ -30,7 +30,7 @@ class ScoreInput:
     """Input of ``masc-metrics score``.
 
     Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples, or a folder of them.
+        samples: CSV, TSV, JSON Lines, JSON or Parquet file that lists the samples, or a folder of them.
     """
 
     samples: Path = option(type=Path, positional=True)
@@ -42,6 +42,8 @@ def _score(source: ScoreInput, run: Run) -> int:
         check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
+    for note in samples.notes:
+        print(printable(note), file=sys.stderr)
     return score_list(samples, run).exit_code
 
 
@@ -145,16 +147,17 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
     folder.remove()
     for line in row_warnings(samples, results):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     for line in summary_lines(summary, run.columns):
-        print(line)
+        print(printable(line))
     print(f"by group, with intervals: {summary_file(run)}")
     if len(summary["by"].get("method", {})) > 1:
         chosen = "" if any(name in SCORE_NAMES for name in run.columns) else f" --score {','.join(run.columns)}"
         print(f"differences between methods: masc-metrics compare {run.out}{chosen}")
     if summary["failed"]:
         others = f"; the others are in {run.out}" if summary["failed"] < len(results) else ""
-        print(f"{summary['failed']} of {len(results)} rows failed{others}", file=sys.stderr)
+        part = f", {summary['failed_in_part']} of them in some scores only" if summary["failed_in_part"] else ""
+        print(f"{summary['failed']} of {len(results)} rows failed{part}{others}", file=sys.stderr)
     return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
 
 
@@ -179,10 +182,7 @@ def check_out(run: Run, source: Path) -> None:
         raise ValueError(f"--out is {out}, which is not a regular file; give the name of a file")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
-    if out.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"--out is {out}; give a name that ends with .csv or .parquet")
-    if is_parquet(out):
-        pyarrow_parquet()
+    check_table_name("--out", out)
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
@@ -192,5 +192,5 @@ def check_out(run: Run, source: Path) -> None:
 def fail(code: int, error: Exception, ranks: Ranks | None = None) -> int:
     """Print an error, on the first rank only, and return its exit code."""
     if ranks is None or ranks.rank == 0:
-        print(f"masc-metrics: {error}", file=sys.stderr)
+        print(f"masc-metrics: {printable(str(error))}", file=sys.stderr)
     return code

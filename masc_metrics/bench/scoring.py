@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,7 +58,8 @@ class Scorer:
 
         Returns:
             Results in the order of the batch. A sample that could not be loaded keeps its error, one that a filter
-            leaves out has a reason. If a function of the user's fails for a sample, the sample has its error.
+            leaves out has a reason. One that lacks an input, or that a function of the user's fails for, has the
+            reason as its error, and the scores that do not need it.
 
         Raises:
             RuntimeError: if a network's features are not finite.
@@ -70,7 +71,12 @@ class Scorer:
         pairs = []
         for loaded in loaded_pairs:
             pair = masks[loaded.number].sample if loaded.number in masks else loaded
-            if left_out := self._left_out(pair):
+            masks_lack = [pair.lacks[name] for name in ("reference_mask", "generated_mask") if name in pair.lacks]
+            if self.run.min_coverage is not None and masks_lack:
+                results[pair.number] = SampleResult(
+                    pair.number, dict.fromkeys(self.run.columns), _measures(pair), error="; ".join(masks_lack)
+                )
+            elif left_out := self._left_out(pair):
                 results[pair.number] = SampleResult(
                     pair.number,
                     dict.fromkeys(self.run.columns),
@@ -81,14 +87,10 @@ class Scorer:
             else:
                 pairs.append(pair)
         scores: dict[str, dict[int, float]] = {}
+        errors: dict[str, dict[int, str]] = {}
         for name, function in self.functions.items():
-            scores[name], errors = _function_scores(function, pairs)
-            for pair in pairs:
-                if pair.number in errors:
-                    results[pair.number] = SampleResult(
-                        pair.number, dict.fromkeys(self.run.columns), _measures(pair), error=errors[pair.number]
-                    )
-            pairs = [pair for pair in pairs if pair.number not in errors]
+            given = [pair for pair in pairs if _has_inputs(pair, name)]
+            scores[name], errors[name] = _function_scores(function, given)
         for name in self.run.scores:
             if name in self.baselines:
                 scores[name] = self._baseline_scores(self.baselines[name], pairs)
@@ -97,20 +99,36 @@ class Scorer:
                 scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
         strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
-            prompt = pair.sample.prompt if strips else None
+            prompt = pair.sample.prompt if strips and "prompt" not in pair.lacks else None
             transferred = masks.get(pair.number)
-            given = "given" if pair.generated.mask is not None else ""
+            given_mask = "given" if pair.generated.mask is not None else ""
             results[pair.number] = SampleResult(
                 number=pair.number,
                 scores={name: scores[name].get(pair.number) for name in self.run.columns},
                 measures=_measures(pair),
-                mask_source="transferred" if transferred else given,
+                mask_source="transferred" if transferred else given_mask,
                 mask_confidence=transferred.confidence if transferred else None,
                 mask_check=transferred.check if transferred else None,
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
+                error="; ".join(
+                    dict.fromkeys(
+                        reason
+                        for name in self.run.columns
+                        if pair.number not in scores[name]
+                        for reason in self._reasons(pair, name, errors.get(name, {}))
+                    )
+                ),
                 orientation_undecided=undecided_orientation(pair),
             )
         return [results[loaded.number] for loaded in batch]
+
+    def _reasons(self, pair: LoadedSample, column: str, errors: Mapping[int, str]) -> Iterator[str]:
+        """Why a pair lacks a score; nothing if it is not meant to have it, as styles of DreamBench++ have no PF."""
+        if pair.number in errors:
+            yield errors[pair.number]
+        for name in (*inputs_of(column), *inputs_of(column, self.run.mask_source)):
+            if name in pair.lacks:
+                yield pair.lacks[name]
 
     @property
     def _transfers(self) -> bool:
@@ -120,11 +138,18 @@ class Scorer:
 
     def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Transferred]:
         """The pairs without a mask of the generated image, with one from their reference, by the sample's number."""
-        chosen = [pair for pair in pairs if pair.generated.mask is None and pair.reference.mask is not None]
+        chosen = [
+            pair
+            for pair in pairs
+            if pair.generated.mask is None
+            and "generated_mask" not in pair.lacks
+            and pair.reference is not None
+            and pair.reference.mask is not None
+        ]
         if not chosen:
             return {}
-        references = ImageBatch(tuple(pair.reference.pixels for pair in chosen))
-        reference_masks = MaskBatch(tuple(pair.reference.mask for pair in chosen if pair.reference.mask is not None))
+        references = ImageBatch(tuple(_reference(pair).pixels for pair in chosen))
+        reference_masks = _masks([_reference(pair) for pair in chosen])
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
         found = transfer_masks(generated, references, reference_masks, **self.settings)
         grid_of, budget = self.backbone.checkpoint.processing.grid, self.run.max_num_patches
@@ -140,8 +165,9 @@ class Scorer:
     def _check(self, pair: LoadedSample) -> float:
         key = (pair.sample.reference_image, pair.sample.reference_mask)
         if key not in self.checks:
-            masks = MaskBatch(() if pair.reference.mask is None else (pair.reference.mask,))
-            self.checks[key] = float(check_transfer(ImageBatch((pair.reference.pixels,)), masks, **self.settings))
+            reference = _reference(pair)
+            masks = _masks([reference])
+            self.checks[key] = float(check_transfer(ImageBatch((reference.pixels,)), masks, **self.settings))
         return self.checks[key]
 
     @property
@@ -156,20 +182,20 @@ class Scorer:
     def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
         for name, image in (("reference_mask", pair.reference), ("generated_mask", pair.generated)):
-            if minimum is not None and image.coverage is not None and image.coverage <= minimum:
+            if minimum is not None and image is not None and image.coverage is not None and image.coverage <= minimum:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
     def _baseline_scores(self, baseline: Baseline, pairs: Sequence[LoadedSample]) -> dict[int, float]:
         """Scores by the sample's number, of the pairs that have the input of a baseline."""
-        pairs = [pair for pair in pairs if baseline.kind == "image" or pair.sample.prompt is not None]
+        pairs = [pair for pair in pairs if _has_inputs(pair, baseline.name)]
         if not pairs:
             return {}
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         if baseline.kind == "text":
             scores = baseline.score_texts(generated, [pair.sample.prompt or "" for pair in pairs])
         else:
-            scores = baseline.score(generated, ImageBatch(tuple(pair.reference.pixels for pair in pairs)))
+            scores = baseline.score(generated, ImageBatch(tuple(_reference(pair).pixels for pair in pairs)))
         return dict(zip((pair.number for pair in pairs), scores, strict=True))
 
     def _masc_scores(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, dict[int, float]]:
@@ -193,12 +219,12 @@ class Scorer:
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         needed = {name for column in columns for name in inputs_of(column)}
         reference_masks, generated_masks = (
-            MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
+            _masks([getattr(pair, which) for pair in pairs]) if f"{which}_mask" in needed else None
             for which in ("reference", "generated")
         )
         settings = self.settings
         if columns[0] in CP_COLUMNS:
-            references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+            references = ImageBatch(tuple(_reference(pair).pixels for pair in pairs))
             aggregations = [CP_COLUMNS[column] for column in columns]
             preserved = concept_preservation_variants(
                 generated, references, reference_masks, generated_masks, aggregations=aggregations, **settings
@@ -284,19 +310,29 @@ def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionSco
 def _has_inputs(pair: LoadedSample, column: str) -> bool:
     """Whether a pair has what a column needs; a sample without a subject keeps its prompt."""
     given = {
-        "reference_mask": pair.reference.mask is not None,
+        "reference_image": pair.reference is not None,
+        "reference_mask": pair.reference is not None and pair.reference.mask is not None,
         "generated_mask": pair.generated.mask is not None,
         "prompt": pair.sample.prompt is not None,
     }
-    return all(given.get(name, True) for name in inputs_of(column))
+    return all(given.get(name, True) and name not in pair.lacks for name in inputs_of(column))
+
+
+def _reference(pair: LoadedSample) -> LoadedImage:
+    assert pair.reference is not None, "only pairs with a reference have a score that needs it"
+    return pair.reference
+
+
+def _masks(images: Sequence[LoadedImage]) -> MaskBatch:
+    return MaskBatch(tuple(image.mask for image in images if image.mask is not None))
 
 
 def undecided_orientation(pair: LoadedSample) -> list[str]:
     """The pair's images that may be turned against their masks."""
     images = ((pair.generated, pair.sample.generated_image), (pair.reference, pair.sample.reference_image))
-    return [file for image, file in images if image.orientation_undecided]
+    return [file for image, file in images if image is not None and image.orientation_undecided]
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:
     split = (name.split("_", 1) for name in MEASURES)
-    return {f"{which}_{measure}": getattr(getattr(pair, which), measure) for which, measure in split}
+    return {f"{which}_{measure}": getattr(getattr(pair, which), measure, None) for which, measure in split}

@@ -14,8 +14,8 @@ import numpy as np
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.bench.distributed import Ranks, fastest_device
-from masc_metrics.bench.loading import LoadedSample, loaded_batches
-from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
+from masc_metrics.bench.loading import Loaded, LoadedSample, loaded_batches
+from masc_metrics.bench.options import Command, device_name, non_negative_integer, option, positive_integer
 from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run
 from masc_metrics.bench.run_folder import check_json_file, check_png_file, write_json
 from masc_metrics.bench.runner import errors_of_the_machine, settings_of
@@ -26,7 +26,7 @@ from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientatio
 from masc_metrics.bench.sensitivity import SampleScores, method_means, moves, sentences, table_rows
 from masc_metrics.bench.sensitivity_plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
-from masc_metrics.bench.tables import text_table
+from masc_metrics.bench.tables import printable, text_table
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import mask_sensitivity
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
@@ -76,7 +76,7 @@ class SensitivityOptions:
     revision: str | None = option(None)
     dtype: str = option("float32", choices=DTYPES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
-    device: str | None = option(None)
+    device: str | None = option(None, type=device_name)
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")
     batch_size: int = option(DEFAULT_ENCODE_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_mib: int | None = option(None, type=non_negative_integer, metavar="N")
@@ -118,8 +118,8 @@ def _sensitivity(options: SensitivityOptions) -> int:
         return fail(NO_CHECKPOINT, error)
     try:
         results, scores = _scored(samples, scorer, options)
-        for line in row_warnings(samples, results):
-            print(line, file=sys.stderr)
+        for line in (*samples.notes, *row_warnings(samples, results)):
+            print(printable(line), file=sys.stderr)
         failed = [(sample, result) for sample, result in zip(samples.samples, results, strict=True) if result.error]
         moved = moves(scores)
         settings = settings_of(samples, scorer, Ranks(0, 1, device)) | asdict(options)
@@ -151,7 +151,7 @@ def _sensitivity(options: SensitivityOptions) -> int:
         print(line)
     print()
     for line in sentences(moved):
-        print(line)
+        print(printable(line))
     print(f"\nall results: {options.out}")
     if options.plot is not None:
         print(f"plot: {options.plot}")
@@ -193,6 +193,8 @@ def _scored(
     processing = scorer.backbone.checkpoint.processing
     with errors_of_the_machine(), tqdm(total=len(numbers), unit="sample", disable=options.quiet) as bar:
         for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
+            # Each sample needs all of its inputs: moves of CP and of PF are means over the same samples.
+            batch = [_complete(loaded) for loaded in batch]
             pairs = [loaded for loaded in batch if isinstance(loaded, LoadedSample)]
             found: dict[int, SampleResult] = {}
             if pairs:
@@ -217,12 +219,21 @@ def _scored(
     )
 
 
+def _complete(loaded: Loaded) -> Loaded:
+    """A sample that has all inputs, or the result of one that fails."""
+    if isinstance(loaded, LoadedSample) and loaded.lacks:
+        reasons = "; ".join(dict.fromkeys(loaded.lacks.values()))
+        return SampleResult(loaded.number, dict.fromkeys(MASC_SCORES), {}, error=reasons)
+    return loaded
+
+
 def _arguments(pairs: Sequence[LoadedSample]) -> dict[str, Any]:
+    references = [pair.reference for pair in pairs if pair.reference is not None]
     return {
         "generated_images": ImageBatch(tuple(pair.generated.pixels for pair in pairs)),
         "generated_masks": MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None)),
-        "reference_images": ImageBatch(tuple(pair.reference.pixels for pair in pairs)),
-        "reference_masks": MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None)),
+        "reference_images": ImageBatch(tuple(reference.pixels for reference in references)),
+        "reference_masks": MaskBatch(tuple(reference.mask for reference in references if reference.mask is not None)),
         "prompts": [pair.sample.prompt or "" for pair in pairs],
         "subjects": [pair.sample.subject for pair in pairs],
     }

@@ -58,7 +58,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
     scored = [
         (sample, [result.scores.get(name) for name in scores])
         for sample, result in zip(samples, results, strict=True)
-        if not result.error and not result.left_out
+        if not result.left_out and (not result.error or _has_score(result))
     ]
     values_NS = np.array([values for _, values in scored], dtype=np.float64).reshape(len(scored), len(scores))
     concepts = [sample.concept or sample.reference_image for sample, _ in scored]
@@ -77,6 +77,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
     return {
         "samples": len(samples),
         "failed": sum(bool(result.error) for result in results),
+        "failed_in_part": sum(bool(result.error) and _has_score(result) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
         "masks": {
             "given": sum(result.mask_source == "given" for result in results),
@@ -92,6 +93,10 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "all": _figures(values_NS, concepts_N, scores),
         "by": by,
     }
+
+
+def _has_score(result: SampleResult) -> bool:
+    return any(value is not None for value in result.scores.values())
 
 
 def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
