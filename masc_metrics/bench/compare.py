@@ -23,7 +23,7 @@ from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell, mean_figure
-from masc_metrics.bench.tables import Row, read_rows, text_of, text_table
+from masc_metrics.bench.tables import Row, quoted, read_rows, text_of, text_table
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
@@ -33,6 +33,8 @@ _EXACT_UNITS = 14  # up to 16 384 sign patterns are all tried
 _DRAWS = 20_000
 _DRAWN_SIGNS = 2**22  # at a time, so that memory does not grow with the number of units
 _ROUNDING = 1e-12  # relative
+
+_TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask_source")
 
 Cell = tuple[str, str, str]
 """What pairs two samples: concept, key (else prompt), seed."""
@@ -138,7 +140,7 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         OSError: if a table cannot be read.
         ValueError: if it is malformed, lacks a column, or has a method that another table has.
     """
-    tables = {file: read_rows(file) for file in files}
+    tables = {file: read_rows(file, texts=_TEXTS, pictures=("reference_image",)) for file in files}
     for file, rows in tables.items():
         if not rows:
             raise ValueError(f"{file} has no rows; give a table of scores")
@@ -164,7 +166,9 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         for row in rows:
             method = text_of(row, "method") or unnamed
             if file_of.setdefault(method, file) != file:
-                raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename it in one of them")
+                raise ValueError(
+                    f"method {quoted(method)} is in {file_of[method]} and in {file}; rename it in one of them"
+                )
             values = found.setdefault(method, {name: {} for name in names})
             sources.setdefault(method, set()).update({text_of(row, "mask_source")} - {""})
             left_out[method] = () if scores else tuple(name for name in SCORE_NAMES if name in header - {*names})
@@ -194,7 +198,7 @@ def _number(file: Path, row: Row, name: str) -> float:
     except ValueError:
         value = math.inf
     if math.isinf(value):
-        raise ValueError(f"{file}, line {row.line}: {name} is {text!r}; give a finite number, or an empty cell")
+        raise ValueError(f"{file}, line {row.line}: {name} is {quoted(text)}; give a finite number, or an empty cell")
     return value
 
 
@@ -287,7 +291,7 @@ def compare_all(
         pairs = [(a, name) for name in by_name if name != a and b in (None, name)]
     comparisons = [compare(by_name[first], by_name[second], score) for first, second in pairs for score in scores]
     if not any(comparison.pairs for comparison in comparisons):
-        examples = (f"{name}: {min(by_name[name].values[scores[0]], default='no sample')}" for name in pairs[0])
+        examples = (f"{name}: {quoted(min(by_name[name].values[scores[0]], default='no sample'))}" for name in pairs[0])
         raise ValueError(
             "no samples can be paired; they are paired by concept, key (else prompt) and seed, which are in "
             f"{' and in '.join(examples)}; write them alike"

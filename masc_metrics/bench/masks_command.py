@@ -18,11 +18,22 @@ import torch
 from PIL import Image
 
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import open_image
+from masc_metrics.bench.loading import named, open_image
 from masc_metrics.bench.options import Command, device_name, fraction, option, positive_integer
 from masc_metrics.bench.run import DTYPES
+from masc_metrics.bench.sample import FILES
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
-from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, write_table
+from masc_metrics.bench.tables import (
+    Row,
+    file_in,
+    is_parquet,
+    printable,
+    pyarrow_parquet,
+    read_rows,
+    replacing,
+    stored_picture,
+    write_table,
+)
 from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
@@ -93,7 +104,7 @@ class _Task:
 
 def _masks(options: MasksOptions) -> int:
     try:
-        rows = read_rows(options.samples)
+        rows = read_rows(options.samples, texts=(*FILES, "noun", "subject"), pictures=FILES)
         columns = list(dict.fromkeys(name for row in rows for name in row.cells))
         tasks = dict(_tasks(rows, columns, options))
         out = options.out / f"samples{'.parquet' if is_parquet(options.samples) else '.csv'}"
@@ -133,7 +144,7 @@ def _masks(options: MasksOptions) -> int:
     except (OSError, ValueError) as error:
         return fail(UNUSABLE, error)
     for text in errors.values():
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
     records = [record for _, record in made]
     empty = sum(record["coverage"] == 0 for record in records)
     full = sum(record["coverage"] > ALMOST_FULL for record in records)
@@ -165,19 +176,24 @@ def _tasks(
                 continue
             noun = (row.cells.get("noun") or "").strip() or (row.cells.get("subject") or "").strip()
             if not noun:
-                raise ValueError(f"{source}, line {row.line}: noun and subject are empty; give what to mark in {image}")
+                raise ValueError(
+                    f"{source}, line {row.line}: noun and subject are empty; give what to mark in {named(image)}"
+                )
             digest = hashlib.sha256(json.dumps([image, noun]).encode()).hexdigest()[:12]
             stem = re.sub(r"[^\w.-]", "_", Path(image).stem)[:80]
-            label = f"{which}_image {image} (line {row.line})"
+            label = f"{which}_image {named(image)} (line {row.line})"
             mask = options.out / which / f"{stem}-{digest}.png"
-            yield (index, which), _Task(label, f"line {row.line}, {which}", source.parent / image, noun, mask)
+            file = Path(file_in(source.parent, image))
+            yield (index, which), _Task(label, f"line {row.line}, {which}", file, noun, mask)
 
 
 def _settings(segmenter: Segmenter, task: _Task) -> dict[str, Any]:
     """What determines a mask; an existing mask with equal settings is kept."""
     settings = segmenter.settings
     try:
-        digest = hashlib.sha256(task.image.read_bytes()).hexdigest() if task.image.is_file() else None
+        stored = stored_picture(str(task.image))
+        content = task.image.read_bytes() if stored is None and task.image.is_file() else stored
+        digest = None if content is None else hashlib.sha256(content).hexdigest()
     except OSError:  # reported when the image is opened
         digest = None
     return {
@@ -299,7 +315,7 @@ def _write_list(
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
             if path := (cells[name] or "").strip():
-                cells[name] = os.path.relpath(folder / path, out.parent)
+                cells[name] = os.path.relpath(file_in(folder, path), out.parent)
         for which in _WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:

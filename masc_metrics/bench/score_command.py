@@ -156,7 +156,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(f"differences between methods: masc-metrics compare {run.out}{chosen}")
     if summary["failed"]:
         others = f"; the others are in {run.out}" if summary["failed"] < len(results) else ""
-        part = f", {summary['failed_in_part']} of them in some scores only" if summary["failed_in_part"] else ""
+        part = f", {summary['failed_in_part']} of them only in some scores" if summary["failed_in_part"] else ""
         print(f"{summary['failed']} of {len(results)} rows failed{part}{others}", file=sys.stderr)
     return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
 

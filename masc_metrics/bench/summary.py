@@ -16,7 +16,7 @@ from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean,
 from masc_metrics.bench.run import PF_COLUMNS
 from masc_metrics.bench.sample import Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
-from masc_metrics.bench.tables import text_table
+from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, text_table
 from masc_metrics.prompts import holds_subject
 from masc_metrics.transfer import TRUSTED_IOU
 
@@ -183,8 +183,8 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         first = unstripped[0]
         lines.append(
             f"{samples.source}: {len(unstripped)} of {len(followed)} prompts do not contain their subject as separate "
-            f"words, so nothing was stripped from them; the first is in line {first.line}: {first.subject!r} in "
-            f"{first.prompt!r}"
+            f"words, so nothing was stripped from them; the first is in line {first.line}: {quoted(first.subject)} in "
+            f"{quoted(first.prompt)}"
         )
     lines += _mask_warnings(samples, results)
     if undecided := _orientation_undecided(results):
@@ -235,7 +235,7 @@ def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:
 
 
 def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iterator[str]:
-    label = f"{samples.source}, line {sample.line} (sample {sample.sample_id})"
+    label = f"{samples.source}, line {sample.line} (sample {sample.sample_id[:LONGEST_QUOTE]})"
     if result.error:
         yield f"{label}: {result.error}"
     for name, value in result.scores.items():

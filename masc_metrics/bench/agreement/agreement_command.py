@@ -13,7 +13,7 @@ from masc_metrics.bench.intervals import REPLICATES
 from masc_metrics.bench.options import Command, non_negative_integer, option
 from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
-from masc_metrics.bench.tables import replacing, text_table
+from masc_metrics.bench.tables import printable, replacing, text_table
 
 _JUDGE = ":judge"
 
@@ -83,7 +83,7 @@ def _agreement(options: AgreementOptions) -> int:
             seed=options.seed,
         )
         for line in _report_lines(report):
-            print(line)
+            print(printable(line))
         if options.out:
             with replacing(options.out) as stream:
                 stream.write(report.to_json().encode())
@@ -173,6 +173,12 @@ def _report_lines(report: Agreement) -> Iterator[str]:
     for scorer in report.scorers:
         ends = (f"{end.end} {end.value:.4g} ({end.method}, {end.key})" for end in scorer.extremes if end.rank == 1)
         yield f"{scorer.name}: {', '.join(ends)}"
+    for source in report.sources:
+        if source["averaged_keys"]:
+            yield (
+                f"averaged in {source['path']}: {source['averaged_keys']} keys of {source['name']} have several "
+                "numbers; their mean counts (--seeds last takes the last)"
+            )
     for dropped in report.dropped:
         yield f"left out of {dropped.source}: {dropped.count} x {dropped.reason}"
 

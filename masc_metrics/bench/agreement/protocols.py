@@ -133,7 +133,10 @@ def agreement(
         methods=tuple(sorted({method for method, _ in kept})),
         key_set_sha256=hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest(),
         dropped=tuple(dropped),
-        sources=tuple({"name": part.name, "path": part.source, "seeds": part.seeds} for part in (*scorers, *groups)),
+        sources=tuple(
+            {"name": part.name, "path": part.source, "seeds": part.seeds, "averaged_keys": part.averaged}
+            for part in (*scorers, *groups)
+        ),
         replicates=len(sample.weights_RC),
         seed=seed,
         confidence=CONFIDENCE,

@@ -11,10 +11,11 @@ from pathlib import Path
 from masc_metrics.bench.agreement.statistics import none_if_nan
 from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.options import Command, option, positive_integer
-from masc_metrics.bench.run import Run
+from masc_metrics.bench.run import Run, inputs_of
 from masc_metrics.bench.run_folder import write_json
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
+from masc_metrics.bench.tables import printable
 
 _SHOWN = 20  # missing files printed one by one
 
@@ -69,7 +70,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             prompt_following="pf" in run.scores,
         )
         for path, purpose in tree.missing[:_SHOWN]:
-            print(f"missing: {path}: {purpose}", file=sys.stderr)
+            print(printable(f"missing: {path}: {purpose}"), file=sys.stderr)
         if len(tree.missing) > _SHOWN:
             counts = Counter(purpose for _, purpose in tree.missing)
             listing = ", ".join(f"{count} x {purpose}" for purpose, count in counts.items())
@@ -77,7 +78,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
         if tree.missing and not source.allow_missing:
             raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
         for note in tree.notes:
-            print(f"{source.root}: {note}", file=sys.stderr)
+            print(printable(f"{source.root}: {note}"), file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return score_list(SampleList(tree.samples, source.root), run).exit_code
@@ -97,8 +98,9 @@ DREAMBENCH_PLUS = Command(
 def _orida(source: OridaInput, run: Run) -> int:
     try:
         check_out(run, source.root)
-        if "pf" in run.scores:
-            raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        for score in run.scores:
+            if "prompt" in inputs_of({"pf": "pf"}.get(score, score)):
+                raise ValueError(f"--scores names {score}, but ORIDa has no prompts; leave it out")
         if "mutual-recall" in run.aggregation:
             raise ValueError(
                 "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"
@@ -109,7 +111,7 @@ def _orida(source: OridaInput, run: Run) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     for line in (*pairs.skipped, *pairs.notes):
-        print(f"{source.root}: {line}", file=sys.stderr)
+        print(printable(f"{source.root}: {line}"), file=sys.stderr)
     if run.cache_mib is None:
         run = replace(run, cache_mib=_mib_of_all_features(pairs, run))
     finished = score_list(SampleList(pairs.samples, source.root), run)

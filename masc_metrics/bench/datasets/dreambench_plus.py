@@ -9,11 +9,13 @@
 
 A category path is ``live_subject/animal``, ``live_subject/human``, ``object`` or ``style``; a collection is named by
 its category path, NN and the subject: ``live_subject_animal_00_kitten``. A caption file's first line is the subject,
-the others are prompts 0..8. Images may be .jpg, .jpeg, .png or .webp, in this order of preference; masks are .png.
+the others are prompts 0..8. Images may be .jpg, .jpeg, .png, .webp or another
+format of :data:`masc_metrics.images.PICTURE_SUFFIXES`, in this order of preference; masks are .png.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,8 +27,11 @@ from typing import Literal, NamedTuple, get_args
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
 from masc_metrics.bench.sample import Sample
+from masc_metrics.images import PICTURE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = tuple(
+    dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", *itertools.chain.from_iterable(PICTURE_SUFFIXES.values())))
+)
 """In order of preference, if there are images with several of them."""
 
 CATEGORY_PATHS = {
