@@ -117,6 +117,7 @@ class SigLIP2Backbone:
         self.dtype = dtype
         self.cache = FeatureCache(DEFAULT_CACHE_BYTES)
         self.text_cache = FeatureCache(DEFAULT_TEXT_CACHE_BYTES)
+        self._cut_tokens: dict[str, int] = {}  # of the texts that are too long
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -297,7 +298,7 @@ class SigLIP2Backbone:
         """Text embeddings; each distinct text that is not in the cache passes through the text tower once.
 
         Texts are lower-cased, padded and truncated on the right to the length of the text tower (64 tokens in
-        SigLIP2). As in training, padding is attended to.
+        SigLIP2), see :meth:`cut_tokens`. As in training, padding is attended to.
 
         Args:
             texts: strings, which may be empty.
@@ -318,10 +319,18 @@ class SigLIP2Backbone:
         with self._frozen():
             lowered = [text.lower() for text in texts]
             distinct = list(dict.fromkeys(lowered))
-            embeddings = self.text_cache.get_or_compute(
-                distinct, lambda batch: self._text.encode(batch).float(), batch_size
-            )
+
+            def encode(batch: list[str]) -> Tensor:
+                cut = zip(batch, self._text.cut_tokens(batch), strict=True)
+                self._cut_tokens |= {text: count for text, count in cut if count}
+                return self._text.encode(batch).float()
+
+            embeddings = self.text_cache.get_or_compute(distinct, encode, batch_size)
             return torch.stack([embeddings[text] for text in lowered])
+
+    def cut_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens at the end of each text that its embedding ignores; 0 if all fit, or not yet encoded."""
+        return [self._cut_tokens.get(text.lower(), 0) for text in texts]
 
 
 def _memory(image: Tensor) -> tuple[object, ...]:

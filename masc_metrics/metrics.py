@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
 from masc_metrics.checkpoint import DEFAULT_MODEL
@@ -20,6 +19,7 @@ from masc_metrics.functional import (
     Pooling,
     check_pooling,
     concept_preservation,
+    cut_prompt,
     prompt_following_variants,
 )
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
@@ -141,9 +141,10 @@ class MaSCPromptFollowing(SampleMetric):
     Range [-1, 1], higher is better. A sample without a patch to pool over is undefined: it is excluded from the mean,
     NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
-    Without masks of the generated images, ``update`` finds the subject by reference images and their masks. Images with
-    such a mask are counted in ``transferred_count``, those in which nothing was found in ``empty_mask_count``, and the
-    latter are reported by one warning.
+    Without masks of the generated images, ``update`` finds the subject by reference images and their masks, and counts
+    these images in ``transferred_count``. A mask in which no subject is marked is counted in ``empty_mask_count``, a
+    prompt longer than the text tower in ``cut_prompt_count``, and a prompt without its subject in ``unstripped_count``;
+    each of the three is reported by one warning.
 
     Raises:
         TypeError, ValueError: if a setting is not accepted.
@@ -171,6 +172,8 @@ class MaSCPromptFollowing(SampleMetric):
 
     transferred_sum: Tensor
     empty_mask_sum: Tensor
+    cut_prompt_sum: Tensor
+    unstripped_sum: Tensor
 
     def __init__(
         self,
@@ -190,8 +193,6 @@ class MaSCPromptFollowing(SampleMetric):
         check_pooling(pooling, strip_subject)
         self.pooling: Pooling = pooling  # before the states, which depend on it
         self.strip_subject = strip_subject
-        self._warned_unstripped = False
-        self._warned_empty = False
         super().__init__(
             model_name_or_path,
             revision=revision,
@@ -206,8 +207,8 @@ class MaSCPromptFollowing(SampleMetric):
 
     def _add_states(self) -> None:
         super()._add_states()
-        self._add_count("transferred_sum")
-        self._add_count("empty_mask_sum")
+        for name in ("transferred_sum", "empty_mask_sum", "cut_prompt_sum", "unstripped_sum"):
+            self._add_count(name)
 
     def _settings(self) -> tuple[object, ...]:
         return (*super()._settings(), self.pooling, self.strip_subject)
@@ -258,12 +259,17 @@ class MaSCPromptFollowing(SampleMetric):
             reference_images=reference_images,
             reference_masks=reference_masks,
         )
-        if self.strip_subject and prompts is not None and subjects is not None and not self._warned_unstripped:
-            self._warn_subject_not_found(prompts, subjects)
+        self.accumulate(found.scores[self.pooling, self.strip_subject], ids)
         if found.transferred is not None:
             self.transferred_sum = self.transferred_sum + len(found.transferred)
-            self.empty_mask_sum = self.empty_mask_sum + found.transferred.confidence_B.isnan().sum().to(self.device)
-        self.accumulate(found.scores[self.pooling, self.strip_subject], ids)
+        if found.unmasked_B is not None and self.pooling == "background":
+            self.empty_mask_sum = self.empty_mask_sum + found.unmasked_B.sum().to(self.device)
+        if any(found.cut_tokens) and prompts is not None:
+            self.cut_prompt_sum = self.cut_prompt_sum + sum(count > 0 for count in found.cut_tokens)
+            text = cut_prompt(prompts, found.cut_tokens, self.backbone)
+            self._warn_once("cut", f"{text}. This warning is shown once; see cut_prompt_count")
+        if self.strip_subject and prompts is not None and subjects is not None:
+            self._count_unstripped(prompts, subjects)
 
     @property
     def transferred_count(self) -> int:
@@ -275,30 +281,49 @@ class MaSCPromptFollowing(SampleMetric):
 
     @property
     def empty_mask_count(self) -> int:
-        """Number of these images in which nothing of the subject was found, so that all patches were pooled."""
+        """Number of images whose mask, given or transferred, covers at least half of no patch.
+
+        Their score is that of the complete image, subject included.
+        """
         return int(self.empty_mask_sum)
 
+    @property
+    def cut_prompt_count(self) -> int:
+        """Number of prompts that are longer than the text tower, 64 tokens in SigLIP2, and were cut."""
+        return int(self.cut_prompt_sum)
+
+    @property
+    def unstripped_count(self) -> int:
+        """Number of prompts in which their subject was not found, so that nothing was removed from them."""
+        return int(self.unstripped_sum)
+
     def compute(self) -> Tensor:
-        """As in :class:`SampleMetric`; warns once if transferred masks are empty."""
-        empty = int(self.empty_mask_sum)
-        if empty and not self._warned_empty:
-            self._warned_empty = True
-            rank_zero_warn(
-                f"MaSCPromptFollowing: nothing of the subject was found in {empty} of {int(self.transferred_sum)} "
-                "images whose mask was transferred from a reference, so their score is that of the complete image. "
-                "Look at them and at the references' masks, or give masks.",
-                UserWarning,
+        """As in :class:`SampleMetric`; warns once of each kind of sample that is counted, on any rank."""
+        if empty := self.empty_mask_count:
+            source = "the references' masks" if self.transferred_count else "what made the masks"
+            self._warn_once(
+                "empty masks",
+                f"the masks of {empty} generated images mark no subject, or less than half of each patch, so their "
+                f"score is that of the complete image. Look at these images and at {source}; see empty_mask_count.",
+            )
+        if cut := self.cut_prompt_count:
+            self._warn_once("cut", f"{cut} prompts are longer than the text tower and were cut. Give shorter prompts.")
+        if unstripped := self.unstripped_count:
+            self._warn_once(
+                "unstripped", f"the subject was not found in {unstripped} prompts, so nothing was removed from them."
             )
         return super().compute()
 
-    def _warn_subject_not_found(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
-        """Warn once if a prompt does not contain its subject, so that nothing is removed from it."""
-        for index, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
-            if not holds_subject(prompt, subject):
-                self._warned_unstripped = True
-                rank_zero_warn(
-                    f"subjects[{index}] {subject!r} does not occur as complete words in prompts[{index}] {prompt!r}, "
-                    "so nothing is removed from that prompt; this warning is shown only for the first such sample",
-                    UserWarning,
-                )
-                return
+    def _count_unstripped(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
+        """Count prompts that do not contain their subject, so that nothing is removed from them."""
+        pairs = enumerate(zip(prompts, subjects, strict=True))
+        missing = [index for index, (prompt, subject) in pairs if not holds_subject(prompt, subject)]
+        if missing:
+            self.unstripped_sum = self.unstripped_sum + len(missing)
+            index = missing[0]
+            self._warn_once(
+                "unstripped",
+                f"subjects[{index}] {subjects[index]!r} does not occur as complete words in prompts[{index}] "
+                f"{prompts[index]!r}, so nothing is removed from that prompt; give the subject as it is spelled in the "
+                "prompt, or None. This warning is shown once; see unstripped_count",
+            )

@@ -19,6 +19,9 @@ SampleIds = Tensor | Sequence[int]
 CONFLICT_TOLERANCE = 1e-3
 """Scores of one sample differ by less, whichever batch or device computed them in float32."""
 
+REPEAT_TOLERANCE = 1e-5
+"""Scores of one sample that is repeated within a batch differ by less."""
+
 
 def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
     """Scores sorted by id; of several samples with the same id, only the first is kept."""
@@ -37,16 +40,29 @@ class Conflict(NamedTuple):
     later: float
 
 
-def find_conflict(scores: Tensor, ids: Tensor) -> Conflict | None:
-    """Find an id whose scores differ by more than ``CONFLICT_TOLERANCE``, or are only partly undefined."""
+def find_conflict(scores: Tensor, ids: Tensor, tolerance: float = CONFLICT_TOLERANCE) -> Conflict | None:
+    """Find an id whose scores differ by more than the tolerance, or are only partly undefined."""
     order = ids.argsort(stable=True)
     scores, ids = scores[order], ids[order]
-    differ = ((scores[1:] - scores[:-1]).abs() > CONFLICT_TOLERANCE) | (scores[1:].isnan() ^ scores[:-1].isnan())
+    differ = ((scores[1:] - scores[:-1]).abs() > tolerance) | (scores[1:].isnan() ^ scores[:-1].isnan())
     conflicts = (differ & (ids[1:] == ids[:-1])).nonzero()
     if not len(conflicts):
         return None
     later = int(conflicts[0]) + 1
     return Conflict(int(ids[later]), float(scores[later - 1]), float(scores[later]))
+
+
+def check_repeats(scores: Tensor, ids: Tensor) -> None:
+    """Raise ValueError if a batch holds different samples with one id.
+
+    The same sample may be repeated: if the data has fewer samples than a batch, accelerate fills a batch with repeats.
+    """
+    if conflict := find_conflict(scores, ids, REPEAT_TOLERANCE):
+        raise ValueError(
+            f"sample_ids holds {conflict.sample_id} more than once in one update, for samples with different scores "
+            f"({conflict.first:.4f} and {conflict.later:.4f}), of which only the first would count; give every image "
+            "its own id, such as prompt_index * images_per_prompt + image_index"
+        )
 
 
 def check_sample_ids(sample_ids: SampleIds | None, count: int) -> Tensor | None:

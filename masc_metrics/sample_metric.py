@@ -22,7 +22,7 @@ from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, sh
 from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype, to_device
-from masc_metrics.sample_ids import find_conflict, first_of_each_id
+from masc_metrics.sample_ids import check_repeats, find_conflict, first_of_each_id
 
 Reduction = Literal["mean", "none"]
 
@@ -78,8 +78,7 @@ class SampleMetric(Metric):
             if self._given_backbone
             else CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)  # type: ignore[arg-type]
         )
-        self._warned_undefined = False
-        self._warned_conflict = False
+        self._warned: set[str] = set()
         if self._device.type == "meta":  # states need values even if the metric is built under a meta-device context
             self._device = torch.device("cpu")
         self._add_states()
@@ -136,9 +135,14 @@ class SampleMetric(Metric):
         return int(self._concatenated("scores").isnan().sum() + keyed)
 
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
-        """Add a batch of scores. States are replaced, since a reset in inference mode makes them inference tensors."""
+        """Add a batch of scores. States are replaced, since a reset in inference mode makes them inference tensors.
+
+        Raises:
+            ValueError: if different samples of the batch have one id.
+        """
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
+            check_repeats(scores_B, to_device(ids, self.device))
             self.keyed_scores = [*self.keyed_scores, scores_B]
             self.keyed_ids = [*self.keyed_ids, to_device(ids, self.device)]
         elif self.reduction == "none":
@@ -181,24 +185,27 @@ class SampleMetric(Metric):
 
         return compute_with_shape
 
+    def _warn_once(self, subject: str, text: str) -> None:
+        """Warn on rank 0, unless this metric has already warned of the subject."""
+        if subject not in self._warned:
+            self._warned.add(subject)
+            rank_zero_warn(f"{type(self).__name__}: {text}", UserWarning)
+
     def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
-        if not self._warned_undefined and int(undefined):
-            self._warned_undefined = True
-            rank_zero_warn(
-                f"{type(self).__name__}: {int(undefined)} of {samples} samples are undefined, because "
-                f"{self._undefined_reason}; they are excluded from the mean and NaN in per-sample output. Check their "
-                "masks.",
-                UserWarning,
+        if int(undefined):
+            self._warn_once(
+                "undefined",
+                f"{int(undefined)} of {samples} samples are undefined, because {self._undefined_reason}; they are "
+                "excluded from the mean and NaN in per-sample output. Check their masks.",
             )
 
     def _warn_conflict(self, scores: Tensor, ids: Tensor) -> None:
-        if not self._warned_conflict and (conflict := find_conflict(scores, ids)):
-            self._warned_conflict = True
-            rank_zero_warn(
-                f"{type(self).__name__}: sample_ids contain {conflict.sample_id} more than once, with different scores "
+        if conflict := find_conflict(scores, ids):
+            self._warn_once(
+                "conflict",
+                f"sample_ids contain {conflict.sample_id} more than once, with different scores "
                 f"({conflict.first:.4f}, which counts, and {conflict.later:.4f}). An id identifies a sample, which is "
                 "one generated image with one reference; give each sample its own id.",
-                UserWarning,
             )
 
     def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:

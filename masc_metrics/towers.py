@@ -128,6 +128,11 @@ class TextTower:
         )
         return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint.text_length)
 
+    def cut_tokens(self, texts: list[str]) -> list[int]:
+        """Number of tokens of each text that do not fit into the tower's length."""
+        tokens = self.tokenizer(texts, verbose=False)["input_ids"]  # verbose would warn of the texts that are counted
+        return [max(len(each) - self.length, 0) for each in tokens]
+
     def encode(self, texts: list[str]) -> Tensor:
         """Text embeddings, (B, D), in the tower's dtype; no attention mask, as the checkpoint was trained."""
         tokens = self.tokenizer(

@@ -59,6 +59,10 @@ class CompareOptions:
     out: Path | None = option(None, type=Path, metavar="FILE.json")
 
 
+_SOURCE_COLUMNS = {"cp": "reference_mask_source", "pf": "mask_source"}
+"""Column of the table of scores that says where the masks of a score come from."""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodScores:
     """Scores of one method.
@@ -67,12 +71,14 @@ class MethodScores:
         name: the method.
         values: for each score, all samples' values by cell; samples without the score are not in it.
         mask_sources: where the masks of its generated images come from.
+        reference_mask_sources: where those of its references come from.
         left_out: scores of its table that another table lacks.
     """
 
     name: str
     values: Mapping[str, Mapping[Cell, Sequence[float]]]
     mask_sources: frozenset[str] = frozenset()
+    reference_mask_sources: frozenset[str] = frozenset()
     left_out: tuple[str, ...] = ()
 
     def figure(self, score: str) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
     if not names:
         raise ValueError(f"the tables share no score; name a column with --score: {', '.join(sorted(headers[0]))}")
     found: dict[str, dict[str, dict[Cell, list[float]]]] = {}
-    sources: dict[str, set[str]] = {}
+    sources: dict[str, dict[str, set[str]]] = {}
     left_out: dict[str, tuple[str, ...]] = {}
     file_of: dict[str, Path] = {}
     stems = [file.stem for file in tables]
@@ -170,14 +176,22 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
                     f"method {quoted(method)} is in {file_of[method]} and in {file}; rename it in one of them"
                 )
             values = found.setdefault(method, {name: {} for name in names})
-            sources.setdefault(method, set()).update({text_of(row, "mask_source")} - {""})
+            of_method = sources.setdefault(method, {column: set() for column in _SOURCE_COLUMNS.values()})
+            for column, found_sources in of_method.items():
+                found_sources.update({text_of(row, column)} - {""})
             left_out[method] = () if scores else tuple(name for name in SCORE_NAMES if name in header - {*names})
             for name in names:
                 value = _number(file, row, name)
                 if not math.isnan(value):
                     values[name].setdefault(_cell(file, row), []).append(value)
     methods = [
-        MethodScores(method, values, frozenset(sources[method]), left_out[method]) for method, values in found.items()
+        MethodScores(
+            method,
+            values,
+            **{f"{column}s": frozenset(used) for column, used in sources[method].items()},
+            left_out=left_out[method],
+        )
+        for method, values in found.items()
     ]
     return methods, names
 
@@ -321,9 +335,10 @@ def report_lines(
     yield from text_table(rows)
     if any(comparison.interval_over == ONE_CONCEPT and comparison.pairs for comparison in comparisons):
         yield f"Comparisons of one concept hold for {ONE_CONCEPT}."
-    used = sorted(frozenset().union(*(method.mask_sources for method in methods)))
-    if len(used) > 1 and any(score.startswith("pf") for score in scores):
-        yield f"PF uses masks of several sources ({', '.join(used)}); compare samples of one mask_source."
+    for score, column in _SOURCE_COLUMNS.items():
+        used = sorted(frozenset[str]().union(*(getattr(method, f"{column}s") for method in methods)))
+        if len(used) > 1 and any(name.startswith(score) for name in scores):
+            yield f"{score.upper()} uses masks of several sources ({', '.join(used)}); compare samples of one {column}."
     if missing := list(dict.fromkeys(name for method in methods for name in method.left_out)):
         yield f"Not compared, because a table lacks it: {', '.join(missing)}."
     for method in methods:

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import is_unicode
+from masc_metrics.segmenters.segmenter import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
@@ -85,6 +86,17 @@ class LoadedSample:
     reference: LoadedImage | None
     lacks: Mapping[str, str] = field(default_factory=dict)
 
+    def mask_of(self, which: str) -> Tensor | None:
+        """The mask of its "reference" or "generated" image, if it has one."""
+        image: LoadedImage | None = getattr(self, which)
+        return None if image is None else image.mask
+
+
+def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
+    """Whether the run's segmenter makes the mask of a sample's "reference" or "generated" image."""
+    name = f"{which}_mask"
+    return run.mask_source in SEGMENTERS and name in run.made_masks and getattr(sample, name) is None
+
 
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
@@ -119,7 +131,7 @@ class Loader(Dataset[list[Loaded]]):
         try:
             if sample.error:
                 raise ValueError(sample.error)
-            lacks = {**sample.lacks, **_lacking_prompt(sample)}
+            lacks = {**sample.lacks, **_lacking_prompt(sample), **self._lacking_nouns(sample)}
             generated = self._image(
                 lacks, "generated", sample.generated_image, sample.generated_mask, sample.orientation_mask
             )
@@ -130,6 +142,14 @@ class Loader(Dataset[list[Loaded]]):
             return LoadedSample(number, sample, generated, reference, reference_lacks | lacks)
         except (OSError, ValueError, TypeError, ImportError) as error:
             return SampleResult(number, dict.fromkeys(self.run.columns), {}, error=str(error))
+
+    def _lacking_nouns(self, sample: Sample) -> dict[str, str]:
+        return {
+            f"{which}_mask": "noun and subject are empty; give what to mark in "
+            f"{which}_image {named(getattr(sample, f'{which}_image'))}"
+            for which in WHICH
+            if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun")
+        }
 
     def _reference(self, image_file: str, mask_file: str | None) -> _Reference:
         lacks: dict[str, str] = {}

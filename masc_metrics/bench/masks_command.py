@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from PIL import Image
 
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import named, open_image
-from masc_metrics.bench.options import Command, device_name, fraction, option, positive_integer
-from masc_metrics.bench.run import DTYPES
-from masc_metrics.bench.sample import FILES
+from masc_metrics.bench.options import Command, device_name, option, options_of, positive_integer
+from masc_metrics.bench.run import DTYPES, SegmenterOptions
+from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
+from masc_metrics.bench.segmenting import segmented
 from masc_metrics.bench.tables import (
     Row,
     file_in,
@@ -32,15 +32,14 @@ from masc_metrics.bench.tables import (
     read_rows,
     replacing,
     stored_picture,
+    text_of,
     write_table,
 )
 from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
-from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter
+from masc_metrics.segmenters import Segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
-
-_WHICH = ("reference", "generated")
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
@@ -54,9 +53,7 @@ class MasksOptions:
         samples: CSV, JSON Lines or Parquet file that lists the samples.
         out: folder for masks and the completed list; created if it does not exist.
         segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
-        checkpoint: hub id or folder of the network that takes the noun (default: the paper's).
-        mask_checkpoint: hub id or folder of SAM 2 (default: the paper's).
-        threshold: score above which an instance, or for clipseg a pixel, counts (default: the paper's).
+        networks: options of the segmenter.
         dtype: precision of the networks.
         device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         batch_size: images segmented at a time.
@@ -68,9 +65,7 @@ class MasksOptions:
     samples: Path = option(type=Path, positional=True)
     out: Path = option(type=Path, metavar="FOLDER")
     segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
-    checkpoint: str | None = option(None)
-    mask_checkpoint: str | None = option(None)
-    threshold: float | None = option(None, type=fraction, metavar="SCORE")
+    networks: SegmenterOptions = options_of(SegmenterOptions)
     dtype: str = option("float32", choices=DTYPES)
     device: str | None = option(None, type=device_name)
     batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
@@ -114,11 +109,8 @@ def _masks(options: MasksOptions) -> int:
             raise ValueError(f"--out is {options.out}, which is not a folder; give a folder")
         if out.exists() and out.samefile(options.samples):
             raise ValueError(f"--out is {options.out}, whose {out.name} is the sample list; give another folder")
-        segmenter = load_segmenter(
+        segmenter = options.networks.load(
             options.segmenter,
-            checkpoint=options.checkpoint,
-            mask_checkpoint=options.mask_checkpoint,
-            threshold=options.threshold,
             device=options.device or fastest_device(),
             dtype=getattr(torch, options.dtype),
             batch_size=options.batch_size,
@@ -129,7 +121,8 @@ def _masks(options: MasksOptions) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     distinct = {task.mask: task for task in tasks.values()}
-    kept = {file for file, task in distinct.items() if _is_made(task, _settings(segmenter, task))}
+    settings = {file: _settings(segmenter, task) for file, task in distinct.items()}
+    kept = {file for file, task in distinct.items() if _is_made(task, settings[file])}
     missing = [task for file, task in distinct.items() if file not in kept]
     errors: dict[Path, str] = {}
     try:
@@ -137,7 +130,7 @@ def _masks(options: MasksOptions) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, error)
     try:
-        _make(missing, segmenter, commits, errors, options)
+        _make(missing, settings, segmenter, commits, errors, options)
         _write_list(out, rows, columns, tasks, errors, options.samples.parent)
         made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
         sheets = _write_sheets(made, options.out)
@@ -165,16 +158,16 @@ def _tasks(
     source = options.samples
     if not rows:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
-    if not {f"{which}_image" for which in _WHICH} & set(columns):
+    if not {f"{which}_image" for which in WHICH} & set(columns):
         raise ValueError(
             f"{source} has neither a column reference_image nor generated_image; its columns are {columns}"
         )
     for index, row in enumerate(rows):
-        for which in _WHICH:
+        for which in WHICH:
             image = (row.cells.get(f"{which}_image") or "").strip()
             if not image or (row.cells.get(f"{which}_mask") or "").strip():
                 continue
-            noun = (row.cells.get("noun") or "").strip() or (row.cells.get("subject") or "").strip()
+            noun = text_of(row, "noun") or text_of(row, "subject")
             if not noun:
                 raise ValueError(
                     f"{source}, line {row.line}: noun and subject are empty; give what to mark in {named(image)}"
@@ -222,16 +215,16 @@ def _is_made(task: _Task, settings: Mapping[str, Any]) -> bool:
 
 def _make(
     tasks: Sequence[_Task],
+    settings: Mapping[Path, Mapping[str, Any]],
     segmenter: Segmenter,
     commits: Mapping[str, str | None],
     errors: dict[Path, str],
     options: MasksOptions,
 ) -> None:
-    """Make masks; the reason of each that fails is added to ``errors``, by the mask's file."""
+    """Make masks; the reason of each that fails is added to ``errors``, by the mask's file, as ``settings`` are."""
     from tqdm import tqdm
 
-    with tqdm(total=len(tasks), unit="mask", disable=options.quiet) as bar, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* cover more than ", UserWarning)  # counted at the end
+    with tqdm(total=len(tasks), unit="mask", disable=options.quiet) as bar:
         for start in range(0, len(tasks), options.batch_size):
             part = tasks[start : start + options.batch_size]
             images, opened = [], []
@@ -241,8 +234,13 @@ def _make(
                     opened.append(task)
                 except (OSError, ValueError) as error:
                     errors[task.mask] = str(error)
-            for task, result in _segmented(opened, images, segmenter, errors):
-                record = _settings(segmenter, task) | {
+            found = segmented(segmenter, images, [task.noun for task in opened])
+            for task, result in zip(opened, found, strict=True):
+                if isinstance(result, ValueError):
+                    errors[task.mask] = f"{task.label}: {result}"
+                    continue
+                record = {
+                    **settings[task.mask],
                     "image": os.path.relpath(task.image, task.mask.parent),
                     "commits": dict(commits),
                     "score": result.score,
@@ -255,21 +253,6 @@ def _make(
                 with replacing(task.record) as stream:  # last: a mask without its record is made again
                     stream.write(json.dumps(record, indent=2).encode())
             bar.update(len(part))
-
-
-def _segmented(
-    tasks: Sequence[_Task], images: Sequence[torch.Tensor], segmenter: Segmenter, errors: dict[Path, str]
-) -> Iterator[tuple[_Task, Segmentation]]:
-    if not tasks:
-        return
-    try:
-        yield from zip(tasks, segmenter.details(images, [task.noun for task in tasks]), strict=True)
-    except ValueError as error:  # such as a noun that is too long: find out which
-        if len(tasks) == 1:
-            errors[tasks[0].mask] = f"{tasks[0].label}: {error}"
-            return
-        for task, image in zip(tasks, images, strict=True):
-            yield from _segmented([task], [image], segmenter, errors)
 
 
 def _write_sheets(made: Sequence[tuple[_Task, Mapping[str, Any]]], folder: Path) -> list[Path]:
@@ -309,14 +292,14 @@ def _write_list(
     folder: Path,
 ) -> None:
     """Write the list with the masks' columns filled; paths are relative to it. A failed mask's cell stays empty."""
-    files = [f"{which}_{kind}" for which in _WHICH for kind in ("image", "mask")]
+    files = [f"{which}_{kind}" for which in WHICH for kind in ("image", "mask")]
     completed = []
     for index, row in enumerate(rows):
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
             if path := (cells[name] or "").strip():
                 cells[name] = os.path.relpath(file_in(folder, path), out.parent)
-        for which in _WHICH:
+        for which in WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:
                 cells[f"{which}_mask"] = os.path.relpath(task.mask, out.parent)

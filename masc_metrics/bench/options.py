@@ -7,8 +7,8 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,16 +48,30 @@ def option(default: Any = MISSING, *, compare: bool = True, positional: bool = F
     return field(default=default, compare=compare, metadata={"positional": positional, "settings": settings})
 
 
+def options_of(kind: type) -> Any:
+    """A dataclass field that holds an instance of another dataclass, whose fields are options of the same command."""
+    return field(default_factory=kind, metadata={"kind": kind})
+
+
+def _options(kind: type) -> Iterator[tuple[Field[Any], str]]:
+    """Fields that are options, those of contained dataclasses included, with their help."""
+    documentation = _field_documentation(kind)
+    for item in fields(kind):
+        if contained := item.metadata.get("kind"):
+            yield from _options(contained)
+        else:
+            yield item, documentation.get(item.name, "")
+
+
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: Command) -> None:
     """Add a sub-command with an option for each field, and ``--config``."""
     parser = commands.add_parser(
         command.name, help=command.summary, description=command.description, allow_abbrev=False
     )
     for kind in command.options:
-        documentation = _field_documentation(kind)
-        for item in fields(kind):
+        for item, documentation in _options(kind):
             settings = dict(item.metadata["settings"])
-            text = documentation.get(item.name, "").replace("%", "%%")
+            text = documentation.replace("%", "%%")
             if item.metadata["positional"]:
                 if item.default is not MISSING:
                     settings |= {"default": item.default, "nargs": "?"}
@@ -81,9 +95,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
 
 def parse_options(command: Command, arguments: argparse.Namespace) -> tuple[Any, ...]:
     """An instance of each of the command's dataclasses."""
-    return tuple(
-        kind(**{item.name: _frozen(getattr(arguments, item.name)) for item in fields(kind)}) for kind in command.options
-    )
+
+    def parsed(kind: type) -> Any:
+        values = {}
+        for item in fields(kind):
+            contained = item.metadata.get("kind")
+            values[item.name] = parsed(contained) if contained else _frozen(getattr(arguments, item.name))
+        return kind(**values)
+
+    return tuple(map(parsed, command.options))
 
 
 def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> list[str]:
@@ -108,7 +128,8 @@ def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> 
 
 
 def _config_arguments(file: Path, command: Command) -> list[str]:
-    options = {item.name: item for kind in command.options for item in fields(kind) if not item.metadata["positional"]}
+    found = (item for kind in command.options for item, _ in _options(kind))
+    options = {item.name: item for item in found if not item.metadata["positional"]}
     arguments: list[str] = []
     seen: set[str] = set()
     for key, value in _config_values(file):

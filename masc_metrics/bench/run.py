@@ -20,11 +20,14 @@ from masc_metrics.bench.options import (
     fraction,
     non_negative_integer,
     option,
+    options_of,
     positive_integer,
 )
 from masc_metrics.checkpoint import DEFAULT_MODEL
 from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.segmenters import Segmenter, load_segmenter
+from masc_metrics.segmenters.segmenter import DEFAULT_BATCH_SIZE, SEGMENTERS
 
 MASC_SCORES = ("cp", "pf")
 
@@ -54,7 +57,14 @@ PF_COLUMNS: Mapping[str, tuple[Pooling, str]] = MappingProxyType(
 """Pooling and prompt of each column of prompt following: pf, pf_background_full, pf_full_stripped, ..."""
 
 
-MASK_SOURCES = ("given", "transfer")
+MASKS = ("reference_mask", "generated_mask")
+
+MADE_MASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"given": (), "transfer": ("generated_mask",)} | dict.fromkeys(SEGMENTERS, MASKS)
+)
+"""Masks that samples may lack, because the run makes them, by the source of masks."""
+
+MASK_SOURCES = tuple(MADE_MASKS)
 
 
 def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...]:
@@ -63,6 +73,8 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
         names = inputs_of(column)
         transferred = ("reference_image", "reference_mask") if "generated_mask" in names else ()
         return tuple(dict.fromkeys([*(name for name in names if name != "generated_mask"), *transferred]))
+    if mask_source in SEGMENTERS:
+        return tuple(name for name in inputs_of(column) if name not in MASKS)
     if column in PF_COLUMNS:
         pooling, prompt = PF_COLUMNS[column]
         mask = () if pooling == "full" else ("generated_mask",)
@@ -70,7 +82,7 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
     if column in BASELINES and column.endswith("-t"):
         return ("generated_image", "prompt")
     aggregation = CP_COLUMNS.get(column, "global")  # baselines and functions need what the global aggregation needs
-    masks = {"global": (), "mutual-recall": ("reference_mask", "generated_mask")}.get(aggregation, ("reference_mask",))
+    masks = {"global": (), "mutual-recall": MASKS}.get(aggregation, ("reference_mask",))
     return ("generated_image", "reference_image", *masks)
 
 
@@ -114,6 +126,44 @@ def _name_and_model(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmenterOptions:
+    """Options of every command that makes masks from text.
+
+    Attributes:
+        checkpoint: hub id or folder of the segmenter's network that takes the noun (default: the paper's).
+        mask_checkpoint: hub id or folder of the segmenter's SAM 2 (default: the paper's).
+        threshold: score above which an instance, or for clipseg a pixel, is marked (default: the paper's).
+    """
+
+    checkpoint: str | None = option(None)
+    mask_checkpoint: str | None = option(None)
+    threshold: float | None = option(None, type=fraction, metavar="SCORE")
+
+    def load(
+        self,
+        name: str,
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+        cache_dir: str | None,
+        local_files_only: bool,
+    ) -> Segmenter:
+        """The segmenter of this name; arguments and errors as of :func:`masc_metrics.segmenters.load_segmenter`."""
+        return load_segmenter(
+            name,
+            checkpoint=self.checkpoint,
+            mask_checkpoint=self.mask_checkpoint,
+            threshold=self.threshold,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """How samples are scored. The fields are the options of every command that scores.
 
@@ -134,8 +184,10 @@ class Run:
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
         dtype: precision of all networks.
         max_num_patches: patch budget per image.
-        mask_source: masks of generated images: given (those of the list), or transfer (samples without one get one from
-            their reference).
+        mask_source: masks that samples lack: given (none may be missing), transfer (those of generated images come from
+            the reference), or the segmenter sam3, clipseg, grounded_sam2 or owlv2_sam2 (both come from text). Given
+            masks are always used.
+        segmenter: options of the segmenter.
         min_coverage: skip samples with a mask that marks at most this share of its pixels, such as 0.05.
         device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         devices: processes on this node, one per device.
@@ -162,6 +214,7 @@ class Run:
     dtype: str = option("float32", choices=DTYPES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
+    segmenter: SegmenterOptions = options_of(SegmenterOptions)
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")
     device: str | None = option(None, type=device_name, compare=False)
     devices: int = option(1, type=positive_integer, compare=False, metavar="N")
@@ -179,6 +232,39 @@ class Run:
         """The dtype of all networks."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    @property
+    def made_masks(self) -> tuple[str, ...]:
+        """Masks that are made for samples without them: those that a score needs, and those that a filter looks at."""
+        needed = {name for column in self.columns for name in inputs_of(column)}
+        if self.mask_source in SEGMENTERS and self.min_coverage is not None:
+            needed |= set(MASKS)
+        return tuple(name for name in MADE_MASKS[self.mask_source] if name in needed)
+
+    def load_segmenter(self, device: torch.device) -> Segmenter | None:
+        """The segmenter of the run, before its networks are read; None if the run makes no masks from text.
+
+        Raises:
+            ValueError: if the options name a network that it does not have, or are given without a segmenter.
+            ImportError: if the installed transformers is too old.
+        """
+        if self.mask_source not in SEGMENTERS:
+            for item in fields(self.segmenter):
+                if (value := getattr(self.segmenter, item.name)) is not None:
+                    name = item.name.replace("_", "-")
+                    raise ValueError(
+                        f"--{name} is {value}, but --mask-source is {self.mask_source}; leave --{name} out, or give "
+                        f"--mask-source {', '.join(SEGMENTERS[:-1])} or {SEGMENTERS[-1]}"
+                    )
+            return None
+        return self.segmenter.load(
+            self.mask_source,
+            device=device,
+            dtype=self.torch_dtype,
+            batch_size=min(DEFAULT_BATCH_SIZE, self.batch_size),
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
 
     @property
     def functions(self) -> dict[str, str]:

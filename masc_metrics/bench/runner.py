@@ -24,6 +24,7 @@ from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table
 from masc_metrics.masks import FOREGROUND_THRESHOLD
+from masc_metrics.segmenters import Segmenter
 
 _PACKAGES = ("torch", "transformers", "numpy", "pillow")
 _FINGERPRINTED = 2**20
@@ -65,6 +66,7 @@ def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, 
             name: {"checkpoint": baseline.checkpoint, "commit": baseline.commit}
             for name, baseline in scorer.baselines.items()
         },
+        "segmenter": None if scorer.segmenter is None else _segmenter_settings(scorer.segmenter),
         "foreground_threshold": FOREGROUND_THRESHOLD,
         "samples": len(samples.samples),
         "samples_sha256": samples.sha256,
@@ -74,6 +76,13 @@ def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, 
             "python": platform.python_version(),
             "system": platform.platform(),
         },
+    }
+
+
+def _segmenter_settings(segmenter: Segmenter) -> dict[str, Any]:
+    return {
+        "threshold": segmenter.settings.threshold,
+        "checkpoints": {model: commit or fingerprint(Path(model)) for model, commit in segmenter.load().items()},
     }
 
 

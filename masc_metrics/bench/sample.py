@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WHICH = ("reference", "generated")
+"""The two images of a sample."""
+
 FILES = ("generated_image", "generated_mask", "reference_image", "reference_mask")
 
 COLUMNS = (*FILES, "prompt", "subject")
@@ -33,6 +36,8 @@ class Sample:
         concept: the subject's identity; if empty, the reference image stands for it.
         category: any further group.
         key: identifies a sample across methods: samples of several methods with one key are rated together.
+        reference_noun: what a segmenter marks in the reference image if ``reference_mask`` is None; may be empty.
+        generated_noun: likewise in the generated image.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
         lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
@@ -52,6 +57,8 @@ class Sample:
     concept: str = ""
     category: str = ""
     key: str = ""
+    reference_noun: str = ""
+    generated_noun: str = ""
     error: str = ""
     orientation_mask: str | None = None
     extra: Mapping[str, str | None] = field(default_factory=dict)
@@ -67,7 +74,7 @@ MEASURES = (
     "generated_subject_patches",
 )
 
-_MASK = ("mask_source", "mask_confidence", "mask_check")
+_MASK = ("mask_source", "mask_confidence", "mask_check", "reference_mask_source", "reference_mask_confidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,13 @@ class SampleResult:
             does not have the input of the score, failed, or was skipped.
         measures: values by name of ``MEASURES``: of both images the attributes of
             :class:`masc_metrics.bench.loading.LoadedImage`.
-        mask_source: "given" or "transferred", the mask of the generated image; empty without one.
-        mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; None if
-            nothing was found.
+        mask_source: mask of the generated image: "given", "transferred" or the name of a segmenter; empty without one.
+        mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`, or score
+            of a segmenter's, see :class:`masc_metrics.segmenters.Segmentation`; None if nothing was found.
         mask_check: how well masks can be transferred with the sample's reference, see
             :func:`masc_metrics.functional.check_transfer`; None without a transferred mask.
+        reference_mask_source: as ``mask_source``, of the reference image.
+        reference_mask_confidence: as ``mask_confidence``, of the reference image.
         stripped_prompt: text that prompt following embeds; empty if it is not scored.
         left_out: why the sample was skipped by a filter; empty if it was not.
         error: why the sample failed, or lacks some of its scores; empty if it has all.
@@ -98,6 +107,8 @@ class SampleResult:
     mask_source: str = ""
     mask_confidence: float | None = None
     mask_check: float | None = None
+    reference_mask_source: str = ""
+    reference_mask_confidence: float | None = None
     stripped_prompt: str = ""
     left_out: str = ""
     error: str = ""

@@ -30,6 +30,12 @@ _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
 _IMAGE_SUFFIXES = frozenset(itertools.chain.from_iterable(PICTURE_SUFFIXES.values()))
 
+_OTHER_SOURCES = {
+    "reference_mask": ", or a segmenter, such as --mask-source grounded_sam2",
+    "generated_mask": ", or --mask-source transfer, or a segmenter, such as --mask-source grounded_sam2",
+}
+"""Where else masks come from, for error texts."""
+
 _LAYOUT = "ROOT/<concept>/reference.png and ROOT/<concept>/<method>/<name>.png, with <name>_mask.png and <name>.txt"
 
 
@@ -76,7 +82,8 @@ def read_samples(
             table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
         scores: columns of scores to compute; :func:`masc_metrics.bench.run.inputs_of` says what each needs. A sample
             that lacks an input in its row has the scores that do not need it.
-        mask_source: with "transfer", no ``generated_mask`` is needed.
+        mask_source: with "transfer", no ``generated_mask`` is needed; with a segmenter's name no mask, because it marks
+            what the column ``noun`` names, else ``subject``.
         transferable: whether the command has the option ``--mask-source``, which error texts then offer.
 
     Raises:
@@ -116,7 +123,7 @@ def _samples(
         lacks = {}
         for name in FILES:
             if name in needed and not cells.get(name):
-                instead = ", or --mask-source transfer" if name == "generated_mask" and transferable else ""
+                instead = _OTHER_SOURCES.get(name, "") if transferable else ""
                 lacks[name] = f"{name} is empty; give a file{instead}"
         if "generated_image" in lacks:
             raise ValueError(f"{source}, line {row.line}: {lacks['generated_image']}")
@@ -131,6 +138,7 @@ def _samples(
         line_of[sample_id] = row.line
         files = {name: file_in(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
+        noun = cells.get("noun") or text_of(row, "subject")
         yield Sample(
             line=row.line,
             sample_id=sample_id,
@@ -140,6 +148,8 @@ def _samples(
             reference_mask=files["reference_mask"],
             prompt=prompt or "" if "prompt" in needed else prompt,
             subject=subject,
+            reference_noun=noun,
+            generated_noun=noun,
             extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
             lacks=lacks,
             **{name: cells.get(name, "") for name in GROUPS},
@@ -173,7 +183,7 @@ def _count(files: Sequence[Path]) -> str:
 def _method_samples(
     concept: Path, method: Path, needed: Collection[str], left_out: dict[str, list[Path]]
 ) -> Iterator[Sample]:
-    references, images = _images(concept), _images(method)
+    references, images, subject = _images(concept), _images(method), _text(concept / "subject.txt")
     for file in sorted(method.iterdir()):
         if file.is_file() and file.suffix.lower() not in {*_IMAGE_SUFFIXES, ".txt"} and not file.name.startswith("."):
             left_out.setdefault(f"images are read from {', '.join(sorted(_IMAGE_SUFFIXES))}", []).append(file)
@@ -202,11 +212,13 @@ def _method_samples(
             reference_image=reference or "",
             reference_mask=reference_mask,
             prompt=prompt,
-            subject=_text(concept / "subject.txt"),
+            subject=subject,
             method=method.name,
             concept=concept.name,
             key=f"{concept.name}/{name}",
             lacks=lacks,
+            reference_noun=subject or "",
+            generated_noun=subject or "",
         )
 
 

@@ -12,11 +12,12 @@ import torch
 
 from masc_metrics.bench.baselines.functions import FunctionResultError
 from masc_metrics.bench.distributed import Ranks, start_ranks
+from masc_metrics.bench.loading import lacks_mask
 from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
@@ -99,10 +100,12 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         return Finished(fail(UNUSABLE, error))
     try:
         functions = load_functions(run, ranks.device)
+        segmenter = run.load_segmenter(ranks.device)
     except (ValueError, TypeError, ImportError) as error:
         return Finished(fail(UNUSABLE, error, ranks))
     try:
-        scorer = load_scorer(run, ranks.device, functions)
+        lacking = any(lacks_mask(sample, which, run) for sample in samples.samples for which in WHICH)
+        scorer = load_scorer(run, ranks.device, functions, segmenter if lacking else None)
     except (OSError, ValueError, ImportError) as error:
         return Finished(fail(NO_CHECKPOINT, error, ranks))
     except torch.cuda.OutOfMemoryError as error:

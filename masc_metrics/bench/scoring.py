@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
-from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, mask_measures
-from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, PF_COLUMNS, Run, inputs_of
-from masc_metrics.bench.sample import MEASURES, SampleResult, columns
+from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named
+from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
+from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
+from masc_metrics.bench.segmenting import segmented
 from masc_metrics.functional import (
     check_transfer,
     concept_preservation_variants,
@@ -24,15 +26,39 @@ from masc_metrics.functional import (
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
+from masc_metrics.segmenters import Segmenter
 
 
 @dataclass(frozen=True, slots=True)
-class _Transferred:
-    """A sample with a transferred mask; its fields are those of :class:`masc_metrics.bench.sample.SampleResult`."""
+class _Masked:
+    """A sample with the masks that the run has made for it.
+
+    Attributes:
+        sample: the sample.
+        made: source and confidence of each mask that was made, by "reference" or "generated".
+        check: how well masks can be transferred with its reference; None without a transferred mask.
+    """
 
     sample: LoadedSample
-    confidence: float | None
-    check: float
+    made: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
+    check: float | None = None
+
+    def result(self, scores: Mapping[str, float | None], **fields: Any) -> SampleResult:
+        """Its result; further fields are those of :class:`masc_metrics.bench.sample.SampleResult`."""
+        (reference_source, reference_confidence), (source, confidence) = (
+            self.made.get(which, ("" if self.sample.mask_of(which) is None else "given", None)) for which in WHICH
+        )
+        return SampleResult(
+            self.sample.number,
+            scores,
+            _measures(self.sample),
+            mask_source=source,
+            mask_confidence=confidence,
+            mask_check=self.check,
+            reference_mask_source=reference_source,
+            reference_mask_confidence=reference_confidence,
+            **fields,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +70,7 @@ class Scorer:
         backbone: MaSC's backbone.
         baselines: baselines by name.
         functions: functions of the user's by name.
+        segmenter: makes the masks that samples lack; None if there are none, or they are transferred.
         checks: how well masks can be transferred, by reference image and mask; found as needed.
     """
 
@@ -51,6 +78,7 @@ class Scorer:
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
     functions: dict[str, FunctionScore]
+    segmenter: Segmenter | None = None
     checks: dict[tuple[str, str | None], float] = field(default_factory=dict)
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
@@ -66,26 +94,18 @@ class Scorer:
             FunctionResultError: if a function of the user's returns something other than one number a sample.
         """
         results = {loaded.number: loaded for loaded in batch if isinstance(loaded, SampleResult)}
-        loaded_pairs = [loaded for loaded in batch if isinstance(loaded, LoadedSample)]
-        masks = self._transferred(loaded_pairs) if self._transfers else {}
-        pairs = []
-        for loaded in loaded_pairs:
-            pair = masks[loaded.number].sample if loaded.number in masks else loaded
-            masks_lack = [pair.lacks[name] for name in ("reference_mask", "generated_mask") if name in pair.lacks]
+        none = dict.fromkeys(self.run.columns)
+        masked: dict[int, _Masked] = {}
+        for number, made in self._masked([loaded for loaded in batch if isinstance(loaded, LoadedSample)]).items():
+            masks_lack = [made.sample.lacks[name] for name in MASKS if name in made.sample.lacks]
             if self.run.min_coverage is not None and masks_lack:
-                results[pair.number] = SampleResult(
-                    pair.number, dict.fromkeys(self.run.columns), _measures(pair), error="; ".join(masks_lack)
-                )
-            elif left_out := self._left_out(pair):
-                results[pair.number] = SampleResult(
-                    pair.number,
-                    dict.fromkeys(self.run.columns),
-                    _measures(pair),
-                    left_out=left_out,
-                    orientation_undecided=undecided_orientation(pair),
-                )
+                results[number] = made.result(none, error="; ".join(masks_lack))
+            elif left_out := self._left_out(made.sample):
+                undecided = undecided_orientation(made.sample)
+                results[number] = made.result(none, left_out=left_out, orientation_undecided=undecided)
             else:
-                pairs.append(pair)
+                masked[number] = made
+        pairs = [made.sample for made in masked.values()]
         scores: dict[str, dict[int, float]] = {}
         errors: dict[str, dict[int, str]] = {}
         for name, function in self.functions.items():
@@ -100,15 +120,8 @@ class Scorer:
         strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
             prompt = pair.sample.prompt if strips and "prompt" not in pair.lacks else None
-            transferred = masks.get(pair.number)
-            given_mask = "given" if pair.generated.mask is not None else ""
-            results[pair.number] = SampleResult(
-                number=pair.number,
-                scores={name: scores[name].get(pair.number) for name in self.run.columns},
-                measures=_measures(pair),
-                mask_source="transferred" if transferred else given_mask,
-                mask_confidence=transferred.confidence if transferred else None,
-                mask_check=transferred.check if transferred else None,
+            results[pair.number] = masked[pair.number].result(
+                {name: scores[name].get(pair.number) for name in self.run.columns},
                 stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
                 error="; ".join(
                     dict.fromkeys(
@@ -130,13 +143,41 @@ class Scorer:
             if name in pair.lacks:
                 yield pair.lacks[name]
 
-    @property
-    def _transfers(self) -> bool:
-        return self.run.mask_source == "transfer" and any(
-            "generated_mask" in inputs_of(name) for name in self.run.columns
-        )
+    def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
+        """All pairs, with the masks that they lack and the run makes; a pair still lacks one that cannot be made."""
+        masked = {pair.number: _Masked(pair) for pair in pairs}
+        if self.segmenter is not None:
+            return masked | self._segmented(pairs, self.segmenter)
+        return masked | self._transferred(pairs) if "generated_mask" in self.run.made_masks else masked
 
-    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Transferred]:
+    def _segmented(self, pairs: Sequence[LoadedSample], segmenter: Segmenter) -> dict[int, _Masked]:
+        """The pairs without a mask that the run makes, with those from their nouns, by the sample's number."""
+        tasks = [
+            (pair, which)
+            for pair in pairs
+            for which in WHICH
+            if lacks_mask(pair.sample, which, self.run)
+            and f"{which}_mask" not in pair.lacks
+            and getattr(pair, which) is not None
+        ]
+        images = [getattr(pair, which).pixels for pair, which in tasks]
+        found = segmented(segmenter, images, [getattr(pair.sample, f"{which}_noun") for pair, which in tasks])
+        made: dict[int, _Masked] = {}
+        for (pair, which), result in zip(tasks, found, strict=True):
+            known = made.get(pair.number, _Masked(pair))
+            if isinstance(result, ValueError):
+                reason = f"{which}_image {named(getattr(pair.sample, f'{which}_image'))}: {result}"
+                lacking = replace(known.sample, lacks={**known.sample.lacks, f"{which}_mask": reason})
+                made[pair.number] = replace(known, sample=lacking)
+                continue
+            confidence = result.score if result.coverage > 0 else None
+            made[pair.number] = _Masked(
+                self._with_mask(known.sample, which, result.mask),
+                {**known.made, which: (segmenter.settings.name, confidence)},
+            )
+        return made
+
+    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
         """The pairs without a mask of the generated image, with one from their reference, by the sample's number."""
         chosen = [
             pair
@@ -152,15 +193,22 @@ class Scorer:
         reference_masks = _masks([_reference(pair) for pair in chosen])
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
         found = transfer_masks(generated, references, reference_masks, **self.settings)
-        grid_of, budget = self.backbone.checkpoint.processing.grid, self.run.max_num_patches
-        transferred = {}
-        for pair, mask, confidence in zip(chosen, found.masks, found.confidence_B.tolist(), strict=True):
-            measures = mask_measures(mask.cpu(), grid_of(mask.shape[0], mask.shape[1], budget), "generated")
-            image = LoadedImage(pair.generated.pixels, mask.cpu(), *measures, pair.generated.orientation_undecided)
-            transferred[pair.number] = _Transferred(
-                replace(pair, generated=image), None if math.isnan(confidence) else confidence, self._check(pair)
+        return {
+            pair.number: _Masked(
+                self._with_mask(pair, "generated", mask),
+                {"generated": ("transferred", None if math.isnan(confidence) else confidence)},
+                self._check(pair),
             )
-        return transferred
+            for pair, mask, confidence in zip(chosen, found.masks, found.confidence_B.tolist(), strict=True)
+        }
+
+    def _with_mask(self, pair: LoadedSample, which: str, mask: Tensor) -> LoadedSample:
+        """The pair with a mask, (H, W) bool, of one of its images."""
+        image: LoadedImage = getattr(pair, which)
+        grid = self.backbone.checkpoint.processing.grid(mask.shape[0], mask.shape[1], self.run.max_num_patches)
+        measures = mask_measures(mask.cpu(), grid, which)
+        completed = LoadedImage(image.pixels, mask.cpu(), *measures, image.orientation_undecided)
+        return replace(pair, reference=completed) if which == "reference" else replace(pair, generated=completed)
 
     def _check(self, pair: LoadedSample) -> float:
         key = (pair.sample.reference_image, pair.sample.reference_mask)
@@ -219,8 +267,7 @@ class Scorer:
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         needed = {name for column in columns for name in inputs_of(column)}
         reference_masks, generated_masks = (
-            _masks([getattr(pair, which) for pair in pairs]) if f"{which}_mask" in needed else None
-            for which in ("reference", "generated")
+            _masks([getattr(pair, which) for pair in pairs]) if f"{which}_mask" in needed else None for which in WHICH
         )
         settings = self.settings
         if columns[0] in CP_COLUMNS:
@@ -277,13 +324,16 @@ def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
     return {name: FunctionScore(name, target, device) for name, target in run.functions.items()}
 
 
-def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionScore]) -> Scorer:
+def load_scorer(
+    run: Run, device: torch.device, functions: dict[str, FunctionScore], segmenter: Segmenter | None = None
+) -> Scorer:
     """Load all networks of a run.
 
     Args:
         run: the settings.
         device: device of the networks.
         functions: from :func:`load_functions`.
+        segmenter: from :meth:`masc_metrics.bench.run.Run.load_segmenter`; None if no sample lacks a mask.
 
     Raises:
         OSError: if a checkpoint is not available; the text says how to get it.
@@ -304,7 +354,9 @@ def load_scorer(run: Run, device: torch.device, functions: dict[str, FunctionSco
     baselines = {
         name: load_baseline(name, run, device=device, backbone=backbone) for name in run.scores if name in BASELINES
     }
-    return Scorer(run, backbone, baselines, functions)
+    if segmenter is not None:
+        segmenter.load()
+    return Scorer(run, backbone, baselines, functions, segmenter)
 
 
 def _has_inputs(pair: LoadedSample, column: str) -> bool:

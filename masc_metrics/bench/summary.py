@@ -6,6 +6,7 @@ Letters in names: ``N`` samples, ``S`` scores, ``C`` concepts, ``R`` resamples.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
 from masc_metrics.bench.run import PF_COLUMNS
-from masc_metrics.bench.sample import Sample, SampleResult
+from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, text_table
 from masc_metrics.prompts import holds_subject
+from masc_metrics.segmenters.segmenter import ALMOST_FULL
 from masc_metrics.transfer import TRUSTED_IOU
 
 _GROUPINGS = (("method",), ("category",), ("concept",), ("method", "category"))
@@ -79,11 +81,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "failed": sum(bool(result.error) for result in results),
         "failed_in_part": sum(bool(result.error) and _has_score(result) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
-        "masks": {
-            "given": sum(result.mask_source == "given" for result in results),
-            "transferred": sum(result.mask_source == "transferred" for result in results),
-            "transferred_empty": len(_empty_masks(samples, results)),
-        },
+        "masks": {which: _mask_counts(results, which) for which in WHICH},
         "orientation_undecided": len(_orientation_undecided(results)),
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
@@ -197,24 +195,47 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
 
 
 def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iterator[str]:
-    rows = list(zip(samples.samples, results, strict=True))
-    transferred = [(sample, result) for sample, result in rows if result.mask_source == "transferred"]
-    if not transferred:
-        return
-    given = sum(result.mask_source == "given" for _, result in rows)
-    mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
-    yield (
-        f"{samples.source}: {len(transferred)} samples have masks transferred from their references, which is not the "
-        f"paper's protocol{mixed}"
-    )
-    if empty := _empty_masks(samples.samples, results):
-        yield (
-            f"{samples.source}: nothing of the subject was found in {len(empty)} of them, so their PF is that of the "
-            f"complete image; the first is sample {empty[0].sample_id}, line {empty[0].line}"
-        )
+    for which in WHICH:
+        made = [
+            (sample, result)
+            for sample, result in zip(samples.samples, results, strict=True)
+            if _mask_source(result, which) not in ("", "given")
+        ]
+        if not made:
+            continue
+        given = _mask_counts(results, which).get("given", 0)
+        mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
+        (source,) = {_mask_source(result, which) for _, result in made}
+        if source == "transferred":
+            yield (
+                f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not the "
+                f"paper's protocol{mixed}"
+            )
+            yield from _transfer_warnings(samples, made)
+        else:
+            yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
+            if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
+                share = f"{ALMOST_FULL * 100:.0f} %"
+                yield (
+                    f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
+                    "masks draws such masks"
+                )
+        if empty := [(sample, result) for sample, result in made if _is_empty(result, which)]:
+            skipped = sum(bool(result.left_out) for _, result in empty)
+            effect = "their CP is undefined" if which == "reference" else "their PF is that of the complete image"
+            so = "they are skipped" if skipped == len(empty) else effect
+            others = f" ({skipped} are skipped instead)" if 0 < skipped < len(empty) else ""
+            first, place = empty[0][0], "the references of " if which == "reference" else ""
+            yield (
+                f"{samples.source}: nothing of the subject was found in {place}{len(empty)} of them, so "
+                f"{so}{others}; the first is sample {first.sample_id}, line {first.line}"
+            )
+
+
+def _transfer_warnings(samples: SampleList, made: Sequence[tuple[Sample, SampleResult]]) -> Iterator[str]:
     low = {
         sample.reference_image: result.mask_check
-        for sample, result in transferred
+        for sample, result in made
         if result.mask_check is not None and result.mask_check < TRUSTED_IOU
     }
     if low:
@@ -225,9 +246,20 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
         )
 
 
-def _empty_masks(samples: Sequence[Sample], results: Sequence[SampleResult]) -> list[Sample]:
-    pairs = zip(samples, results, strict=True)
-    return [each for each, result in pairs if result.mask_source == "transferred" and result.mask_confidence is None]
+def _mask_source(result: SampleResult, which: str) -> str:
+    return result.reference_mask_source if which == "reference" else result.mask_source
+
+
+def _is_empty(result: SampleResult, which: str) -> bool:
+    """Whether a mask was made in which nothing is marked."""
+    confidence = result.reference_mask_confidence if which == "reference" else result.mask_confidence
+    return _mask_source(result, which) not in ("", "given") and confidence is None
+
+
+def _mask_counts(results: Sequence[SampleResult], which: str) -> dict[str, int]:
+    """Number of samples by the source of a mask, and of those in which a mask that was made is empty."""
+    sources = Counter(source for result in results if (source := _mask_source(result, which)))
+    return {**dict(sorted(sources.items())), "nothing_found": sum(_is_empty(result, which) for result in results)}
 
 
 def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:

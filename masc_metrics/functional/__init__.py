@@ -5,6 +5,7 @@ from masc_metrics.functional.following import (
     Pooling,
     PromptScores,
     check_pooling,
+    cut_prompt,
     prompt_following,
     prompt_following_variants,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "check_transfer",
     "concept_preservation",
     "concept_preservation_variants",
+    "cut_prompt",
     "mask_sensitivity",
     "match_maps",
     "prompt_following",

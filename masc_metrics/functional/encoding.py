@@ -142,6 +142,13 @@ def coverage_of(masks: Sequence[Tensor], features: PatchFeatures) -> Tensor:
     return to_device(torch.stack([F.pad(coverage_N, (0, width - len(coverage_N))) for coverage_N in rows]), device)
 
 
+def rearranged(parts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+    """Values of all parts, each with the indices of its samples, in the order of the samples."""
+    positions = torch.tensor([index for part, _ in parts for index in part], device="cpu")
+    values_B = torch.cat([values for _, values in parts])
+    return values_B[to_device(positions.argsort(), values_B.device)]
+
+
 def in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLIP2Backbone) -> Tensor:
     """Scores of all parts in the order of the samples, checked at the end so that parts do not wait for each other.
 
@@ -149,10 +156,8 @@ def in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLI
         scored: for each part, the indices of its samples, their scores, and whether the masks leave a patch to score.
         backbone: backbone of the features; NaN of a broken network must not be mistaken for an undefined sample.
     """
-    positions = torch.tensor([index for part, *_ in scored for index in part], device="cpu")
-    order = to_device(positions.argsort(), backbone.device)
-    scores_B = torch.cat([scores for _, scores, _ in scored])[order]
-    defined_B = torch.cat([defined for _, _, defined in scored])[order]
+    scores_B = rearranged([(part, scores) for part, scores, _ in scored])
+    defined_B = rearranged([(part, defined) for part, _, defined in scored])
     broken = (scores_B.isnan() & defined_B).nonzero()
     if len(broken):
         raise RuntimeError(

@@ -5,6 +5,7 @@ Shape suffixes: B samples, N patches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -25,6 +26,7 @@ from masc_metrics.functional.encoding import (
     each_image,
     encoded,
     followed,
+    rearranged,
 )
 from masc_metrics.functional.transferring import Transferring
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
@@ -87,7 +89,7 @@ def prompt_following(
 
     Source: MaSC, arXiv 2605.22469.
     """
-    return prompt_following_variants(
+    found = prompt_following_variants(
         generated_images,
         generated_masks,
         prompts,
@@ -99,7 +101,20 @@ def prompt_following(
         encode_batch_size=encode_batch_size,
         reference_images=reference_images,
         reference_masks=reference_masks,
-    ).scores[pooling, strip_subject]
+    )
+    if any(found.cut_tokens):
+        warnings.warn(cut_prompt(prompts, found.cut_tokens, backbone), stacklevel=2)
+    return found.scores[pooling, strip_subject]
+
+
+def cut_prompt(prompts: Sequence[str], cut_tokens: Sequence[int], backbone: SigLIP2Backbone) -> str:
+    """Warning for the prompt of which most tokens are ignored."""
+    index = max(range(len(prompts)), key=cut_tokens.__getitem__)
+    length = backbone.checkpoint.text_length
+    return (
+        f"prompts[{index}] has {length + cut_tokens[index]} tokens, of which the text tower reads the first {length}; "
+        f"the rest does not affect its score: {prompts[index]!a:.80}... Give a shorter prompt"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +124,16 @@ class PromptScores:
     Attributes:
         scores: for each (pooling, strip_subject), what :func:`prompt_following` returns for them.
         transferred: the masks that were transferred from the references; None if masks were given or none are needed.
+        unmasked_B: whether an image's mask covers at least half of no patch, (B,) bool, so that its score with the
+            pooling "background" is that of the complete image; None if no masks are used.
+        cut_tokens: number of tokens at the end of each prompt that did not fit into the text tower and are ignored; of
+            the longer text if the prompt is embedded with and without its subject.
     """
 
     scores: dict[tuple[Pooling, bool], Tensor]
     transferred: TransferredMasks | None
+    unmasked_B: Tensor | None
+    cut_tokens: tuple[int, ...]
 
 
 def prompt_following_variants(
@@ -176,6 +197,7 @@ def prompt_following_variants(
 
     images = [each_image(generated)] if references is None else [all_images(references), each_image(generated)]
     transferred = Transferring(generated)
+    unmasked: list[tuple[list[int], Tensor]] = []
     pooled: dict[Pooling, list[tuple[list[int], Tensor, Tensor]]] = {pooling: [] for pooling in poolings}
     for part, (*shown, features) in encoded(images, backbone, max_num_patches, encode_batch_size):
         part_masks = None if masks is None else [masks.masks[index] for index in part]
@@ -184,6 +206,7 @@ def prompt_following_variants(
         foreground_BN = None
         if part_masks is not None and masked:
             foreground_BN = coverage_of(part_masks, features) >= FOREGROUND_THRESHOLD
+            unmasked.append((part, ~foreground_BN.any(dim=1)))
         for pooling, parts in pooled.items():
             keep_BN = features.valid_BN
             if foreground_BN is not None and pooling != "full":
@@ -193,13 +216,19 @@ def prompt_following_variants(
     embeddings = {
         strip: backbone.encode_texts(stripped, batch_size=encode_batch_size) for strip, stripped in texts.items()
     }
+    cut = [backbone.cut_tokens(stripped) for stripped in texts.values()]
     found = None if references is None else transferred.masks(backbone)
     scores = {
         (pooling, strip): followed(parts, embeddings_BD, backbone)
         for strip, embeddings_BD in embeddings.items()
         for pooling, parts in pooled.items()
     }
-    return PromptScores(scores, found)
+    return PromptScores(
+        scores,
+        found,
+        unmasked_B=rearranged(unmasked) if unmasked else None,
+        cut_tokens=tuple(max(counts) for counts in zip(*cut, strict=True)),
+    )
 
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:

@@ -62,7 +62,10 @@ def test_rows_without_a_mask_get_one_from_their_reference(tmp_path: Path, capsys
         assert float(row["mask_check"]) == pytest.approx(check_transfer(reference, mask, **encoder).item(), abs=1e-6)
         assert float(row["generated_coverage"]) == pytest.approx(transferred[0].float().mean().item(), abs=1e-6)
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
-    assert summary["masks"] == {"given": 1, "transferred": 3, "transferred_empty": 0}
+    assert summary["masks"] == {
+        "reference": {"given": 4, "nothing_found": 0},
+        "generated": {"given": 1, "transferred": 3, "nothing_found": 0},
+    }
 
 
 def test_no_column_of_masks_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

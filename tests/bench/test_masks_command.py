@@ -104,6 +104,21 @@ def test_existing_masks_with_the_same_settings_are_kept(
     assert not list(out.rglob("*.part"))
 
 
+def test_each_image_is_hashed_once(clipseg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, out = without_masks(tmp_path / "list", 2), tmp_path / "made"
+    hashed: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def recorded(file: Path) -> bytes:
+        if file.suffix == ".png":
+            hashed.append(f"{file.parent.name}/{file.name}")
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", recorded)
+    assert run(samples, out, clipseg) == 0
+    assert sorted(hashed) == ["out/0.png", "out/1.png", "ref/0.png", "ref/1.png"]
+
+
 def test_the_column_noun_goes_before_the_subject(clipseg: Path, tmp_path: Path) -> None:
     samples, out = without_masks(tmp_path / "list", 2), tmp_path / "made"
     rows = read(samples)

@@ -150,7 +150,8 @@ def test_pooling_and_stripping_settings_change_the_scores(checkpoint: Path) -> N
     # Without a subject in the mask, the background is the complete image.
     full = pf(pooling="full")
     arguments["generated_masks"] = torch.zeros_like(arguments["generated_masks"])
-    assert torch.allclose(pf(), full, atol=1e-6)
+    with pytest.warns(UserWarning, match="the masks of 4 generated images mark no subject"):
+        assert torch.allclose(pf(), full, atol=1e-6)
     arguments["generated_masks"] = None
     assert torch.equal(pf(pooling="full"), full)
     with pytest.raises(TypeError, match="generated_masks is None; pooling='background' needs a mask"):
@@ -325,7 +326,8 @@ def test_compute_groups_never_merge_metrics_of_different_settings(checkpoint: Pa
     first = only(batch(2), PF_ARGUMENTS)
     collection.update(**first | {"generated_masks": torch.zeros_like(first["generated_masks"])})
     collection.update(**only(batch(3, seed=8), PF_ARGUMENTS))
-    values = collection.compute()
+    with pytest.warns(UserWarning, match="the masks of 2 generated images mark no subject"):
+        values = collection.compute()
     assert abs(values["background"] - values["full"]) > 1e-4
     assert values["background"] == values["twin"]
     assert sorted(map(sorted, collection.compute_groups.values())) == [["background", "twin"], ["full"]]
@@ -496,6 +498,76 @@ def test_subjects_missing_in_their_prompt_are_warned_about_once(checkpoint: Path
         MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES, strip_subject=False).update(
             images(2), masks(2), prompts, ["dog", "dog"]
         )
+        metric.compute()
+    assert metric.unstripped_count == 2
+
+
+def test_masks_without_a_subject_are_counted_and_warned_about_once(checkpoint: Path) -> None:
+    metric, given = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES), masks(3)
+    given[1] = 0
+    given[2] = 0
+    given[2, 0, 0] = 1  # less than half of a patch
+    prompts = ["a cat on a beach"] * 3
+    metric.update(images(3), given, prompts, ["cat"] * 3)
+    with pytest.warns(UserWarning, match="the masks of 2 generated images mark no subject.* at what made the masks"):
+        metric.compute()
+    metric.update(images(1), given[1:2], prompts[:1], ["cat"])
+    metric.compute()  # warnings are errors here
+    assert metric.empty_mask_count == 3
+    for pooling in ("full", "foreground"):
+        other = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES, pooling=pooling)
+        other.update(images(3), given, prompts, ["cat"] * 3)
+        assert other.empty_mask_count == 0
+    metric.reset()
+    assert metric.empty_mask_count == 0
+
+
+def test_prompts_longer_than_the_text_tower_are_counted_and_warned_about_once(checkpoint: Path) -> None:
+    metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
+    backbone = metric.backbone
+    length = backbone.checkpoint.text_length
+    long = "a cat" + " on a beach" * length
+    assert backbone.cut_tokens([long]) == [0]  # not encoded yet
+    message = rf"prompts\[2\] has \d+ tokens, of which the text tower reads the first {length}; .*'a cat on a beach"
+    with pytest.warns(UserWarning, match=message) as caught:
+        metric.update(images(3), masks(3), ["a cat", long, f"{long} at night"], ["cat"] * 3)
+    shorter, longer = backbone.cut_tokens(["on a beach " * (length - 1) + "on a beach", f"{long} at night"[6:]])
+    assert 0 < shorter < longer
+    assert f"has {length + longer} tokens" in str(caught[0].message)
+    metric.update(images(1), masks(1), [long], ["cat"])
+    metric.compute()  # warnings are errors here
+    assert metric.cut_prompt_count == 3
+    one, other = backbone.encode_texts([long, f"{long} at night"])
+    assert torch.equal(one, other)  # why it is said
+    with pytest.warns(UserWarning, match=r"^prompts\[0\] has \d+ tokens"):
+        prompt_following(images(1), masks(1), [long], ["cat"], backbone=backbone, max_num_patches=PATCHES)
+
+
+def test_warnings_about_other_ranks_samples_are_given_by_compute(checkpoint: Path) -> None:
+    first, second = (MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES) for _ in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        second.update(images(1), masks(1), ["at night " * 200], ["cat"])
+        first.update(images(1), masks(1), ["a cat"], ["cat"])
+        first.merge_state(second)
+        assert len(caught) == 2
+        first.compute()
+        first.compute()
+    texts = [str(each.message).removeprefix("MaSCPromptFollowing: ") for each in caught[2:]]
+    assert [text[:30] for text in texts] == ["1 prompts are longer than the ", "the subject was not found in 1"]
+
+
+def test_different_samples_with_one_id_in_one_update_are_an_error_that_keeps_the_state(kind: Kind) -> None:
+    metric = kind.metric()
+    metric.update(**kind.batch(2), sample_ids=[1, 2])
+    value = metric.compute()
+    message = r"sample_ids holds 7 more than once in one update, for samples with different scores \(.*prompt_index \*"
+    with pytest.raises(ValueError, match=message):
+        metric.update(**kind.batch(4, seed=5), sample_ids=[7, 7, 7, 7])
+    with pytest.raises(ValueError, match=message):
+        metric(**kind.batch(4, seed=5), sample_ids=torch.tensor([6, 7, 5, 7]))
+    assert metric.update_count == 1
+    assert metric.compute() == value
 
 
 def test_compute_before_any_update_is_nan(kind: Kind) -> None:

@@ -25,6 +25,7 @@ from packaging.version import Version
 from PIL import Image
 from support import segmenter_checkpoints as build
 from support.batches import images
+from support.segmenter_checkpoints import BUILDERS, PARTS, THRESHOLDS, requires
 from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -36,40 +37,7 @@ from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
 
 CPU = torch.device("cpu")
-NEEDS = {
-    "sam3": "5.4.0",
-    "sam3_video": "5.4.0",
-    "sam2": "4.56.0",
-    "sam2_video": "4.56.0",
-    "mm_grounding_dino": "4.55.0",
-}
-BUILDERS: dict[str, Callable[[Path], Path]] = {
-    "sam3": build.build_sam3,
-    "sam3_video": lambda folder: build.build_sam3(folder, video=True),
-    "clipseg": build.build_clipseg,
-    "grounding_dino": build.build_grounding_dino,
-    "mm_grounding_dino": lambda folder: build.build_grounding_dino(folder, class_name="MMGroundingDino"),
-    "owlv2": build.build_owlv2,
-    "sam2": build.build_sam2,
-    "sam2_video": lambda folder: build.build_sam2(folder, video=True),
-}
-PARTS = {
-    "sam3": ("sam3",),
-    "clipseg": ("clipseg",),
-    "grounded_sam2": ("grounding_dino", "sam2"),
-    "owlv2_sam2": ("owlv2", "sam2"),
-}
-THRESHOLDS = {"grounded_sam2": 0.998, "owlv2_sam2": 0.7}
-"""At which the random networks find some boxes but not all."""
-
 NOUNS = ["dog", "a cat", "cup", "dog", "pig"]
-
-
-def requires(*parts: str) -> None:
-    """Skip unless the installed transformers has these networks without torchvision."""
-    for part in parts:
-        if Version(version("transformers")) < Version(NEEDS.get(part, "0")):
-            pytest.skip(f"{part} needs transformers {NEEDS[part]}")
 
 
 @pytest.fixture(scope="module")

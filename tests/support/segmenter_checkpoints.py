@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from packaging.version import Version
 
 _BOS, _EOS = 512, 513  # after the 256 byte symbols and the same with </w>
 
@@ -266,3 +269,37 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, values: Mapping[str, object]) -> None:
     file.write_text(json.dumps(values, indent=2))
+
+
+NEEDS = {
+    "sam3": "5.4.0",
+    "sam3_video": "5.4.0",
+    "sam2": "4.56.0",
+    "sam2_video": "4.56.0",
+    "mm_grounding_dino": "4.55.0",
+}
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "sam3": build_sam3,
+    "sam3_video": lambda folder: build_sam3(folder, video=True),
+    "clipseg": build_clipseg,
+    "grounding_dino": build_grounding_dino,
+    "mm_grounding_dino": lambda folder: build_grounding_dino(folder, class_name="MMGroundingDino"),
+    "owlv2": build_owlv2,
+    "sam2": build_sam2,
+    "sam2_video": lambda folder: build_sam2(folder, video=True),
+}
+PARTS = {
+    "sam3": ("sam3",),
+    "clipseg": ("clipseg",),
+    "grounded_sam2": ("grounding_dino", "sam2"),
+    "owlv2_sam2": ("owlv2", "sam2"),
+}
+THRESHOLDS = {"grounded_sam2": 0.998, "owlv2_sam2": 0.7}
+"""At which the random networks find some boxes but not all."""
+
+
+def requires(*parts: str) -> None:
+    """Skip unless the installed transformers has these networks without torchvision."""
+    for part in parts:
+        if Version(version("transformers")) < Version(NEEDS.get(part, "0")):
+            pytest.skip(f"{part} needs transformers {NEEDS[part]}")

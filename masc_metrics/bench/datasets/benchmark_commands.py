@@ -11,7 +11,7 @@ from pathlib import Path
 from masc_metrics.bench.agreement.statistics import none_if_nan
 from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.options import Command, option, positive_integer
-from masc_metrics.bench.run import Run, inputs_of
+from masc_metrics.bench.run import MASK_SOURCES, Run, inputs_of
 from masc_metrics.bench.run_folder import write_json
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
@@ -66,7 +66,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             source.method,
             source.masks,
             source.pf_without,
-            transfer=run.mask_source == "transfer",
+            mask_source=run.mask_source,
             prompt_following="pf" in run.scores,
         )
         for path, purpose in tree.missing[:_SHOWN]:
@@ -101,6 +101,8 @@ def _orida(source: OridaInput, run: Run) -> int:
         for score in run.scores:
             if "prompt" in inputs_of({"pf": "pf"}.get(score, score)):
                 raise ValueError(f"--scores names {score}, but ORIDa has no prompts; leave it out")
+        if run.mask_source != MASK_SOURCES[0]:
+            raise ValueError(f"--mask-source is {run.mask_source}, but ORIDa's pairs have their masks; leave it out")
         if "mutual-recall" in run.aggregation:
             raise ValueError(
                 "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"

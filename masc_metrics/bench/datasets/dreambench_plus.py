@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, get_args
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
+from masc_metrics.bench.run import MADE_MASKS, MASK_SOURCES
 from masc_metrics.bench.sample import Sample
 from masc_metrics.images import PICTURE_SUFFIXES
 
@@ -92,7 +93,7 @@ def read_dreambench_plus(
     masks: Path | None = None,
     pf_without: PfWithout = "style-collections",
     *,
-    transfer: bool = False,
+    mask_source: str = MASK_SOURCES[0],
     prompt_following: bool = True,
 ) -> DreamBenchPlus:
     """Read a tree with the layout in the module's docstring.
@@ -111,7 +112,9 @@ def read_dreambench_plus(
         pf_without: samples without prompt following. They have no prompt, but keep their generated mask, whose coverage
             is filtered. "style-collections" is the paper's: collections whose subject is a style. "style-prompts" are
             prompts 4..6 of every collection, "both" are both, "nothing" is none.
-        transfer: whether masks of generated images may be missing, because they are transferred.
+        mask_source: one of :data:`masc_metrics.bench.run.MASK_SOURCES`. With "transfer" masks of generated images may
+            be missing, with a segmenter all masks. As in the paper, it marks the caption's first line in references,
+            and the folder's keyword in lower case, with its underscores, in generated images; without one, the other.
         prompt_following: whether prompts and subjects are needed at all.
 
     Raises:
@@ -125,7 +128,7 @@ def read_dreambench_plus(
     for folder in (root / "samples", root / "images"):
         if not folder.is_dir():
             raise FileNotFoundError(f"the folder {folder} does not exist; {_LAYOUT}")
-    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without, transfer, prompt_following)
+    reader = _Reader(root, root / "masks" if masks is None else masks, pf_without, mask_source, prompt_following)
     folders = _method_folders(root / "samples", methods, reader.tree)
     samples = [sample for folder, method in folders.items() for sample in reader.samples(method, folder)]
     reader.add_missing_generated(list(folders))
@@ -184,9 +187,9 @@ class _Collection(NamedTuple):
 
     @staticmethod
     def keyword(folder: str) -> str:
-        """The subject in a folder name: "piggy bank" for ``object_08_piggy_bank``; empty if there is none."""
+        """The subject in a folder name: "piggy_bank" for ``object_08_piggy_bank``; empty if there is none."""
         found = _COLLECTION_NAME.fullmatch(folder)
-        return (found[3] or "").replace("_", " ").strip() if found else ""
+        return found[3] or "" if found else ""
 
     def file(self, folder: Path, suffix: str) -> Path:
         """Its file below ``images``, ``captions`` or the reference masks."""
@@ -248,9 +251,9 @@ def _listing(folder: Path) -> tuple[dict[str, Path], list[str]]:
 class _Reader:
     """Turns one tree into samples."""
 
-    def __init__(self, root: Path, masks: Path, pf_without: PfWithout, transfer: bool, with_pf: bool) -> None:
+    def __init__(self, root: Path, masks: Path, pf_without: PfWithout, mask_source: str, with_pf: bool) -> None:
         self.tree = _Tree()
-        self._transfer, self._with_pf = transfer, with_pf
+        self._made, self._with_pf = MADE_MASKS[mask_source], with_pf
         self._root, self._masks, self._pf_without = root, masks, pf_without
         self._without_text: list[Path] = []
 
@@ -289,18 +292,21 @@ class _Reader:
             lacks.append(f"{purpose} {wanted}")
             return None
 
-        mask_file, generated_mask = masks / f"{name}.png", None
-        if tree.file(mask_file) or not self._transfer:
-            generated_mask = needed(mask_file, "generated mask")
+        def mask(which: str, wanted: Path) -> str | None:
+            made = f"{which}_mask" in self._made and not tree.file(wanted)
+            return None if made else needed(wanted, f"{which} mask")
+
+        generated_mask = mask("generated", masks / f"{name}.png")
         image = collection.file(self._root / "images", ".jpg")
         reference = tree.image(image)
         if not reference and (reference := tree.image(run / "src_image" / f"{name}.jpg")):
             tree.missing.add((image, "reference image (its copy in src_image is used)"))
         reference_image = needed(image, "reference image", reference)
-        reference_mask = needed(collection.file(self._masks / "refs", ".png"), "reference mask")
+        reference_mask = mask("reference", collection.file(self._masks / "refs", ".png"))
         text, caption = run / "text" / f"{name}.txt", self._caption(collection)
         noun, *prompts = tree.lines(caption) or [""]
-        subject = noun or _Collection.keyword(sample.concept)
+        keyword = _Collection.keyword(sample.concept)
+        subject = noun or keyword.replace("_", " ").strip()
         prompt_text = ""
         if not self._without_pf(collection, prompt):
             written, captioned = " ".join(tree.lines(text)), "".join(prompts[prompt : prompt + 1])
@@ -309,9 +315,9 @@ class _Reader:
                 tree.missing.add((text if prompts else caption, "prompt (UTF-8 text; without it there is no PF)"))
             elif not written:
                 self._without_text.append(text)
-            if not noun:
-                instead = "the folder's keyword is used" if subject else "without it there is no PF"
-                tree.missing.add((caption, f"subject (UTF-8 text, first line; {instead})"))
+        if not noun and not (self._without_pf(collection, prompt) and reference_mask):
+            instead = "the folder's keyword is used" if subject else "without it there is no PF"
+            tree.missing.add((caption, f"subject (UTF-8 text, first line; {instead})"))
         return replace(
             sample,
             generated_mask=generated_mask,
@@ -320,6 +326,8 @@ class _Reader:
             prompt=(prompt_text if subject else "") or None,
             subject=subject or None,
             category=collection.category,
+            reference_noun=subject,
+            generated_noun=keyword.strip("_ ").lower() or subject,
             error=f"missing {' and '.join(lacks)}" if lacks else "",
         )
 

@@ -51,6 +51,7 @@ def test_complete_tree_gives_its_samples_in_order(full: Path) -> None:
         zip(COLLECTIONS, ["live_subject/animal/00", "live_subject/human/06", "object/07", "style/10"], strict=True)
     )
     nouns = dict(zip(COLLECTIONS, ["kitten", "pixelated warrior", "hair style toy", "ukiyo-e"], strict=True))
+    keywords = dict(zip(COLLECTIONS, ["kitten", "pixelated_warrior", "hair_style_toy", "ukiyo-e"], strict=True))
     categories = dict(zip(COLLECTIONS, ["animal", "human", "object", "style"], strict=True))
     expected: list[Sample] = []
     for folder, method in shorts.items():
@@ -71,6 +72,8 @@ def test_complete_tree_gives_its_samples_in_order(full: Path) -> None:
                         concept=collection,
                         category=categories[collection],
                         key=f"{collection}-{prompt}",
+                        reference_noun=nouns[collection],
+                        generated_noun=keywords[collection],
                     )
                 )
     assert list(tree.samples) == expected
@@ -349,10 +352,29 @@ def test_missing_files_are_listed_and_named_in_the_samples_errors(tmp_path: Path
 
 def test_masks_of_generated_images_may_be_missing_if_they_are_transferred(small: Path) -> None:
     shutil.rmtree(small / "masks" / "samples")
-    tree = read_dreambench_plus(small, transfer=True)
+    tree = read_dreambench_plus(small, mask_source="transfer")
     assert not tree.missing
     assert all(sample.generated_mask is None and not sample.error for sample in tree.samples)
     assert all(sample.error for sample in read_dreambench_plus(small).samples)
+
+
+def test_segmenters_mark_the_papers_nouns_and_no_mask_need_exist(small: Path) -> None:
+    shutil.rmtree(small / "masks" / "samples")
+    (small / "masks" / "refs" / "object" / "07.png").unlink()
+    (small / "captions" / "object" / "07.txt").write_text("Toy with hair\na prompt\n")
+    (small / "samples" / LORA / "tgt_image" / TOY).rename(small / "samples" / LORA / "tgt_image" / "object_07_Hair_Toy")
+    tree = read_dreambench_plus(small, mask_source="sam3", prompt_following=False)
+    assert not [path for path, purpose in tree.missing if "mask" in purpose]
+    found = [sample for sample in tree.samples if sample.concept == "object_07_Hair_Toy"]
+    assert {(sample.reference_noun, sample.generated_noun) for sample in found} == {("Toy with hair", "hair_toy")}
+    assert {(sample.reference_mask, sample.generated_mask, sample.error) for sample in found} == {(None, None, "")}
+    kitten = next(sample for sample in tree.samples if sample.concept == KITTEN)
+    assert kitten.reference_mask == f"{small}/masks/refs/live_subject/animal/00.png", "a given mask is used"
+    (small / "captions" / "object" / "07.txt").unlink()
+    tree = read_dreambench_plus(small, mask_source="sam3", prompt_following=False)
+    assert (small / "captions/object/07.txt", KEYWORD_USED) in tree.missing, "the noun of a reference mask is missing"
+    found = [sample for sample in tree.samples if sample.concept == "object_07_Hair_Toy"]
+    assert {(sample.reference_noun, sample.generated_noun) for sample in found} == {("Hair Toy", "hair_toy")}
 
 
 def test_without_a_caption_the_subject_is_the_folders_keyword_and_no_sample_is_lost(small: Path) -> None:
