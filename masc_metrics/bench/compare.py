@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from masc_metrics.bench.commands import CompareOptions
 from masc_metrics.bench.intervals import ONE_CONCEPT, Numbers, mean, unit_means
-from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
@@ -38,25 +38,6 @@ _TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask
 
 Cell = tuple[str, str, str]
 """What pairs two samples: concept, key (else prompt), seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """Options of ``masc-metrics compare``.
-
-    Attributes:
-        scores: tables of scores, as the scoring commands write them. Rows without a method are named after their file.
-        a: a method to compare; without --b, with every other method (default: every pair of methods).
-        b: the method to compare it with.
-        score: comma-separated columns to compare (default: all scores that every table has).
-        out: JSON file to write.
-    """
-
-    scores: tuple[Path, ...] = option(type=Path, positional=True, nargs="+", metavar="SCORES")
-    a: str | None = option(None, metavar="METHOD")
-    b: str | None = option(None, metavar="METHOD")
-    score: str | None = option(None)
-    out: Path | None = option(None, type=Path, metavar="FILE.json")
 
 
 _SOURCE_COLUMNS = {"cp": "reference_mask_source", "pf": "mask_source"}
@@ -356,7 +337,8 @@ def report_lines(
             )
 
 
-def _compare(options: CompareOptions) -> int:
+def compare_tables(options: CompareOptions) -> int:
+    """Run ``masc-metrics compare``; returns the exit code."""
     try:
         if options.out is not None:
             check_json_file(options.out, options.scores)
@@ -371,14 +353,3 @@ def _compare(options: CompareOptions) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0
-
-
-COMPARE = Command(
-    name="compare",
-    summary="tell which of several methods is better",
-    description="Compare methods by the differences of paired samples: the same concept, key (else prompt) and seed. "
-    "Prints each method's means, and for each pair of methods and score the difference, its 95 % interval over "
-    "concepts, p values (also corrected by Holm's method for all comparisons shown), and the share of pairs won.",
-    options=(CompareOptions,),
-    run=_compare,
-)

@@ -27,7 +27,7 @@ from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
 from masc_metrics.prompts import is_unicode
-from masc_metrics.segmenters.segmenter import SEGMENTERS
+from masc_metrics.settings import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""

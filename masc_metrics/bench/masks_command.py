@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import named, open_image
-from masc_metrics.bench.options import Command, device_name, option, options_of, positive_integer
-from masc_metrics.bench.run import DTYPES, SegmenterOptions
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
@@ -39,39 +38,10 @@ from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
 from masc_metrics.segmenters import Segmenter
-from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
+from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
-
-
-@dataclass(frozen=True, slots=True)
-class MasksOptions:
-    """Options of ``masc-metrics masks``.
-
-    Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples.
-        out: folder for masks and the completed list; created if it does not exist.
-        segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
-        networks: options of the segmenter.
-        dtype: precision of the networks.
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
-        batch_size: images segmented at a time.
-        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
-    """
-
-    samples: Path = option(type=Path, positional=True)
-    out: Path = option(type=Path, metavar="FOLDER")
-    segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
-    networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", choices=DTYPES)
-    device: str | None = option(None, type=device_name)
-    batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +67,8 @@ class _Task:
         return self.mask.with_suffix(".json")
 
 
-def _masks(options: MasksOptions) -> int:
+def make_masks(options: MasksOptions) -> int:
+    """Run ``masc-metrics masks``; returns the exit code."""
     try:
         rows = read_rows(options.samples, texts=(*FILES, "noun", "subject"), pictures=FILES)
         columns = list(dict.fromkeys(name for row in rows for name in row.cells))
@@ -308,16 +279,3 @@ def _write_list(
         name for name in dict.fromkeys([*columns, *files]) if name in columns or any(row[name] for row in completed)
     ]
     write_table(out, completed, written, ())
-
-
-MASKS = Command(
-    name="masks",
-    summary="make the masks that a sample list lacks",
-    description="Segment the reference and generated images of a list whose cells reference_mask or generated_mask are "
-    "empty or missing. What is marked is the cell of the column noun, or, without one, of subject. Writes the masks as "
-    "PNG files, a JSON file of settings, score and coverage beside each, the completed list, and contact sheets that "
-    "show the most doubtful masks first. Masks that an earlier run made with equal settings are kept. Exit codes: 0 "
-    "success, 1 checkpoint not available, 2 arguments or list unusable, 3 some masks failed, 130 interrupted.",
-    options=(MasksOptions,),
-    run=_masks,
-)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ class Command:
         summary: its line in the list of commands.
         description: what it does.
         options: frozen dataclasses whose fields are its options.
-        run: called with an instance of each of them; returns the exit code.
+        run: ``module:function``, called with an instance of each of them; returns the exit code. The module is imported
+            when the command is run.
         defaults: defaults that differ from those of the fields, by field name.
     """
 
@@ -32,8 +34,15 @@ class Command:
     summary: str
     description: str
     options: tuple[type, ...]
-    run: Callable[..., int]
+    run: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_command(command: Command, arguments: argparse.Namespace) -> int:
+    """Import what a command runs, and call it with its options; returns the exit code."""
+    module, _, function = command.run.partition(":")
+    code: int = getattr(import_module(module), function)(*parse_options(command, arguments))
+    return code
 
 
 def option(default: Any = MISSING, *, compare: bool = True, positional: bool = False, **settings: Any) -> Any:

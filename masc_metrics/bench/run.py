@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-import torch
-
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.bench.options import (
     any_of,
     device_name,
@@ -23,11 +20,22 @@ from masc_metrics.bench.options import (
     options_of,
     positive_integer,
 )
-from masc_metrics.checkpoint import DEFAULT_MODEL
-from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.segmenters.segmenter import DEFAULT_BATCH_SIZE, SEGMENTERS
+from masc_metrics.settings import (
+    DEFAULT_AGGREGATION,
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_POOLING,
+    DEFAULT_SEGMENTER_BATCH_SIZE,
+    SEGMENTERS,
+    Aggregation,
+    Pooling,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from masc_metrics.segmenters import Segmenter
 
 MASC_SCORES = ("cp", "pf")
 
@@ -150,6 +158,8 @@ class SegmenterOptions:
         local_files_only: bool,
     ) -> Segmenter:
         """The segmenter of this name; arguments and errors as of :func:`masc_metrics.segmenters.load_segmenter`."""
+        from masc_metrics.segmenters import load_segmenter
+
         return load_segmenter(
             name,
             checkpoint=self.checkpoint,
@@ -230,6 +240,8 @@ class Run:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of all networks."""
+        import torch
+
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -261,7 +273,7 @@ class Run:
             self.mask_source,
             device=device,
             dtype=self.torch_dtype,
-            batch_size=min(DEFAULT_BATCH_SIZE, self.batch_size),
+            batch_size=min(DEFAULT_SEGMENTER_BATCH_SIZE, self.batch_size),
             cache_dir=self.cache_dir,
             local_files_only=self.local_files_only,
         )

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from masc_metrics.bench.baselines.functions import FunctionResultError
+from masc_metrics.bench.commands import ScoreInput
 from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.loading import lacks_mask
-from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, WHICH
+from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
@@ -26,18 +26,8 @@ from masc_metrics.bench.tables import check_table_name, printable
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreInput:
-    """Input of ``masc-metrics score``.
-
-    Attributes:
-        samples: CSV, TSV, JSON Lines, JSON or Parquet file that lists the samples, or a folder of them.
-    """
-
-    samples: Path = option(type=Path, positional=True)
-
-
-def _score(source: ScoreInput, run: Run) -> int:
+def score(source: ScoreInput, run: Run) -> int:
+    """Run ``masc-metrics score``; returns the exit code."""
     try:
         samples = read_samples(source.samples, run.columns, run.mask_source)
         check_out(run, source.samples)
@@ -46,19 +36,6 @@ def _score(source: ScoreInput, run: Run) -> int:
     for note in samples.notes:
         print(printable(note), file=sys.stderr)
     return score_list(samples, run).exit_code
-
-
-SCORE = Command(
-    name="score",
-    summary="score the samples of a list",
-    description=f"Score the samples of a CSV, JSON Lines or Parquet file with the columns {', '.join(COLUMNS)} and, "
-    f"optionally, sample_id, {', '.join(GROUPS)}. Paths are relative to the file. Or score a folder laid out as "
-    "CONCEPT/reference.png and CONCEPT/METHOD/NAME.png. Writes one row per sample, and a summary next to it. An "
-    "interrupted run continues when it is started again. Exit codes: 0 success, 1 checkpoint not available, 2 "
-    "arguments or list unusable, 3 some rows failed, 130 interrupted.",
-    options=(ScoreInput, Run),
-    run=_score,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ PACKAGE = Path(masc_metrics.__file__).parent
 # are listed. Optional modules follow the core.
 CORE = [
     "arguments",
+    "settings",
     "grid",
     "precision",
     "images",
@@ -43,7 +44,16 @@ CORE = [
     "sample_metric",
     "metrics",
 ]
-BENCH = ["bench/options", "bench/run", "bench/baselines", "bench", "bench/agreement", "bench/datasets"]
+BENCH = [
+    "bench/options",
+    "bench/sample",
+    "bench/run",
+    "bench/commands",
+    "bench/baselines",
+    "bench",
+    "bench/agreement",
+    "bench/datasets",
+]
 OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
@@ -130,6 +140,21 @@ def test_importing_the_package_imports_no_heavy_dependencies() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["sensitivity", "--help"], ["--version"]])
+def test_help_of_the_command_line_imports_no_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from masc_metrics.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'torchmetrics', 'transformers', 'numpy', 'PIL', 'scipy'}\n"
+        "    print(end.code, sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "0 []"
 
 
 SURFACE = {

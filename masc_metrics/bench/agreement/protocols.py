@@ -16,7 +16,7 @@ import numpy as np
 
 from masc_metrics.arguments import check_choice, check_integer
 from masc_metrics.bench.agreement.names import concept_of
-from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, RATED_SCORES, Scores
+from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
     Difference,
@@ -34,12 +34,12 @@ from masc_metrics.bench.agreement.statistics import (
     rating_resamples,
     rating_statistics,
 )
-from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
+from masc_metrics.bench.commands import PROTOCOLS, RATED_SCORES, REPLICATES
+from masc_metrics.bench.intervals import CONFIDENCE, Numbers, concept_weights, percentile_interval
 
 SampleKey = tuple[str, str]
 """Method and key."""
 
-PROTOCOLS = ("pooled", "dreambench-plus")
 STATISTICS = ("alpha", "r", "rho", "tau", "auc")
 
 _EXTREMES = 3  # at each end

@@ -16,13 +16,8 @@ from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name, sample_key
+from masc_metrics.bench.commands import RATED_SCORES, SEEDS
 from masc_metrics.bench.tables import LONGEST_QUOTE, READ, Row, quoted, read_rows
-
-RATED_SCORES = ("cp", "pf")
-"""Scores that people rated, in the order of a ``[cp, pf]`` pair."""
-
-SEEDS = ("mean", "last")
-"""How several numbers of one (method, key) are combined."""
 
 HIGHEST_RATING = 4.0
 

@@ -22,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
+from masc_metrics.bench.commands import PF_WITHOUT, PfWithout
 from masc_metrics.bench.run import MADE_MASKS, MASK_SOURCES
 from masc_metrics.bench.sample import Sample
 from masc_metrics.images import PICTURE_SUFFIXES
@@ -45,17 +46,11 @@ CATEGORY_PATHS = {
 
 _COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_(.*))?", re.DOTALL)
 
-MIN_COVERAGE = 0.05
-"""The paper's filter: a pair is skipped if either mask has at most 5 % non-zero pixels at native size."""
-
 PROMPTS = 9
 """Number of prompts of a collection without a caption file."""
 
 STYLE_PROMPTS = range(4, 7)
 """Prompts that ask for a style; 0..3 are photorealistic, 7 and 8 imaginative."""
-
-PfWithout = Literal["style-collections", "style-prompts", "both", "nothing"]
-PF_WITHOUT: tuple[PfWithout, ...] = get_args(PfWithout)
 
 _IMAGE = re.compile(r"(0|[1-9]\d*)_(\d+)")
 _SETTINGS = re.compile(r"_(gs|scale|step|seed)(\d+(?:_\d+)*)")
