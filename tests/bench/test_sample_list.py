@@ -143,16 +143,19 @@ def test_folder_gives_the_scores_of_a_list(listed: Path, folder: Path, tmp_path:
         assert found["stripped_prompt"] == row["stripped_prompt"]
 
 
-def test_files_missing_in_a_folder_are_errors_of_their_samples(folder: Path) -> None:
+def test_samples_lack_files_that_are_missing_in_a_folder(folder: Path) -> None:
     (folder / "star" / "reference_mask.png").unlink()
     (folder / "ball" / "B" / "s1_mask.png").unlink()
     (folder / "ball" / "A" / "s4.txt").unlink()
     (folder / "box" / "subject.txt").unlink()
     by_id = {sample.sample_id: sample for sample in read_samples(folder).samples}
-    assert by_id["star/A/s0"].error == f"missing {folder / 'star' / 'reference_mask.png'}"
-    assert by_id["ball/B/s1"].error == f"missing {folder / 'ball' / 'B' / 's1_mask.png'}"
-    assert by_id["ball/A/s4"].error == f"missing {folder / 'ball' / 'A' / 's4.txt'}"
-    assert (by_id["box/A/s2"].error, by_id["box/A/s2"].subject) == ("", None)
+    for sample_id, column, file in (
+        ("star/A/s0", "reference_mask", folder / "star" / "reference_mask.png"),
+        ("ball/B/s1", "generated_mask", folder / "ball" / "B" / "s1_mask.png"),
+        ("ball/A/s4", "prompt", folder / "ball" / "A" / "s4.txt"),
+    ):
+        assert by_id[sample_id].lacks == {column: f"{column} is missing: {file}"}
+    assert (by_id["box/A/s2"].lacks, by_id["box/A/s2"].subject) == ({}, None)
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no generated images; the layout is"):
@@ -199,8 +202,8 @@ def test_image_of_a_sample_is_never_overwritten(listed: Path, capsys: pytest.Cap
 def test_folder_needs_only_what_the_scores_need(folder: Path) -> None:
     for file in [*folder.glob("*/*/*_mask.png"), *folder.glob("*/*/*.txt")]:
         file.unlink()
-    assert not any(sample.error for sample in read_samples(folder, ("cp",)).samples)
-    assert all(sample.error for sample in read_samples(folder, ("pf",)).samples)
+    assert not any(sample.lacks for sample in read_samples(folder, ("cp",)).samples)
+    assert all({*sample.lacks} == {"generated_mask", "prompt"} for sample in read_samples(folder, ("pf",)).samples)
 
 
 def test_two_images_of_one_name_in_a_folder_are_refused(folder: Path) -> None:

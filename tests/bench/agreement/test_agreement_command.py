@@ -149,7 +149,12 @@ def test_keys_can_be_those_of_named_scorers(run: Run, capsys: pytest.CaptureFixt
 def test_file_name_may_hold_an_equals_sign(run: Run) -> None:
     Path("scores.csv").rename("run=2.csv")
     assert run("run=2.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
-    assert read("found.json")["sources"][0] == {"name": "cp", "path": "run=2.csv", "seeds": "mean"}
+    assert read("found.json")["sources"][0] == {
+        "name": "cp",
+        "path": "run=2.csv",
+        "seeds": "mean",
+        "averaged_keys": 0,
+    }
 
 
 def test_two_scorers_are_compared_by_default(run: Run) -> None:
