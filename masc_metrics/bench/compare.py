@@ -23,7 +23,7 @@ from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell, mean_figure
-from masc_metrics.bench.tables import Row, quoted, read_rows, text_of, text_table
+from masc_metrics.bench.tables import Row, printable, quoted, read_rows, text_of, text_table
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
@@ -349,7 +349,7 @@ def compare_tables(options: CompareOptions) -> int:
         if options.out is not None:  # first, because printing can fail
             write_json(options.out, {"methods": figures, "comparisons": [asdict(each) for each in comparisons]})
         for line in report_lines(methods, figures, comparisons):
-            print(line)
+            print(printable(line))
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0

@@ -123,7 +123,10 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
-        print(f"masc-metrics: {error}; results are kept in {folder.folder}: start again to continue", file=sys.stderr)
+        print(
+            f"masc-metrics: {printable(str(error))}; results are kept in {folder.folder}: start again to continue",
+            file=sys.stderr,
+        )
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
     folder.remove()
     for line in row_warnings(samples, results):

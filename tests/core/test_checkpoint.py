@@ -146,7 +146,10 @@ print(json.dumps({{
     assert "neither a local folder nor a hub id" in errors["name"][1]
     offline = json.loads(output(python(hub, tmp_path, program, HF_HUB_OFFLINE="1")))
     assert "downloads are disabled" in offline["gated"][1]
-    unreachable = json.loads(output(python(hub, tmp_path, program, HF_ENDPOINT=NOWHERE)))
+    process = python(hub, tmp_path, program, HF_ENDPOINT=NOWHERE)
+    printed, warned = process.communicate(timeout=LIMIT_S)
+    assert "Retr" not in warned, "the client's retries are not shown"
+    unreachable = json.loads(printed)
     assert unreachable["gated"][0] == "ConnectionError"
     assert "the hub is not reachable" in unreachable["gated"][1]
 

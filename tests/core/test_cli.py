@@ -20,6 +20,8 @@ from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
+from masc_metrics.bench.options import any_of, device_name
+from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
@@ -353,6 +355,29 @@ def test_unusable_arguments_are_reported_in_one_line(
     assert printed.out == ""
     assert Path("one.csv").read_text() == before
     assert not Path("o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("gpu", "cuda"), ("gpu:1", "cuda:1"), ("0", "cuda:0"), ("CUDA", "cuda"), ("CUDA:2", "cuda:2"), ("CPU", "cpu")],
+)
+def test_common_words_for_a_device_are_understood(given: str, meant: str) -> None:
+    assert device_name(given) == meant
+
+
+def test_names_of_scores_are_understood_in_capitals_and_others_get_a_hint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert _score_names("CP, Pf,CLIP-I,cp") == ("cp", "pf", "clip-i")
+    for option, wrong, right in (
+        ("--scores", "clip_i", "clip-i"),
+        ("--scores", "dinoi", "dino-i"),
+        ("--pooling", "foregroun", "foreground"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["score", "a.csv", "--out", str(tmp_path / "o.csv"), option, wrong])
+        assert f"(did you mean {right}?)" in capsys.readouterr().err
+    assert any_of("masked", "mutual-recall")("MASKED,mutual-recall") == ("masked", "mutual-recall")
 
 
 def test_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
