@@ -60,6 +60,7 @@ class SampleList:
         root = self.source if self.source.is_dir() else self.source.parent
         for sample in self.samples:
             content = asdict(sample)
+            del content["lacks"]  # follows from the rest, and may name files by their full paths
             content |= {
                 name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
             }

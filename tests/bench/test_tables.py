@@ -259,10 +259,10 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
         write_table(tmp_path / f"ratings{ending}", ratings, ("method", "key", "g", "h"), ("g", "h"))
         arguments = [str(out), str(tmp_path / f"ratings{ending}"), "--score", "cp", "--replicates", "0"]
         assert main(["agreement", *arguments]) == 0
-        agreed[ending] = capsys.readouterr().out
+        agreed[ending] = capsys.readouterr().out.replace(f"{ending}:", ":")
         assert not list(tmp_path.glob("*.part"))
     for results in (found, compared, agreed):
-        assert all(result == results[".csv"] for result in results.values())
+        assert set(map(str, results.values())) == {str(results[".csv"])}
 
 
 # Pictures in Parquet
