@@ -142,7 +142,7 @@ class MaSCPromptFollowing(SampleMetric):
     NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
     Without masks of the generated images, ``update`` finds the subject by reference images and their masks, and counts
-    these images in ``transferred_count``. A mask in which no subject is marked is counted in ``empty_mask_count``, a
+    these images in ``transferred_count``. A mask that marks nothing is counted in ``empty_mask_count``, a
     prompt longer than the text tower in ``cut_prompt_count``, and a prompt without its subject in ``unstripped_count``;
     each of the three is reported by one warning.
 
@@ -281,7 +281,7 @@ class MaSCPromptFollowing(SampleMetric):
 
     @property
     def empty_mask_count(self) -> int:
-        """Number of images whose mask, given or transferred, covers at least half of no patch.
+        """Number of images whose mask, given or transferred, marks nothing.
 
         Their score is that of the complete image, subject included.
         """
@@ -303,8 +303,8 @@ class MaSCPromptFollowing(SampleMetric):
             source = "the references' masks" if self.transferred_count else "what made the masks"
             self._warn_once(
                 "empty masks",
-                f"the masks of {empty} generated images mark no subject, or less than half of each patch, so their "
-                f"score is that of the complete image. Look at these images and at {source}; see empty_mask_count.",
+                f"the masks of {empty} generated images mark nothing, so their score "
+                f"is that of the complete image. Look at these images and at {source}; see empty_mask_count.",
             )
         if cut := self.cut_prompt_count:
             self._warn_once("cut", f"{cut} prompts are longer than the text tower and were cut. Give shorter prompts.")

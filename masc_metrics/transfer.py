@@ -5,6 +5,7 @@ Shape suffixes: B samples, R reference patches (of all references of a sample), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ NEIGHBOURS = 5
 
 BACKGROUND_COVERAGE = 0.2
 """A reference patch belongs to the background if its coverage is below; patches at the outline belong to neither."""
+
+POINTS = 3
+"""Points of each found region that a segmenter gets with its box."""
 
 TRUSTED_IOU = 0.6
 """Least agreement in :func:`masc_metrics.functional.check_transfer` with which transferred masks should be used."""
@@ -125,26 +129,43 @@ def mask_of_patches(margin_G: Tensor, grid: tuple[int, int], size: tuple[int, in
     return mask
 
 
-def boxes_of_regions(margin_G: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Boxes of the connected regions of patches with a positive margin; patches that touch at a corner are connected.
+def prompts_of_regions(margin_G: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Box and points of each connected region of patches with a positive margin, as prompts of a segmenter.
+
+    Patches that touch at a corner are connected. The points are the centres of the patches with the highest margins
+    among those whose eight neighbours belong to the region, or among all if there is none. If there are fewer than
+    ``POINTS``, the best are repeated.
 
     Returns:
-        (N, 4) float32 on the CPU: left, top, right and bottom in pixels of an image of this size.
+        (N, 4) boxes, left, top, right and bottom, and (N, ``POINTS``, 2) points, x and y, both float32 on the CPU in
+        pixels of an image of this size.
     """
     rows, columns = grid
-    found_RC = margin_G[: rows * columns].reshape(rows, columns).cpu() > 0
+    margin_RC = margin_G[: rows * columns].reshape(rows, columns).float().cpu()
+    found_RC = margin_RC > 0
+    # Beyond the edge of the image nothing is known: it is not counted as outside of the region.
+    inner_RC = F.max_pool2d((~found_RC).float()[None], 3, stride=1, padding=1)[0] == 0
     label_RC = torch.arange(1, rows * columns + 1, dtype=torch.float32, device="cpu").reshape(rows, columns) * found_RC
     while True:  # the largest label spreads over its region
         spread_RC = F.max_pool2d(label_RC[None], 3, stride=1, padding=1)[0] * found_RC
         if torch.equal(spread_RC, label_RC):
             break
         label_RC = spread_RC
-    boxes = []
+    boxes, points = [], []
     for label in sorted(set(label_RC[found_RC].tolist())):
-        row_N, column_N = (label_RC == label).nonzero(as_tuple=True)
+        region_RC = label_RC == label
+        row_N, column_N = region_RC.nonzero(as_tuple=True)
         boxes.append([column_N.min(), row_N.min(), column_N.max() + 1, row_N.max() + 1])
-    scale = torch.tensor([size[1] / columns, size[0] / rows] * 2, dtype=torch.float32, device="cpu")
-    return torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4) * scale
+        chosen_RC = region_RC & inner_RC if (region_RC & inner_RC).any() else region_RC
+        order = margin_RC.masked_fill(~chosen_RC, -math.inf).flatten().argsort(descending=True, stable=True)
+        best = order[: min(POINTS, int(chosen_RC.sum()))].tolist()
+        cells = [divmod(patch, columns) for patch in (best * POINTS)[:POINTS]]
+        points.append([[column + 0.5, row + 0.5] for row, column in cells])
+    scale = torch.tensor([size[1] / columns, size[0] / rows], dtype=torch.float32, device="cpu")
+    return (
+        torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4) * scale.repeat(2),
+        torch.tensor(points, dtype=torch.float32, device="cpu").reshape(-1, POINTS, 2) * scale,
+    )
 
 
 @dataclass(frozen=True, slots=True)

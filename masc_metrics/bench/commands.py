@@ -5,6 +5,7 @@ Options are apart from what they start, so that ``--help`` imports no torch.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,7 +18,7 @@ from masc_metrics.bench.options import (
     options_of,
     positive_integer,
 )
-from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, Run, SegmenterOptions
+from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run, SegmenterOptions
 from masc_metrics.bench.sample import COLUMNS, GROUPS
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.settings import (
@@ -106,17 +107,31 @@ def _pixels(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def _score_and_ratings(text: str) -> tuple[str | None, Path]:
+    """Score and path of ``[score=]path``; a path that exists may hold an equals sign."""
+    score, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if score not in MASC_SCORES or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not [SCORE=]RATINGS with SCORE one of {', '.join(MASC_SCORES)}")
+    return score, Path(path)
+
+
 @dataclass(frozen=True, slots=True)
 class SensitivityOptions:
     """Options of ``masc-metrics sensitivity``.
 
     Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples with both masks, or a folder of them.
+        samples: CSV, TSV, JSON Lines, JSON or Parquet file that lists the samples with both masks, or a folder of them.
         out: JSON file to write all results to.
         plot: PNG file to draw the moves into; needs matplotlib.
+        ratings: human ratings, to report Krippendorff's alpha with and without wrong masks, as agreement computes it by
+            the protocol pooled: data_human_rating of DreamBench++, or cp=TABLE or pf=TABLE, a table with the columns
+            method, key and one per group of raters; repeatable.
+        group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
         pixels: comma-separated amounts of dilation, erosion, jitter and shift, in pixels of the masks.
         limit: score only N samples of the list, drawn with --seed (default: all).
-        seed: random seed of the perturbations and of --limit.
+        seed: random seed of the perturbations, of --limit and of the intervals of alpha.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         dtype: precision of the network.
@@ -133,6 +148,10 @@ class SensitivityOptions:
     samples: Path = option(type=Path, positional=True)
     out: Path = option(type=Path, metavar="FILE.json")
     plot: Path | None = option(None, type=Path, metavar="FILE.png")
+    ratings: tuple[tuple[str | None, Path], ...] = option(
+        (), type=_score_and_ratings, action="append", metavar="[SCORE=]RATINGS"
+    )
+    group: tuple[str, ...] = option((), action="append", metavar="NAME")
     pixels: tuple[int, ...] = option((2, 5, 10, 20), type=_pixels, metavar="N[,N]")
     limit: int | None = option(None, type=positive_integer, metavar="N")
     seed: int = option(0, type=non_negative_integer, metavar="N")
@@ -176,7 +195,7 @@ SENSITIVITY = Command(
     "is encoded once. Exit codes: 0 success, 1 checkpoint not available, 2 arguments or list unusable, 3 some rows "
     "failed, 130 interrupted.",
     options=(SensitivityOptions,),
-    run="masc_metrics.bench.sensitivity_command:sensitivity",
+    run="masc_metrics.bench.sensitivity.sensitivity_command:sensitivity",
 )
 
 

@@ -244,6 +244,12 @@ def open_image(file: Path, label: str) -> Image.Image:
     return _opened(file, label).upright
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image as stored, 1 to 8; 1 is upright."""
+    value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and 2 <= value <= 8 else 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """A decoded image as stored, and turned by its EXIF orientation: one object if it has none."""
@@ -284,8 +290,7 @@ def _opened(file: Path, label: str) -> _Opened:
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
                 image.load()
-                is_turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
-                return _Opened(image, ImageOps.exif_transpose(image) if is_turned else image)
+                return _Opened(image, ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image)
     except FileNotFoundError:
         hint = "; write its path with / instead of \\" if "\\" in str(file) and os.sep == "/" else ""
         raise FileNotFoundError(f"{label} {named(file)}: no such file{hint}") from None

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import named, open_image
+from masc_metrics.bench.loading import exif_orientation, named, open_image
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
@@ -42,6 +42,18 @@ from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
+
+
+_TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""From an upright image back to the stored one, by EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +231,25 @@ def _make(
                     "coverage": result.coverage,
                 }
                 task.mask.parent.mkdir(exist_ok=True)
-                with replacing(task.mask) as stream:
-                    Image.fromarray(result.mask.cpu().numpy()).convert("L").save(stream, format="PNG")
+                _save_mask(task, Image.fromarray(result.mask.cpu().numpy()).convert("L"))
                 with replacing(task.record) as stream:  # last: a mask without its record is made again
                     stream.write(json.dumps(record, indent=2).encode())
             bar.update(len(part))
+
+
+def _save_mask(task: _Task, mask: Image.Image) -> None:
+    """Write the mask of an upright image as its image is stored, with the same EXIF orientation.
+
+    Of an upright mask nobody could tell to which of the two it belongs, if both have its shape.
+    """
+    with Image.open(task.image) as image:
+        orientation = exif_orientation(image)
+    exif = Image.Exif()
+    if orientation > 1:
+        exif[ExifTags.Base.Orientation] = orientation
+        mask = mask.transpose(_TO_STORED[orientation])
+    with replacing(task.mask) as stream:
+        mask.save(stream, format="PNG", exif=exif)
 
 
 def _write_sheets(made: Sequence[tuple[_Task, Mapping[str, Any]]], folder: Path) -> list[Path]:

@@ -95,6 +95,8 @@ class SampleResult:
         reference_mask_source: as ``mask_source``, of the reference image.
         reference_mask_confidence: as ``mask_confidence``, of the reference image.
         stripped_prompt: text that prompt following embeds; empty if it is not scored.
+        prompt_tokens_cut: number of tokens at the end of the prompt that the text tower, or the text network of a
+            baseline, did not read; the largest of several. None if no score needs a text.
         left_out: why the sample was skipped by a filter; empty if it was not.
         error: why the sample failed, or lacks some of its scores; empty if it has all.
         orientation_undecided: its images that may be turned against their masks, see
@@ -110,6 +112,7 @@ class SampleResult:
     reference_mask_source: str = ""
     reference_mask_confidence: float | None = None
     stripped_prompt: str = ""
+    prompt_tokens_cut: int | None = None
     left_out: str = ""
     error: str = ""
     orientation_undecided: Sequence[str] = ()
@@ -117,8 +120,8 @@ class SampleResult:
 
 def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
     """Columns of the table of scores."""
-    own = ("sample_id", *GROUPS, *scores, *MEASURES, *_MASK, "stripped_prompt", "left_out", "error")
-    return (*own, *COLUMNS, *extra)
+    own = ("sample_id", *GROUPS, *scores, *MEASURES, *_MASK, "stripped_prompt", "prompt_tokens_cut")
+    return (*own, "left_out", "error", *COLUMNS, *extra)
 
 
 def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, str | float | None]:
@@ -132,6 +135,7 @@ def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, s
         **{name: result.measures.get(name) for name in MEASURES},
         **{name: getattr(result, name) for name in _MASK},
         "stripped_prompt": result.stripped_prompt,
+        "prompt_tokens_cut": result.prompt_tokens_cut,
         "left_out": result.left_out,
         "error": result.error,
         **{name: os.path.relpath(file, folder) if file else None for name, file in files.items()},

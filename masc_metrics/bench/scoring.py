@@ -117,12 +117,12 @@ class Scorer:
             elif name in MASC_SCORES:
                 family = CP_COLUMNS if name == "cp" else PF_COLUMNS
                 scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
-        strips = "pf" in self.run.scores and "stripped" in self.run.prompts
         for pair in pairs:
-            prompt = pair.sample.prompt if strips and "prompt" not in pair.lacks else None
+            texts = self._texts(pair)
             results[pair.number] = masked[pair.number].result(
                 {name: scores[name].get(pair.number) for name in self.run.columns},
-                stripped_prompt="" if prompt is None else strip_subject(prompt, pair.sample.subject),
+                stripped_prompt=texts.get("stripped", ""),
+                prompt_tokens_cut=self._cut_tokens(pair, list(texts.values())),
                 error="; ".join(
                     dict.fromkeys(
                         reason
@@ -142,6 +142,22 @@ class Scorer:
         for name in (*inputs_of(column), *inputs_of(column, self.run.mask_source)):
             if name in pair.lacks:
                 yield pair.lacks[name]
+
+    def _texts(self, pair: LoadedSample) -> dict[str, str]:
+        """The texts that prompt following embeds of a pair, by the setting ``prompts``."""
+        prompt = pair.sample.prompt
+        if prompt is None or "prompt" in pair.lacks or "pf" not in self.run.scores:
+            return {}
+        texts = {"stripped": strip_subject(prompt, pair.sample.subject), "full": prompt}
+        return {name: texts[name] for name in self.run.prompts}
+
+    def _cut_tokens(self, pair: LoadedSample, texts: Sequence[str]) -> int | None:
+        """Number of tokens that the text networks of the run have ignored, see SampleResult."""
+        counts = self.backbone.cut_tokens(texts)
+        if pair.sample.prompt is not None and "prompt" not in pair.lacks:
+            baselines = [baseline for baseline in self.baselines.values() if baseline.kind == "text"]
+            counts += [count for baseline in baselines for count in baseline.cut_tokens([pair.sample.prompt])]
+        return max(counts, default=None)
 
     def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
         """All pairs, with the masks that they lack and the run makes; a pair still lacks one that cannot be made."""

@@ -82,6 +82,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "failed_in_part": sum(bool(result.error) and _has_score(result) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
         "masks": {which: _mask_counts(results, which) for which in WHICH},
+        "prompts_cut": sum(bool(result.prompt_tokens_cut) for result in results),
         "orientation_undecided": len(_orientation_undecided(results)),
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
@@ -181,8 +182,15 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         first = unstripped[0]
         lines.append(
             f"{samples.source}: {len(unstripped)} of {len(followed)} prompts do not contain their subject as separate "
-            f"words, so nothing was stripped from them; the first is in line {first.line}: {quoted(first.subject)} in "
-            f"{quoted(first.prompt)}"
+            f"words, so nothing was stripped from them; spell it as in the prompt; the first is in line {first.line}: "
+            f"{quoted(first.subject)} in {quoted(first.prompt)}"
+        )
+    if cut := [(sample, result) for sample, result in rows if result.prompt_tokens_cut]:
+        first, most = max(cut, key=lambda row: row[1].prompt_tokens_cut or 0)
+        lines.append(
+            f"{samples.source}: the end of {len(cut)} prompts is ignored, since they have more tokens than a text "
+            f"network reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens; see the "
+            "column prompt_tokens_cut"
         )
     lines += _mask_warnings(samples, results)
     if undecided := _orientation_undecided(results):
@@ -195,12 +203,10 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
 
 
 def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iterator[str]:
+    rows = list(zip(samples.samples, results, strict=True))
     for which in WHICH:
-        made = [
-            (sample, result)
-            for sample, result in zip(samples.samples, results, strict=True)
-            if _mask_source(result, which) not in ("", "given")
-        ]
+        yield from _empty_mask_warnings(samples, rows, which)
+        made = [(sample, result) for sample, result in rows if _mask_source(result, which) not in ("", "given")]
         if not made:
             continue
         given = _mask_counts(results, which).get("given", 0)
@@ -220,16 +226,28 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
                     f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
                     "masks draws such masks"
                 )
-        if empty := [(sample, result) for sample, result in made if _is_empty(result, which)]:
-            skipped = sum(bool(result.left_out) for _, result in empty)
-            effect = "their CP is undefined" if which == "reference" else "their PF is that of the complete image"
-            so = "they are skipped" if skipped == len(empty) else effect
-            others = f" ({skipped} are skipped instead)" if 0 < skipped < len(empty) else ""
-            first, place = empty[0][0], "the references of " if which == "reference" else ""
-            yield (
-                f"{samples.source}: nothing of the subject was found in {place}{len(empty)} of them, so "
-                f"{so}{others}; the first is sample {first.sample_id}, line {first.line}"
-            )
+
+
+def _empty_mask_warnings(samples: SampleList, rows: Sequence[tuple[Sample, SampleResult]], which: str) -> Iterator[str]:
+    used = (
+        [column for column in PF_COLUMNS if PF_COLUMNS[column][0] == "background"] if which == "generated" else ["cp"]
+    )
+    empty = [
+        (sample, result)
+        for sample, result in rows
+        if _is_empty(result, which)
+        and (result.left_out or any(result.scores.get(column) is not None for column in used))
+    ]
+    if not empty:
+        return
+    skipped = sum(bool(result.left_out) for _, result in empty)
+    effect = "their CP is undefined" if which == "reference" else "their PF is that of the complete image"
+    so = "they are skipped" if skipped == len(empty) else effect
+    others = f" ({skipped} are skipped instead)" if 0 < skipped < len(empty) else ""
+    yield (
+        f"{samples.source}: the {which} masks of {len(empty)} samples mark "
+        f"nothing, so {so}{others}; the first is sample {empty[0][0].sample_id}, line {empty[0][0].line}"
+    )
 
 
 def _transfer_warnings(samples: SampleList, made: Sequence[tuple[Sample, SampleResult]]) -> Iterator[str]:
@@ -251,15 +269,14 @@ def _mask_source(result: SampleResult, which: str) -> str:
 
 
 def _is_empty(result: SampleResult, which: str) -> bool:
-    """Whether a mask was made in which nothing is marked."""
-    confidence = result.reference_mask_confidence if which == "reference" else result.mask_confidence
-    return _mask_source(result, which) not in ("", "given") and confidence is None
+    """Whether a mask marks nothing."""
+    return bool(_mask_source(result, which)) and result.measures.get(f"{which}_coverage") == 0
 
 
 def _mask_counts(results: Sequence[SampleResult], which: str) -> dict[str, int]:
-    """Number of samples by the source of a mask, and of those in which a mask that was made is empty."""
+    """Number of samples by the source of a mask, and of those whose mask marks nothing."""
     sources = Counter(source for result in results if (source := _mask_source(result, which)))
-    return {**dict(sorted(sources.items())), "nothing_found": sum(_is_empty(result, which) for result in results)}
+    return {**dict(sorted(sources.items())), "empty": sum(_is_empty(result, which) for result in results)}
 
 
 def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:

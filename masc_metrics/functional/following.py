@@ -122,8 +122,8 @@ class PromptScores:
     Attributes:
         scores: for each (pooling, strip_subject), what :func:`prompt_following` returns for them.
         transferred: the masks that were transferred from the references; None if masks were given or none are needed.
-        unmasked_B: whether an image's mask covers at least half of no patch, (B,) bool, so that its score with the
-            pooling "background" is that of the complete image; None if no masks are used.
+        unmasked_B: whether an image's mask marks nothing, (B,) bool, so that its score with the pooling "background" is
+            that of the complete image; None if no masks are used.
         cut_tokens: number of tokens at the end of each prompt that did not fit into the text tower and are ignored; of
             the longer text if the prompt is embedded with and without its subject.
     """
@@ -203,8 +203,9 @@ def prompt_following_variants(
             part_masks = transferred.add(part, [references[index] for index in part], shown[0], features)
         foreground_BN = None
         if part_masks is not None and masked:
-            foreground_BN = coverage_of(part_masks, features) >= FOREGROUND_THRESHOLD
-            unmasked.append((part, ~foreground_BN.any(dim=1)))
+            coverage_BN = coverage_of(part_masks, features)
+            foreground_BN = coverage_BN >= FOREGROUND_THRESHOLD
+            unmasked.append((part, ~(coverage_BN > 0).any(dim=1)))
         for pooling, parts in pooled.items():
             keep_BN = features.valid_BN
             if foreground_BN is not None and pooling != "full":

@@ -21,19 +21,29 @@ from masc_metrics.references import ReferenceImages, ReferenceMasks, References,
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.transfer import (
     TransferredMasks,
-    boxes_of_regions,
     find_subject,
     intersection_over_union,
     mask_of_patches,
+    prompts_of_regions,
     trials_of,
 )
 
 
 class Refiner(Protocol):
-    """What :func:`transfer_masks` takes as ``refine``: a segmenter with SAM 2."""
+    """What :func:`transfer_masks` takes as ``refine``: a segmenter with SAM 2, or any object with this method."""
 
-    def masks_in_boxes(self, images: Images, boxes: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Masks of what is in the boxes of each image; see :class:`masc_metrics.segmenters.Segmenter`."""
+    def masks_in_boxes(self, images: Images, boxes: Sequence[Tensor], points: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Mask what is in the boxes of each image.
+
+        Args:
+            images: B images.
+            boxes: for each image an (N, 4) tensor on the CPU, the left, top, right and bottom of each found region in
+                pixels; N may be 0.
+            points: for each image an (N, K, 2) tensor on the CPU, x and y of K points inside of each region.
+
+        Returns:
+            For each image an (H, W) bool tensor of its size: the union of the masks of its regions.
+        """
 
 
 def transfer_masks(
@@ -60,8 +70,9 @@ def transfer_masks(
         max_num_patches: patch budget of one image, which sets the resolution of the masks.
         encode_batch_size: samples encoded together.
         refine: segmenter "grounded_sam2" or "owlv2_sam2" of :func:`masc_metrics.segmenters.load_segmenter`. Its SAM 2
-            gets the box of each connected region of found patches, and returns a mask with pixel outlines. A mask
-            stays as it was if SAM 2 marks nothing. The confidence is that of the transfer.
+            gets the box of each connected region of found patches and the centres of its three best patches, see
+            :func:`masc_metrics.transfer.prompts_of_regions`, and returns a mask with pixel outlines. A mask stays as it
+            was if SAM 2 marks nothing. The confidence is that of the transfer.
 
     Returns:
         B masks, each (H, W) bool of its image's size on the backbone's device, and a confidence for each. A mask is
@@ -82,7 +93,8 @@ def transfer_masks(
     found = transferred.masks(backbone)
     if refine is None:
         return found
-    refined = zip(refine.masks_in_boxes(generated, transferred.boxes()), found.masks, strict=True)
+    boxes, points = zip(*transferred.prompts(), strict=True)
+    refined = zip(refine.masks_in_boxes(generated, boxes, points), found.masks, strict=True)
     masks = tuple(to_device(mask, rough.device) if mask.any() else rough for mask, rough in refined)
     return TransferredMasks(masks, found.confidence_B)
 
@@ -169,9 +181,9 @@ class Transferring:
         self._found |= zip(part, zip(masks, confidence_B, strict=True), strict=True)
         return masks
 
-    def boxes(self) -> list[Tensor]:
+    def prompts(self) -> list[tuple[Tensor, Tensor]]:
         """Boxes of the found regions of each image."""
-        return [boxes_of_regions(*self._margins[index], size) for index, size in enumerate(self._sizes)]
+        return [prompts_of_regions(*self._margins[index], size) for index, size in enumerate(self._sizes)]
 
     def masks(self, backbone: SigLIP2Backbone) -> TransferredMasks:
         """Masks of all images; features that are not finite must not be mistaken for a subject that is not there."""

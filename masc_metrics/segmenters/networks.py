@@ -62,15 +62,17 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes that a detector finds in one picture.
+    """Boxes of what is to be marked in one picture.
 
     Attributes:
         corners_N4: left, top, right and bottom in pixels of the picture, not clipped to it.
         score: as in :class:`Found`.
+        points_NK2: points in each box on what is to be marked, x and y in pixels of the picture; None for boxes alone.
     """
 
     corners_N4: Tensor
     score: float
+    points_NK2: Tensor | None = None
 
 
 def check_transformers(class_name: str) -> None:
@@ -310,12 +312,16 @@ class Sam2(Network):
         for image, found in zip(images, boxes, strict=True):
             height, width = _size(image)
             mask_HW = torch.zeros((height, width), dtype=torch.bool, device=self.device)
-            scale = torch.tensor([self._side / width, self._side / height] * 2, dtype=torch.float32, device="cpu")
-            corners_N4 = found.corners_N4 * to_device(scale, self.device)
+            scale_2 = torch.tensor([self._side / width, self._side / height], dtype=torch.float32, device="cpu")
+            scale_2 = to_device(scale_2, self.device)
+            corners_N4 = found.corners_N4 * scale_2.repeat(2)
+            points_NK2 = None if found.points_NK2 is None else found.points_NK2 * scale_2
             for start in range(0, len(corners_N4), _INSTANCES_PER_PASS):
+                part = slice(start, start + _INSTANCES_PER_PASS)
                 logits = self.model(
                     image_embeddings=[level[row : row + 1] for level in embeddings],
-                    input_boxes=corners_N4[None, start : start + _INSTANCES_PER_PASS],
+                    input_boxes=corners_N4[None, part],
+                    input_points=None if points_NK2 is None else points_NK2[None, part],
                     multimask_output=False,
                 ).pred_masks
                 mask_HW |= _union(logits[0, :, 0].float(), 0.0, (height, width))

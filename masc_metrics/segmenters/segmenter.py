@@ -183,18 +183,22 @@ class Segmenter:
         """
         return self._segment(images, nouns)
 
-    def masks_in_boxes(self, images: Images, boxes: Sequence[Tensor]) -> list[Tensor]:
+    def masks_in_boxes(
+        self, images: Images, boxes: Sequence[Tensor], points: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Mark what is in boxes, with SAM 2 alone: the other network is not read.
 
         Args:
             images: as for :meth:`details`.
             boxes: for each picture an (N, 4) tensor of left, top, right and bottom in its pixels; N may be 0.
+            points: for each picture an (N, K, 2) tensor of K points on what is to be marked in each box, x and y in its
+                pixels. SAM 2 gets them together with the box.
 
         Returns:
             For each picture the union of the masks of its boxes, (H, W) bool on its device.
 
         Raises:
-            ValueError: if the segmenter has no SAM 2; images or boxes are not accepted.
+            TypeError, ValueError: if the segmenter has no SAM 2; images, boxes or points are not accepted.
             OSError, ImportError: as :meth:`details`.
         """
         if self.settings.mask_source is None:
@@ -209,14 +213,30 @@ class Segmenter:
             check_type(f"boxes[{index}]", corners, Tensor, "an (N, 4) tensor")
             if corners.ndim != 2 or corners.shape[1] != 4:
                 raise ValueError(f"boxes[{index}] has shape {tuple(corners.shape)}; give (N, 4)")
+        if points is not None and len(points) != len(pictures):
+            raise ValueError(f"points holds {len(points)} tensors for {len(pictures)} images; give one for each")
+        for index, (inside, corners) in enumerate(zip(points or (), boxes, strict=False)):
+            check_type(f"points[{index}]", inside, Tensor, "an (N, K, 2) tensor")
+            if inside.ndim != 3 or inside.shape[0] != len(corners) or inside.shape[1] == 0 or inside.shape[2] != 2:
+                raise ValueError(
+                    f"points[{index}] has shape {tuple(inside.shape)} for {len(corners)} boxes; give ({len(corners)}, "
+                    "K, 2) with K of at least 1"
+                )
         device = self.settings.device or pictures[0].device
+        prompts = [
+            Boxes(
+                to_device(corners.float(), device),
+                1.0,
+                None if points is None else to_device(points[index].float(), device),
+            )
+            for index, corners in enumerate(boxes)
+        ]
         masks: list[Tensor] = []
         with _frozen({str(place): place for place in (device, torch.device("cpu"))}.values()):
             sam2 = shared_network(Sam2, self.settings.mask_source, device, self.settings.dtype)
             for start in range(0, len(pictures), self.settings.batch_size):
                 part = pictures[start : start + self.settings.batch_size]
-                given = boxes[start : start + self.settings.batch_size]
-                found = sam2.segment(part, [Boxes(to_device(corners.float(), device), 1.0) for corners in given])
+                found = sam2.segment(part, prompts[start : start + self.settings.batch_size])
                 masks += [to_device(each.mask_HW, image.device) for each, image in zip(found, part, strict=True)]
         return masks
 

@@ -63,8 +63,8 @@ def test_rows_without_a_mask_get_one_from_their_reference(tmp_path: Path, capsys
         assert float(row["generated_coverage"]) == pytest.approx(transferred[0].float().mean().item(), abs=1e-6)
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
     assert summary["masks"] == {
-        "reference": {"given": 4, "nothing_found": 0},
-        "generated": {"given": 1, "transferred": 3, "nothing_found": 0},
+        "reference": {"given": 4, "empty": 0},
+        "generated": {"given": 1, "transferred": 3, "empty": 0},
     }
 
 
@@ -87,7 +87,7 @@ def test_where_nothing_is_found_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     listed[0]["reference_mask"] = "blank.png"
     assert score(write_csv(tmp_path / "blank.csv", listed), "--mask-source", "transfer") == 0
     text = capsys.readouterr().err
-    assert "nothing of the subject was found in 1 of them, so their PF is that of the complete image" in text
+    assert "the generated masks of 1 samples mark nothing, so their PF is that of" in text
     assert "blank.csv: masks transferred from 1 references are unreliable (mask_check below 0.6); give masks" in text
     row = rows(tmp_path / "scores.csv")[0]
     assert (row["mask_source"], row["mask_confidence"]) == ("transferred", "")

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from support.sample_lists import write_csv, written
 from support.segmenter_checkpoints import build_clipseg
 
+from masc_metrics import load_backbone
 from masc_metrics.bench import masks_command
-from masc_metrics.bench.loading import open_image
+from masc_metrics.bench.loading import LoadedSample, Loader, open_image
+from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
 from masc_metrics.plots import Tile
@@ -133,6 +135,30 @@ def test_existing_masks_with_the_same_settings_are_kept(
     flipped.save(samples.parent / "out" / "0.png")
     assert counts("--threshold", "0.4") == (1, 3)
     assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, orientation: int) -> None:
+    samples, out = without_masks(tmp_path / "list", 1), tmp_path / "made"
+    file = samples.parent / "out" / "0.png"
+    with Image.open(file) as image:
+        assert image.width == image.height, "the shapes do not tell how it is turned"
+        turned = image.copy()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turned.save(file, exif=exif)
+    assert run(samples, out, clipseg) == 0
+    (sample,) = read_samples(out / "samples.csv").samples
+    upright = ImageOps.exif_transpose(Image.open(file))
+    (expected,) = load_segmenter("clipseg", checkpoint=clipseg, device="cpu")([upright], [sample.subject or ""])
+    with Image.open(sample.generated_mask or "") as mask:
+        marked = torch.from_numpy(np.array(ImageOps.exif_transpose(mask))) > 0
+    assert torch.equal(marked, expected)
+    scored = Loader([sample], load_backbone("tiny").checkpoint.processing, Run(out / "scores.csv"), [[0]])[0][0]
+    assert isinstance(scored, LoadedSample)
+    assert scored.generated.mask is not None
+    assert torch.equal(scored.generated.mask > 0, expected), "and scored so"
+    assert not scored.generated.orientation_undecided
 
 
 def test_each_image_is_hashed_once(clipseg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

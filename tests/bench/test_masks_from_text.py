@@ -110,7 +110,7 @@ def test_given_masks_are_used_and_only_the_others_made(
     assert found[0]["pf"] == given[0]["pf"]
     assert found[3]["cp"] != given[3]["cp"]
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
-    assert summary["masks"]["reference"] == {"clipseg": 1, "given": 3, "nothing_found": 0}
+    assert summary["masks"]["reference"] == {"clipseg": 1, "given": 3, "empty": 0}
     assert main(["compare", str(tmp_path / "scores.csv")]) == 0
     text = capsys.readouterr().out
     assert "CP uses masks of several sources (clipseg, given); compare samples of one reference_mask_source" in text
@@ -165,14 +165,14 @@ def test_empty_full_and_thin_masks_are_counted(
 
     assert score("--threshold", "0.9") == 0
     errors = capsys.readouterr().err
-    assert "nothing of the subject was found in the references of 3 of them, so their CP is undefined; " in errors
-    assert "nothing of the subject was found in 3 of them, so their PF is that of the complete image; " in errors
+    assert "the reference masks of 3 samples mark nothing, so their CP is undefined; " in errors
+    assert "the generated masks of 3 samples mark nothing, so their PF is that of " in errors
     found = rows(tmp_path / "scores.csv")
     assert {(row["mask_source"], row["mask_confidence"], row["cp"]) for row in found} == {("sam3", "", "nan")}
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
-    assert summary["masks"]["generated"] == {"sam3": 3, "nothing_found": 3}
+    assert summary["masks"]["generated"] == {"sam3": 3, "empty": 3}
     assert score("--threshold", "0.9", "--min-coverage", "0.05", out="thin.csv") == 0
-    assert "nothing of the subject was found in 3 of them, so they are skipped" in capsys.readouterr().err
+    assert "the generated masks of 3 samples mark nothing, so they are skipped" in capsys.readouterr().err
     thin = rows(tmp_path / "thin.csv")
     assert all("reference_mask marks 0.00 % of its pixels" in row["left_out"] and not row["cp"] for row in thin)
     assert {row["reference_mask_source"] for row in thin} == {"sam3"}
@@ -189,6 +189,24 @@ def test_a_checkpoint_that_is_not_available_is_an_error_before_the_first_picture
     assert score(samples, tmp_path / "nowhere") == 1
     assert "no checkpoint folder at" in capsys.readouterr().err
     assert not (tmp_path / "scores.csv.run").exists()
+
+
+def test_a_gated_segmenter_is_reported_with_its_page_and_open_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requires("sam3")
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise GatedRepoError.__new__(GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    arguments = ["score", str(unmasked(tmp_path, 2)), "--out", str(tmp_path / "scores.csv"), *OPTIONS]
+    assert main([*arguments, "--mask-source", "sam3"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "'facebook/sam3' is gated" in error
+    assert "load_segmenter('grounded_sam2')" in error
 
 
 def test_the_segmenter_is_not_read_if_no_mask_is_missing(tmp_path: Path) -> None:

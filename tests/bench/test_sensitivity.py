@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import krippendorff
 import numpy as np
 import pytest
 import torch
@@ -14,8 +17,11 @@ from PIL import Image
 from support.sample_lists import rows, write_csv, written
 
 from masc_metrics import load_backbone
+from masc_metrics.bench.agreement.protocols import agreement
+from masc_metrics.bench.agreement.ratings import Scores
 from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.sensitivity import SampleScores, moves, sentences
+from masc_metrics.bench.sensitivity import sensitivity_command
+from masc_metrics.bench.sensitivity.moves import SampleScores, moves, sentences, table_rows
 from masc_metrics.cli import main
 from masc_metrics.functional import concept_preservation
 from masc_metrics.masks import Perturbation, perturb
@@ -87,6 +93,138 @@ def test_sentences_say_what_moved() -> None:
     assert "CP by 0.0000 in the mean and changes no rank, and 1 sample becomes undefined; PF" in lost[0]
     nothing = list(sentences(moves(scores([math.nan] * 4, [0.1] * 4))))
     assert nothing[0].startswith("5 px of dilation moves no CP, because no sample has one with both masks; PF by")
+
+
+RATED = {"A": [0.0, 1.0, 4.0, 3.0], "B": [1.0, 4.0, 2.0, 0.0]}
+GIVEN = {"A": [0.1, 0.3, 0.9, 0.8], "B": [0.2, 0.9, 0.5, 0.1]}
+WRONG = {"A": [0.7, 0.3, 0.2, 0.8], "B": [0.5, 0.1, math.nan, 0.4]}
+
+
+def rated_scores() -> tuple[SampleScores, list[Scores]]:
+    """Four samples of each of two methods, two of one key, and two groups of raters of which the second is higher."""
+    samples = [
+        dataclasses.replace(sample(method, "x"), key=f"object_0{number}_cup-0")
+        for method in "AB"
+        for number in range(4)
+    ]
+    pairs = [(each.method.lower(), each.key) for each in samples]
+    ratings = [*RATED["A"], *RATED["B"]]
+    groups = [
+        Scores(name, dict(zip(pairs, values, strict=True)), True, {}, name, "mean")
+        for name, values in (("ann", ratings), ("bob", [min(rating + 1, 4) for rating in ratings]))
+    ]
+    given, wrong = (np.array([*values["A"], *values["B"]]) for values in (GIVEN, WRONG))
+    scores = SampleScores(
+        samples, {"cp": given, "pf": given}, {"cp": {DILATION: wrong}, "pf": {DILATION: given, TRANSFERRED: given}}
+    )
+    return scores, groups
+
+
+def test_alpha_with_people_is_that_of_agreement_on_the_samples_with_both_scores() -> None:
+    scores, groups = rated_scores()
+    cp, pf, transferred = moves(scores, {"cp": groups})
+    assert (pf.alpha, transferred.alpha) == (None, None), "nobody rated PF"
+    assert cp.alpha is not None
+    assert cp.alpha.keys == 7
+    both = [number for number in range(8) if number != 6]
+    for found, values in zip(cp.alpha.alphas, (GIVEN, WRONG), strict=True):
+        scaled = np.array([*values["A"], *values["B"]])[both]
+        scaled = (scaled - scaled.min()) / np.ptp(scaled)
+        to_groups = [
+            krippendorff.alpha(
+                [scaled, [list(group.values.values())[number] / 4 for number in both]], level_of_measurement="interval"
+            )
+            for group in groups
+        ]
+        assert found == pytest.approx(np.mean(to_groups), abs=1e-3)
+    given, wrong = (value or math.nan for value in cp.alpha.alphas)
+    assert cp.alpha.difference.value == pytest.approx(wrong - given)
+    names = list(groups[0].values)
+    by_hand = []
+    for name, by_method in (("given", GIVEN), ("wrong", WRONG)):
+        values = dict(zip(names, [*by_method["A"], *by_method["B"]], strict=True))
+        del values["b", "object_02_cup-0"]
+        by_hand.append(Scores(name, values, False, {}, name, "mean"))
+    full = agreement(by_hand, groups, score="cp", compare=[("wrong", "given")])
+    assert [scorer.alpha.value for scorer in full.scorers] == [*cp.alpha.alphas]
+    assert full.differences[0].difference == cp.alpha.difference
+
+
+def test_sentences_say_whether_alpha_moves() -> None:
+    scores, groups = rated_scores()
+    first = next(sentences(moves(scores, {"cp": groups, "pf": groups})))
+    assert re.search(
+        r"; PF by 0.0000 in the mean and changes no rank, and does not clearly move alpha of PF with people "
+        r"\(0\.\d+ before, 0\.\d+ after; 95 % interval of the difference \+0.000 to \+0.000\)\.$",
+        first,
+    )
+    assert re.search(r", and lowers alpha of CP with people from 0\.\d+ to -0\.\d+ \(95 % interval of the diff", first)
+    assert "and 1 sample becomes undefined; PF" in first
+    header, cp, *_ = table_rows(moves(scores, {"cp": groups}))
+    assert header[-2:] == ["alpha", "alpha moves by"]
+    assert re.fullmatch(r"-0\.\d{3} \[-[\d.]+, -[\d.]+\]", cp[-1].replace("-1", "-0", 1))
+    assert "alpha" not in next(table_rows(moves(scores)))
+
+
+def test_without_two_rated_keys_alpha_is_undefined() -> None:
+    scores, groups = rated_scores()
+    nothing = np.full(8, math.nan)
+    scores = dataclasses.replace(scores, perturbed={"cp": {DILATION: nothing}, "pf": scores.perturbed["pf"]})
+    assert moves(scores, {"cp": groups})[0].alpha is None
+
+
+def test_command_reports_alpha_with_ratings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = written(tmp_path, 8)
+    listed = rows(samples)
+    people = [
+        {"method": row["method"], "key": row["key"], "ann": number % 5, "bob": (number + 1) % 5, "mood": 3}
+        for number, row in enumerate(listed)
+    ]
+    ratings = write_csv(tmp_path / "ratings.csv", people)
+    groups = ("--group", "ann", "--group", "bob")
+    plot = tmp_path / "moves.png"
+    assert sensitivity(samples, "--pixels", "2", "--ratings", f"cp={ratings}", *groups, "--plot", str(plot)) == 0
+    printed = capsys.readouterr().out
+    found = report(tmp_path)
+    assert main(["score", str(samples), "--out", str(tmp_path / "scores.csv"), *OPTIONS]) == 0
+    out = tmp_path / "agreement.json"
+    arguments = ["agreement", str(tmp_path / "scores.csv"), str(ratings), "--score", "cp", "--out", str(out)]
+    assert main([*arguments, *groups, "--replicates", "0"]) == 0
+    expected = json.loads(out.read_text())["scorers"][0]["alpha"]["value"]
+    assert found["given"]["cp"]["alpha"] == expected
+    assert "alpha" not in found["given"]["pf"]
+    assert f"alpha of CP with people, with the given masks: {expected:.3f}, 8 rated keys" in printed
+    for move in found["moves"]:
+        assert (move["alpha"] is None) == (move["score"] == "pf")
+        if move["alpha"] is not None:
+            assert move["alpha"]["alphas"][0] == expected
+    with Image.open(plot) as drawn:
+        assert drawn.width > 1.3 * 9.5 * 150, "a third column"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--ratings", "ratings.csv"], "--ratings is ratings.csv, which holds one score; give cp=ratings.csv or pf="),
+        (["--ratings", "cp=no.csv"], "--ratings no.csv: no such file or folder"),
+        (["--ratings", "cp=ratings.csv", "--ratings", "cp=ratings.csv"], "gives ratings of cp twice"),
+        (["--group", "ann"], "--group is ann, but there are no ratings; give --ratings, or leave it out"),
+        (["--ratings", "cp=ratings.csv"], "all scorers and groups must share a method; name methods alike"),
+    ],
+)
+def test_unusable_ratings_are_named_before_anything_is_scored(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    text: str,
+) -> None:
+    samples = written(tmp_path, 2)
+    write_csv(tmp_path / "ratings.csv", [{"method": "other", "key": "star-0", "ann": 1, "bob": 2}])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sensitivity_command, "load_scorer", lambda *_: pytest.fail("networks are loaded"))
+    assert sensitivity(samples, *options) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_command_writes_the_scores_with_given_and_with_wrong_masks(

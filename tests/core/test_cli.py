@@ -198,6 +198,28 @@ def test_prompts_without_their_subject_are_reported(
     assert "1 of 4 prompts do not contain their subject as separate words" in capsys.readouterr().err
 
 
+def test_prompts_that_a_text_network_cuts_and_masks_without_a_subject_are_counted(
+    tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = tmp_path / rows[2]["generated_mask"]
+    with Image.open(mask) as marked:
+        size = marked.size
+    Image.new("L", size, 0).save(mask)
+    rows[1]["prompt"] = "a photo of " + "a cat " * 100
+    rows[1]["subject"] = "dog"
+    code, out = score(write(tmp_path, rows), checkpoint)
+    assert code == 0
+    cut = [row["prompt_tokens_cut"] for row in read(out)]
+    assert int(cut[1]) > 100
+    assert [*cut[:1], *cut[2:]] == ["0"] * 3
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "the end of 1 prompts is ignored, since they have more tokens than a text network reads" in printed
+    assert f"most in line 3, {cut[1]} tokens" in printed
+    assert "the generated masks of 1 samples mark nothing, so their PF is" in printed
+    summary = json.loads(out.with_suffix(".summary.json").read_text())
+    assert summary["prompts_cut"] == summary["masks"]["generated"]["empty"] == 1
+
+
 def test_earlier_scores_stay_until_new_ones_are_complete(
     tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

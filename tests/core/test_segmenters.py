@@ -661,6 +661,26 @@ def test_sam2_marks_given_boxes_without_the_detector(tiny: Callable[..., Segment
     assert not second.any()
 
 
+def test_sam2_gets_the_points_of_each_box_in_its_own_pixels(tiny: Callable[..., Segmenter]) -> None:
+    segment = tiny("grounded_sam2")
+    shown = pictures()[1:3]
+    height, width = shown[0].shape[1:]
+    boxes = [torch.tensor([[0.0, 0.0, width / 2, height / 2], [4.0, 4.0, width - 4, height - 4]]), torch.zeros(0, 4)]
+    points = [torch.tensor([[[8.0, 8.0], [20.0, 16.0]], [[width / 2, height / 2]] * 2]), torch.zeros(0, 2, 2)]
+    alone = segment.masks_in_boxes(shown, boxes)
+    with recorded(networks()["Sam2"]) as calls:
+        first, second = segment.masks_in_boxes(shown, boxes, points)
+    ((arguments, output),) = calls
+    in_64 = torch.tensor([64 / width, 64 / height])
+    torch.testing.assert_close(arguments["input_points"], points[0][None] * in_64)
+    torch.testing.assert_close(arguments["input_boxes"], boxes[0][None] * in_64.repeat(2))
+    assert arguments["input_points"].dtype == torch.float32
+    enlarged = F.interpolate(output.pred_masks[0].float(), (height, width), mode="bilinear", align_corners=False)
+    assert torch.equal(first, (enlarged > 0).any(dim=(0, 1)))
+    assert not torch.equal(first, alone[0]), "points matter"
+    assert not second.any()
+
+
 def test_boxes_need_sam2_and_the_right_form(tiny: Callable[..., Segmenter]) -> None:
     shown = pictures()[:1]
     with pytest.raises(ValueError, match=r"'clipseg' has no SAM 2, .*give 'grounded_sam2' or 'owlv2_sam2'"):
@@ -670,6 +690,11 @@ def test_boxes_need_sam2_and_the_right_form(tiny: Callable[..., Segmenter]) -> N
         segment.masks_in_boxes(shown, [])
     with pytest.raises(ValueError, match=r"boxes\[0\] has shape \(4,\); give \(N, 4\)"):
         segment.masks_in_boxes(shown, [torch.zeros(4)])
+    with pytest.raises(ValueError, match="points holds 0 tensors for 1 images"):
+        segment.masks_in_boxes(shown, [torch.zeros(1, 4)], [])
+    for wrong in (torch.zeros(1, 2), torch.zeros(2, 3, 2), torch.zeros(1, 0, 2), torch.zeros(1, 3, 3)):
+        with pytest.raises(ValueError, match=r"points\[0\] has shape .* for 1 boxes; give \(1, K, 2\)"):
+            segment.masks_in_boxes(shown, [torch.zeros(1, 4)], [wrong])
 
 
 def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -> None:

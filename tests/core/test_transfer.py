@@ -17,7 +17,7 @@ from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, SigLIP2Ba
 from masc_metrics.functional import check_transfer, prompt_following, prompt_following_variants, transfer_masks
 from masc_metrics.scenes import SCENES, Subject, render
 from masc_metrics.towers import VisionTower
-from masc_metrics.transfer import TRUSTED_IOU, boxes_of_regions, find_subject
+from masc_metrics.transfer import POINTS, TRUSTED_IOU, find_subject, prompts_of_regions
 
 REFERENCES = ("reference_images", "reference_masks")
 
@@ -222,7 +222,7 @@ def test_transferred_masks_are_counted_through_forward_merge_and_reset(checkpoin
     samples = batch(3)
     blank = rows(samples, 0) | {"reference_masks": torch.zeros_like(samples["reference_masks"][:1])}
     first, second = (MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES) for _ in range(2))
-    with pytest.warns(UserWarning, match="the masks of 1 generated images mark no subject.* at the references' masks"):
+    with pytest.warns(UserWarning, match="the masks of 1 generated images mark nothing.* at the references' masks"):
         first.forward(**pf_arguments(blank))
     second.update(**pf_arguments(rows(samples, 1, 2)))
     first.merge_state(second)
@@ -322,15 +322,36 @@ def test_check_compares_references_with_each_other() -> None:
 def test_each_connected_region_has_a_box() -> None:
     margin = torch.tensor([[1, -1, -1, -1], [-1, 1, -1, -1], [-1, -1, -1, 1], [-1, -1, -1, 1.0]])
     padded = torch.cat([margin.flatten(), torch.full((3,), -2.0)])
-    found = boxes_of_regions(padded, (4, 4), (80, 40)).tolist()
-    assert sorted(found) == [[0, 0, 20, 40], [30, 40, 40, 80]]
-    assert boxes_of_regions(torch.full((16,), -1.0), (4, 4), (80, 40)).shape == (0, 4)
+    boxes, points = prompts_of_regions(padded, (4, 4), (80, 40))
+    assert sorted(boxes.tolist()) == [[0, 0, 20, 40], [30, 40, 40, 80]]
+    assert points.shape == (2, POINTS, 2)
+    boxes, points = prompts_of_regions(torch.full((16,), -1.0), (4, 4), (80, 40))
+    assert (boxes.shape, points.shape) == ((0, 4), (0, POINTS, 2))
+
+
+def test_points_of_a_region_are_its_best_patches_well_inside() -> None:
+    margin = torch.full((6, 8), -1.0)
+    margin[1:6, 1:7] = 0.5  # to the lower edge of the image, which does not end the region
+    margin[1, 1] = 0.9  # the best, but at the outline
+    margin[5, 3], margin[2, 5], margin[3, 2] = 0.8, 0.7, 0.6
+    margin[0, 7] = 0.0
+    ((box,), (points,)) = prompts_of_regions(margin.flatten(), (6, 8), (60, 160))
+    assert box.tolist() == [20, 10, 140, 60]
+    assert points.tolist() == [[70, 55], [110, 25], [50, 35]]
+
+
+def test_a_region_without_inner_patches_has_its_best_ones_as_points() -> None:
+    margin = torch.full((3, 3), -1.0)
+    margin[0, 0], margin[0, 1] = 0.2, 0.4
+    margin[0, 2] = -0.1
+    _, (points,) = prompts_of_regions(margin.flatten(), (3, 3), (30, 30))
+    assert points.tolist() == [[15, 5], [5, 5], [15, 5]], "the best of two is repeated"
 
 
 def test_refined_masks_replace_those_in_which_something_is_marked() -> None:
     class Refiner:
-        def masks_in_boxes(self, given: Any, boxes: Any) -> list[torch.Tensor]:
-            self.boxes = boxes
+        def masks_in_boxes(self, given: Any, boxes: Any, points: Any) -> list[torch.Tensor]:
+            self.boxes, self.points = boxes, points
             marked = [torch.zeros(size, dtype=torch.bool) for size in given.sizes]
             marked[0][3, 4] = True
             return marked
@@ -347,5 +368,9 @@ def test_refined_masks_replace_those_in_which_something_is_marked() -> None:
     assert torch.equal(refined.masks[1], rough.masks[1]), "nothing marked: the mask stays as it was"
     assert torch.equal(refined.confidence_B, rough.confidence_B)
     assert all((corners[:, 2:] > corners[:, :2]).all() and len(corners) for corners in refiner.boxes)
+    for corners, points, mask in zip(refiner.boxes, refiner.points, rough.masks, strict=True):
+        assert points.shape == (len(corners), POINTS, 2)
+        column, row = points.flatten(0, 1).long().unbind(dim=1)
+        assert mask[row, column].all(), "points are on what was found"
     with pytest.raises(TypeError, match=r"refine is a function; give load_segmenter\('grounded_sam2'\) or None"):
         transfer_masks(*arguments, **settings(backbone), refine=lambda: None)  # type: ignore[arg-type]

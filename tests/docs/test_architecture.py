@@ -9,7 +9,6 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -52,6 +51,7 @@ BENCH = [
     "bench/baselines",
     "bench",
     "bench/agreement",
+    "bench/sensitivity",
     "bench/datasets",
 ]
 OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
@@ -242,42 +242,22 @@ def test_docstring_examples_run() -> None:
     assert examples > 10
 
 
-def test_value_objects_are_frozen_dataclasses() -> None:
-    from masc_metrics.bench.agreement.ratings import Scores
-    from masc_metrics.bench.agreement.report import Agreement
-    from masc_metrics.bench.distributed import Ranks
-    from masc_metrics.bench.loading import LoadedImage, LoadedSample
-    from masc_metrics.bench.run import Run
-    from masc_metrics.bench.sample import Sample, SampleResult
-    from masc_metrics.bench.sample_list import SampleList
-    from masc_metrics.bench.scoring import Scorer
-    from masc_metrics.bench.tables import Row
-    from masc_metrics.checkpoint import Checkpoint, CheckpointSource
-    from masc_metrics.images import ImageBatch, ImageProcessing
-    from masc_metrics.integrations.concept_scores import ConceptScores, Failure
-    from masc_metrics.integrations.concepts import Concept, GenerationTask
-    from masc_metrics.masks import MaskBatch
-    from masc_metrics.plots import PanelRow, Shot, Tile
-    from masc_metrics.scenes import ConceptBenchmark, Picture, Subject
-    from masc_metrics.segmenters import Segmentation
-    from masc_metrics.segmenters.segmenter import SegmenterSettings
+WITHOUT_SLOTS = {"Loader"}
+"""Their base classes have no slots."""
 
-    core = (masc_metrics.PatchFeatures, Checkpoint, CheckpointSource, ImageBatch, ImageProcessing, MaskBatch)
-    optional = (
-        Concept,
-        ConceptBenchmark,
-        ConceptScores,
-        Failure,
-        GenerationTask,
-        PanelRow,
-        Picture,
-        Shot,
-        Subject,
-        Tile,
-    )
-    masks = (Segmentation, SegmenterSettings)
-    bench = (Agreement, LoadedImage, LoadedSample, Ranks, Row, Run, Sample, SampleList, SampleResult, Scorer, Scores)
-    for value in (*core, *optional, *masks, *bench):
-        assert is_dataclass(value)
-        assert value.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        assert "__slots__" in vars(value)
+
+def test_every_dataclass_is_frozen_and_has_slots() -> None:
+    found: list[tuple[str, set[str]]] = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+                call = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if isinstance(call, ast.Name) and call.id == "dataclass":
+                    keywords = decorator.keywords if isinstance(decorator, ast.Call) else []
+                    found.append((node.name, {ast.unparse(keyword) for keyword in keywords}))
+    assert {"ImageBatch", "TransferredMasks", "MaskSensitivity", "Move", "Segmentation", "Run"} <= {
+        name for name, _ in found
+    }
+    for name, keywords in found:
+        needed = {"frozen=True"} if name in WITHOUT_SLOTS else {"frozen=True", "slots=True"}
+        assert needed <= keywords, f"{name} has {sorted(keywords)}"

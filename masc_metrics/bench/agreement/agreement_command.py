@@ -34,11 +34,11 @@ def agree(options: AgreementOptions) -> int:
             replicates=options.replicates,
             seed=options.seed,
         )
-        for line in _report_lines(report):
-            print(printable(line))
         if options.out:
             with replacing(options.out) as stream:
                 stream.write(report.to_json().encode())
+        for line in _report_lines(report):
+            print(printable(line))
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0

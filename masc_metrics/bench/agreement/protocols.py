@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -19,6 +20,7 @@ from masc_metrics.bench.agreement.names import concept_of
 from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
+    AlphaPair,
     Difference,
     Dropped,
     Estimate,
@@ -39,6 +41,11 @@ from masc_metrics.bench.intervals import CONFIDENCE, Numbers, concept_weights, p
 
 SampleKey = tuple[str, str]
 """Method and key."""
+
+
+class TooFewKeysError(ValueError):
+    """Scorers and groups share fewer than two keys."""
+
 
 STATISTICS = ("alpha", "r", "rho", "tau", "auc")
 
@@ -144,6 +151,32 @@ def agreement(
     )
 
 
+def alpha_pair(
+    first: Scores,
+    second: Scores,
+    groups: Sequence[Scores],
+    *,
+    score: str,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> AlphaPair:
+    """Alpha of two scorers by the protocol "pooled", on the keys that both have; arguments as of :func:`agreement`.
+
+    Raises:
+        TooFewKeysError: if the scorers share fewer than two keys with all groups.
+        ImportError: if krippendorff is not installed.
+    """
+    kept, _ = _kept_keys([first, second], groups, score != "pf", (), pooled=True)
+    sample = _Sample(kept, groups, True, replicates, seed)
+    found = [_alpha([scorer], sample) for scorer in (first, second)]
+    alphas = [alpha.value(sample) for alpha in found]
+    return AlphaPair(
+        keys=len(kept),
+        alphas=(none_if_nan(alphas[0]), none_if_nan(alphas[1])),
+        difference=_estimate(round(alphas[1] - alphas[0], 9), found[1].resamples_R - found[0].resamples_R, _NO_ALPHA),
+    )
+
+
 def _check_names(
     scorers: Sequence[Scores],
     groups: Sequence[Scores],
@@ -195,7 +228,7 @@ def _kept_keys(
         listing = "; ".join(
             f"{part.name}: {', '.join(sorted(methods))}" for part, methods in zip(parts, method_sets, strict=True)
         )
-        raise ValueError(f"all scorers and groups must share a method; name methods alike. Methods of {listing}")
+        raise TooFewKeysError(f"all scorers and groups must share a method; name methods alike. Methods of {listing}")
     rated = set.union(*key_sets[len(scorers) :])
     times = Counter(pair for keys in key_sets for pair in keys)
     kept = {
@@ -210,7 +243,7 @@ def _kept_keys(
             f"{part.name} has {len(keys)}, such as {min(keys, default='none')}"
             for part, keys in zip(parts, key_sets, strict=True)
         )
-        raise ValueError(
+        raise TooFewKeysError(
             f"scorers and groups have fewer than 2 (method, key) pairs in common; write keys alike. {listing}"
         )
 
@@ -280,20 +313,58 @@ def _matrix(parts: Sequence[Scores], keys: Sequence[SampleKey]) -> Numbers:
     return np.array([[part.values.get(pair, math.nan) for pair in keys] for part in parts], dtype=np.float64)
 
 
-def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
+@dataclass(frozen=True, slots=True)
+class _Alpha:
+    """Alpha of the runs of a scorer.
+
+    Attributes:
+        scores_NK: the scores, NaN where there is none.
+        scaling_range: scores that are scaled to 0 and 1.
+        like_people: whether that range is that of ratings.
+        alphas_GNM: of each group, run and stratum.
+        pairs_GN: (2, K) scaled scores and ratings of each group and run.
+        resamples_GR: of each group, the mean over runs.
+    """
+
+    scores_NK: Numbers
+    scaling_range: tuple[float, float]
+    like_people: bool
+    alphas_GNM: list[list[list[float]]]
+    pairs_GN: list[list[Numbers]]
+    resamples_GR: list[Numbers]
+
+    def value(self, sample: _Sample) -> float:
+        """Mean over groups, runs and strata."""
+        return sample.mean(map(sample.mean, sample.group_means(self.alphas_GNM)))
+
+    @property
+    def resamples_R(self) -> Numbers:  # noqa: N802
+        """Mean over groups of the resamples."""
+        return np.asarray(np.mean(self.resamples_GR, axis=0))
+
+
+def _alpha(runs: Sequence[Scores], sample: _Sample) -> _Alpha:
     scores_NK = _matrix(runs, sample.keys)
     like_people = all(run.rates_0_to_4 for run in runs)
     low, high = (0.0, HIGHEST_RATING) if like_people else (float(np.nanmin(scores_NK)), float(np.nanmax(scores_NK)))
-    constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
-    scaled_NK = np.full_like(scores_NK, math.nan) if constant else (scores_NK - low) / (high - low)
+    scaled_NK = np.full_like(scores_NK, math.nan) if high == low else (scores_NK - low) / (high - low)
     pairs_GN = [[np.stack([scores_K, ratings_K]) for scores_K in scaled_NK] for ratings_K in sample.ratings_GK]
-    alphas_GNM, by_method_GNM = (
-        [[sample.alphas(pair, strata) for pair in pairs_N] for pairs_N in pairs_GN]
-        for strata in (sample.strata, sample.methods)
+    return _Alpha(
+        scores_NK,
+        (low, high),
+        like_people,
+        [[sample.alphas(pair, sample.strata) for pair in pairs_N] for pairs_N in pairs_GN],
+        pairs_GN,
+        [np.mean([sample.alpha_resamples(pair) for pair in pairs_N], axis=0) for pairs_N in pairs_GN],
     )
-    resamples_GR = [np.mean([sample.alpha_resamples(pair) for pair in pairs_N], axis=0) for pairs_N in pairs_GN]
+
+
+def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
+    alpha = _alpha(runs, sample)
+    scores_NK, (low, high) = alpha.scores_NK, alpha.scaling_range
+    constant = f"every score is {low:g}, so there is no range to scale by" if high == low else ""
+    by_method_GNM = [[sample.alphas(pair, sample.methods) for pair in pairs_N] for pairs_N in alpha.pairs_GN]
     methods = tuple(_method_alphas(sample.group_means(by_method_GNM), scores_NK, sample))
-    alpha_R = np.asarray(np.mean(resamples_GR, axis=0))
 
     both_NK = ~np.isnan(scores_NK) & ~np.isnan(sample.mean_ratings_K)
     pairs = [
@@ -310,15 +381,15 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
     scorer = ScorerAgreement(
         name=name,
         keys=int((~np.isnan(scores_NK).all(axis=0) & ~np.isnan(sample.ratings_GK).all(axis=0)).sum()),
-        scaling_range=(low, high),
-        scaled_like_people=like_people,
+        scaling_range=alpha.scaling_range,
+        scaled_like_people=alpha.like_people,
         alpha_to={
             group: _estimate(
-                sample.mean(alpha for run in alphas_NM for alpha in run), resamples_R, constant or _NO_ALPHA
+                sample.mean(value for run in alphas_NM for value in run), resamples_R, constant or _NO_ALPHA
             )
-            for group, alphas_NM, resamples_R in zip(sample.groups, alphas_GNM, resamples_GR, strict=True)
+            for group, alphas_NM, resamples_R in zip(sample.groups, alpha.alphas_GNM, alpha.resamples_GR, strict=True)
         },
-        alpha=_estimate(sample.mean(map(sample.mean, sample.group_means(alphas_GNM))), alpha_R, constant or _NO_ALPHA),
+        alpha=_estimate(alpha.value(sample), alpha.resamples_R, constant or _NO_ALPHA),
         r=r,
         rho=rho,
         tau=tau,
@@ -327,7 +398,7 @@ def _measure(name: str, runs: Sequence[Scores], sample: _Sample) -> _Measured:
         methods=methods,
         positive_methods=sum((method.mean or 0) > 0 for method in methods),
     )
-    return scorer, [alpha_R, *resamples_R4.T]
+    return scorer, [alpha.resamples_R, *resamples_R4.T]
 
 
 def _method_alphas(alphas_MN: Sequence[Sequence[float]], scores_NK: Numbers, sample: _Sample) -> Iterable[MethodAlpha]:

@@ -104,6 +104,19 @@ def read_scores(
     return [_scores(name, source, _json_cells(files, score), seeds, highest)]
 
 
+def scores_of_samples(name: str, samples: Iterable[tuple[str, str, float]], source: Path) -> Scores:
+    """A scorer whose numbers are at hand: method, key and number of each sample of a list, several of one key averaged.
+
+    Raises:
+        ValueError: as :func:`read_scores`; also if no sample has a method, a key and a number.
+    """
+    cells = (
+        _Cell(method, key, number, f"{source}, method {method}, key {key}, {name}", "")
+        for method, key, number in samples
+    )
+    return _scores(name, source, cells, SEEDS[0], column=name)
+
+
 def read_ratings(source: Path, score: str, *, groups: Sequence[str] = (), seeds: str = "mean") -> list[Scores]:
     """Read ratings 0..4 of groups of people.
 

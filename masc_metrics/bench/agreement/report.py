@@ -100,6 +100,21 @@ class ScorerAgreement:
 
 
 @dataclass(frozen=True, slots=True)
+class AlphaPair:
+    """Alpha of two scorers on the same keys.
+
+    Attributes:
+        keys: number of keys that both scorers and all groups have.
+        alphas: alpha of each, as :attr:`ScorerAgreement.alpha`; None if undefined.
+        difference: the second minus the first, with the interval of resampled concepts.
+    """
+
+    keys: int
+    alphas: tuple[float | None, float | None]
+    difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A paired test of two scorers on the same resamples.
 

@@ -78,6 +78,10 @@ class EmbeddingNetwork(ABC):
         """Embed texts, as (B, D) float32; only distinct ones that are not in the cache are encoded."""
         return self._embeddings(self.text_cache, texts, self._encode_texts, batch_size)
 
+    def cut_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens at the end of each text, already embedded, that did not fit into the text tower."""
+        return self._cut_tokens(texts)
+
     def _embeddings(
         self, cache: FeatureCache, keys: Sequence[_Key], encode: Callable[[list[_Key]], Tensor], batch_size: int
     ) -> Tensor:
@@ -90,6 +94,9 @@ class EmbeddingNetwork(ABC):
     def _encode_images(self, images: list[Tensor]) -> Tensor: ...
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
+        raise TypeError(f"{self.checkpoint} has no text tower")
+
+    def _cut_tokens(self, texts: Sequence[str]) -> list[int]:
         raise TypeError(f"{self.checkpoint} has no text tower")
 
 
@@ -199,11 +206,21 @@ class CLIPNetwork(CheckpointNetwork):
         embeddings_BD: Tensor = self._network.visual_projection(pooled_BD)
         return embeddings_BD
 
+    @property
+    def _text_length(self) -> int:
+        length: int = self._network.config.text_config.max_position_embeddings
+        return length
+
+    def _cut_tokens(self, texts: Sequence[str]) -> list[int]:
+        tokens = self._tokenizer(list(texts), verbose=False)["input_ids"]
+        return [max(len(each) - self._text_length, 0) for each in tokens]
+
     def _encode_texts(self, texts: list[str]) -> Tensor:
         # Padded to one length, so that an embedding does not depend on the other texts of its batch. Attention is
         # causal, so padding after the end-of-text token, where the embedding is read, has no effect.
-        length = self._network.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = self._tokenizer(
+            texts, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
+        )
         pooled_BD = self._network.text_model(
             **{name: to_device(tokens[name], self.device) for name in ("input_ids", "attention_mask")}
         ).pooler_output
@@ -268,6 +285,9 @@ class SigLIP2Network(EmbeddingNetwork):
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         return self._backbone.encode_texts(texts, batch_size=len(texts))
+
+    def _cut_tokens(self, texts: Sequence[str]) -> list[int]:
+        return self._backbone.cut_tokens(texts)
 
 
 NETWORKS: Mapping[str, Callable[[str, CheckpointSource, torch.device, torch.dtype], CheckpointNetwork]] = {

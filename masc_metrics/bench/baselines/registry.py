@@ -106,6 +106,11 @@ class Baseline:
         images_BD = self._network.image_embeddings(generated.images, self.batch_size)
         return self._cosines(images_BD, self._network.text_embeddings(prompts, self.batch_size), "prompts")
 
+    def cut_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Number of tokens at the end of each prompt, already scored, that :meth:`score_texts` ignored."""
+        self._check_kind("text")
+        return self._network.cut_tokens(prompts)
+
     def _check_kind(self, kind: Literal["image", "text"]) -> None:
         if self.kind != kind:
             other, method = ("prompts", "score_texts") if self.kind == "text" else ("reference images", "score")

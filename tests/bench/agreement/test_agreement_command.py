@@ -256,3 +256,16 @@ def test_missing_arguments_exit_with_2(run: Run, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         run(*arguments)
     assert left.value.code == 2
+
+
+def test_nothing_is_printed_if_the_file_cannot_be_written(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path) -> None:
+        raise OSError(f"{file}: no space left on device")
+
+    monkeypatch.setattr("masc_metrics.bench.agreement.agreement_command.replacing", full)
+    assert run("scores.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "masc-metrics: found.json: no space left on device\n"

@@ -246,7 +246,9 @@ def test_clip_t_is_the_cosine_of_image_and_full_prompt_truncated_to_77_tokens(cl
 
 def test_tokens_beyond_77_have_no_effect(clip: Path) -> None:
     image, long = _image(224, 224, 0), "ab " * 37  # 74 tokens, and the two ends
-    scores = _load("clip-t", clip).score_texts([image] * 4, [long + "x y", long + "x z", long + "y z", long])
+    baseline, texts = _load("clip-t", clip), [long + "x y", long + "x z", long + "y z", long]
+    scores = baseline.score_texts([image] * 4, texts)
+    assert baseline.cut_tokens(texts) == [1, 1, 1, 0]
     assert scores[0] == scores[1] == pytest.approx(scores[0])
     assert len({round(score, 6) for score in scores}) == 3
 

@@ -1,4 +1,4 @@
-"""``masc-metrics sensitivity``: how far wrong masks move the scores and the ranking of methods."""
+"""``masc-metrics sensitivity``: how far wrong masks move the scores, the ranking of methods and alpha."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from masc_metrics.bench.agreement.protocols import alpha_pair
+from masc_metrics.bench.agreement.ratings import Scores, read_ratings
 from masc_metrics.bench.commands import SensitivityOptions
 from masc_metrics.bench.distributed import Ranks, fastest_device
 from masc_metrics.bench.loading import Loaded, LoadedSample, loaded_batches
@@ -22,8 +24,16 @@ from masc_metrics.bench.sample import FILES, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientation
-from masc_metrics.bench.sensitivity import SampleScores, method_means, moves, sentences, table_rows
-from masc_metrics.bench.sensitivity_plot import draw, matplotlib_figure
+from masc_metrics.bench.sensitivity.moves import (
+    SampleScores,
+    alpha_move,
+    alpha_scores,
+    method_means,
+    moves,
+    sentences,
+    table_rows,
+)
+from masc_metrics.bench.sensitivity.plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
 from masc_metrics.bench.tables import printable, text_table
 from masc_metrics.functional import mask_sensitivity
@@ -36,11 +46,12 @@ def sensitivity(options: SensitivityOptions) -> int:
     """Run ``masc-metrics sensitivity``; returns the exit code."""
     try:
         samples = _drawn(read_samples(options.samples, transferable=False), options)
-        check_json_file(options.out, [options.samples])
+        check_json_file(options.out, [options.samples, *(path for _, path in options.ratings)])
         if options.plot is not None:
             check_png_file("--plot", options.plot)
             _check_not_a_sample(options.plot, samples)
             matplotlib_figure()
+        ratings = _ratings(samples, options)
         device = check_device(options.device or fastest_device())
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
@@ -53,7 +64,11 @@ def sensitivity(options: SensitivityOptions) -> int:
         for line in (*samples.notes, *row_warnings(samples, results)):
             print(printable(line), file=sys.stderr)
         failed = [(sample, result) for sample, result in zip(samples.samples, results, strict=True) if result.error]
-        moved = moves(scores)
+        moved = moves(scores, ratings, options.seed)
+        alphas = {
+            score: alpha_move(score, scores.samples, values_N, values_N, ratings.get(score, ()), options.seed)
+            for score, values_N in scores.given.items()
+        }
         settings = settings_of(samples, scorer, Ranks(0, 1, device)) | asdict(options)
         write_json(  # first, because printing can fail
             options.out,
@@ -69,6 +84,7 @@ def sensitivity(options: SensitivityOptions) -> int:
                         "undefined": int(np.isnan(values_N).sum()),
                         "methods": method_means(values_N, scores.samples),
                     }
+                    | ({} if (alpha := alphas[score]) is None else {"alpha": alpha.alphas[0], "rated_keys": alpha.keys})
                     for score, values_N in scores.given.items()
                 },
                 "moves": [{"name": move.perturbation.name, **asdict(move)} for move in moved],
@@ -76,7 +92,8 @@ def sensitivity(options: SensitivityOptions) -> int:
             },
         )
         if options.plot is not None:
-            draw(options.plot, moved, len(scores.samples))
+            given = {score: alpha.alphas[0] for score, alpha in alphas.items() if alpha is not None}
+            draw(options.plot, moved, len(scores.samples), given)
     except OSError as error:
         return fail(UNUSABLE, error)
     for line in text_table(list(table_rows(moved))):
@@ -84,12 +101,38 @@ def sensitivity(options: SensitivityOptions) -> int:
     print()
     for line in sentences(moved):
         print(printable(line))
+    for score, alpha in alphas.items():
+        if alpha is not None:
+            value = "undefined" if alpha.alphas[0] is None else f"{alpha.alphas[0]:.3f}"
+            print(f"alpha of {score.upper()} with people, with the given masks: {value}, {alpha.keys} rated keys")
     print(f"\nall results: {options.out}")
     if options.plot is not None:
         print(f"plot: {options.plot}")
     if failed:
         print(f"{len(failed)} of {len(results)} rows failed", file=sys.stderr)
     return ROWS_FAILED if failed else 0
+
+
+def _ratings(samples: SampleList, options: SensitivityOptions) -> dict[str, list[Scores]]:
+    """Groups of raters by score; checked before an image is read, because scoring takes long."""
+    if options.group and not options.ratings:
+        raise ValueError(f"--group is {options.group[0]}, but there are no ratings; give --ratings, or leave it out")
+    ratings: dict[str, list[Scores]] = {}
+    for name, source in options.ratings:
+        if not source.exists():
+            raise FileNotFoundError(f"--ratings {source}: no such file or folder")
+        if name is None and not source.is_dir():
+            raise ValueError(f"--ratings is {source}, which holds one score; give cp={source} or pf={source}")
+        for score in MASC_SCORES if name is None else (name,):
+            if score in ratings:
+                raise ValueError(f"--ratings gives ratings of {score} twice; give each score once")
+            ratings[score] = read_ratings(source, score, groups=options.group)
+    if ratings and not any(sample.method and sample.key for sample in samples.samples):
+        raise ValueError(f"{samples.source} has no method and key, by which --ratings are found; add these columns")
+    for score, groups in ratings.items():
+        known = alpha_scores(score, samples.samples, np.arange(len(samples.samples), dtype=np.float64))
+        alpha_pair(known, known, groups, score=score, replicates=0)  # raises ValueError if they share too few keys
+    return ratings
 
 
 def _drawn(samples: SampleList, options: SensitivityOptions) -> SampleList:

@@ -1,4 +1,4 @@
-"""How far wrong masks move the scores and the ranking of methods: figures, and what they say in words.
+"""How far wrong masks move the scores, the ranking of methods and the agreement with people: figures and sentences.
 
 Letters in names: ``N`` samples.
 """
@@ -9,9 +9,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
+from masc_metrics.bench.agreement.protocols import TooFewKeysError, alpha_pair
+from masc_metrics.bench.agreement.ratings import Scores, scores_of_samples
+from masc_metrics.bench.agreement.report import AlphaPair
 from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.summary import mean_figure
@@ -52,6 +56,8 @@ class Move:
             means are equal.
         pairs: pairs of methods that have both means.
         swapped: those whose order is reversed.
+        alpha: Krippendorff's alpha with people, with the given masks and with wrong ones; None without ratings, or if
+            fewer than two rated keys have both scores.
     """
 
     perturbation: Perturbation
@@ -67,6 +73,7 @@ class Move:
     tau: float | None
     pairs: int
     swapped: tuple[tuple[str, str], ...]
+    alpha: AlphaPair | None = None
 
 
 def method_means(values_N: Numbers, samples: Sequence[Sample]) -> dict[str, float | None]:
@@ -79,8 +86,14 @@ def method_means(values_N: Numbers, samples: Sequence[Sample]) -> dict[str, floa
     }
 
 
-def moves(scores: SampleScores) -> list[Move]:
-    """How far each perturbation moves each score, in the order of the perturbations."""
+def moves(scores: SampleScores, ratings: Mapping[str, Sequence[Scores]] | None = None, seed: int = 0) -> list[Move]:
+    """How far each perturbation moves each score, in the order of the perturbations.
+
+    Args:
+        scores: the scores.
+        ratings: ratings of groups of people, by score.
+        seed: random seed of the intervals of alpha.
+    """
     found = []
     for score, perturbed in scores.perturbed.items():
         given_N = scores.given[score]
@@ -105,10 +118,37 @@ def moves(scores: SampleScores) -> list[Move]:
                     tau=tau,
                     pairs=pairs,
                     swapped=swapped,
+                    alpha=alpha_move(score, scores.samples, given_N, wrong_N, (ratings or {}).get(score, ()), seed),
                 )
             )
     order = list(scores.perturbed["pf"])
     return sorted(found, key=lambda move: order.index(move.perturbation))
+
+
+def alpha_scores(score: str, samples: Sequence[Sample], values_N: Numbers) -> Scores:
+    """Scores of samples, as agreement takes them.
+
+    Raises:
+        ValueError: if no sample has a method, a key and a score; or methods have one name without their run settings.
+    """
+    rows = zip(samples, values_N.tolist(), strict=True)
+    return scores_of_samples(score, ((each.method, each.key, value) for each, value in rows), Path("the sample list"))
+
+
+def alpha_move(
+    score: str, samples: Sequence[Sample], given_N: Numbers, wrong_N: Numbers, groups: Sequence[Scores], seed: int
+) -> AlphaPair | None:
+    """Alpha with the given and with wrong masks, over the samples that have both scores."""
+    keyed_N = np.array([bool(sample.method and sample.key) for sample in samples], dtype=np.bool_)
+    both_N = ~np.isnan(given_N) & ~np.isnan(wrong_N) & keyed_N
+    if not groups or not both_N.any():
+        return None
+    found = [sample for sample, both in zip(samples, both_N, strict=True) if both]
+    given, wrong = (alpha_scores(score, found, values_N[both_N]) for values_N in (given_N, wrong_N))
+    try:
+        return alpha_pair(given, wrong, groups, score=score, seed=seed)
+    except TooFewKeysError:
+        return None
 
 
 def _ranking(
@@ -130,10 +170,12 @@ def _ranking(
 
 def table_rows(moved: Sequence[Move]) -> Iterator[list[str]]:
     """Rows of the table that the command prints."""
-    yield ["masks", "score", "mean", "95 %", "largest", "signed", "n", "undefined", "tau", "swapped"]
+    rated = any(move.alpha is not None for move in moved)
+    header = ["masks", "score", "mean", "95 %", "largest", "signed", "n", "undefined", "tau", "swapped"]
+    yield [*header, "alpha", "alpha moves by"] if rated else header
     for move in moved:
         sizes = (move.mean_absolute, move.percentile_95, move.largest)
-        yield [
+        row = [
             move.perturbation.name,
             move.score.upper(),
             *("-" if size is None else f"{size:.4f}" for size in sizes),
@@ -143,6 +185,15 @@ def table_rows(moved: Sequence[Move]) -> Iterator[list[str]]:
             "-" if move.tau is None else f"{move.tau:.2f}",
             f"{len(move.swapped)} of {move.pairs}" if move.pairs else "-",
         ]
+        yield [*row, *_alpha_cells(move.alpha)] if rated else row
+
+
+def _alpha_cells(alpha: AlphaPair | None) -> tuple[str, str]:
+    if alpha is None or alpha.difference.value is None:
+        return "-", "-"
+    low, high = alpha.difference.low, alpha.difference.high
+    interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{alpha.alphas[1]:.3f}", f"{alpha.difference.value:+.3f}{interval}"
 
 
 def sentences(moved: Sequence[Move]) -> Iterator[str]:
@@ -170,7 +221,22 @@ def _clause(move: Move) -> str:
         first = "{!r} and {!r}".format(*move.swapped[0])
         such_as = "such as " if len(move.swapped) > 1 else ""
         text += f" and swaps {len(move.swapped)} of {move.pairs} pairs of methods, {such_as}{first}"
+    text += _alpha_clause(move)
     if move.became_undefined:
         samples = "sample becomes" if move.became_undefined == 1 else "samples become"
         text += f", and {move.became_undefined} {samples} undefined"
     return text
+
+
+def _alpha_clause(move: Move) -> str:
+    """Whether alpha moves: it does if the interval of the difference does not contain 0."""
+    if move.alpha is None or move.alpha.difference.value is None:
+        return ""
+    (given, wrong), difference = move.alpha.alphas, move.alpha.difference
+    name = f"alpha of {move.score.upper()} with people"
+    if difference.low is None or difference.high is None:
+        return f", and {name} is {given:.3f} before and {wrong:.3f} after"
+    interval = f"95 % interval of the difference {difference.low:+.3f} to {difference.high:+.3f}"
+    if difference.low <= 0 <= difference.high:
+        return f", and does not clearly move {name} ({given:.3f} before, {wrong:.3f} after; {interval})"
+    return f", and {'lowers' if difference.high < 0 else 'raises'} {name} from {given:.3f} to {wrong:.3f} ({interval})"
