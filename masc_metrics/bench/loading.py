@@ -244,6 +244,18 @@ def open_image(file: Path, label: str) -> Image.Image:
     return _opened(file, label).upright
 
 
+def undecoded(file: Path) -> Image.Image:
+    """Open a picture without decoding its pixels: a file, or a place in a Parquet file.
+
+    Raises:
+        OSError: if it cannot be read, or is not of a format that is read.
+    """
+    content = stored_picture(str(file))
+    if content is None and file.exists() and not file.is_file():
+        raise OSError("it is not a regular file")  # reading a pipe would block
+    return open_picture(file if content is None else io.BytesIO(content))
+
+
 def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation of an image as stored, 1 to 8; 1 is upright."""
     value = image.getexif().get(ExifTags.Base.Orientation)
@@ -282,10 +294,7 @@ def _opened(file: Path, label: str) -> _Opened:
         with warnings.catch_warnings():
             # Pillow's own limit is lower, and a warning; ours is an error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            content = stored_picture(str(file))
-            if content is None and file.exists() and not file.is_file():
-                raise OSError("it is not a regular file")  # reading a pipe would block
-            with open_picture(file if content is None else io.BytesIO(content)) as image:
+            with undecoded(file) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")

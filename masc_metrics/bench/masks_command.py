@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 
 from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import exif_orientation, named, open_image
+from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
@@ -242,7 +242,7 @@ def _save_mask(task: _Task, mask: Image.Image) -> None:
 
     Of an upright mask nobody could tell to which of the two it belongs, if both have its shape.
     """
-    with Image.open(task.image) as image:
+    with undecoded(task.image) as image:
         orientation = exif_orientation(image)
     exif = Image.Exif()
     if orientation > 1:

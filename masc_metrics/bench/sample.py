@@ -74,6 +74,9 @@ MEASURES = (
     "generated_subject_patches",
 )
 
+NUMBERS = (*MEASURES, "mask_confidence", "mask_check", "reference_mask_confidence", "prompt_tokens_cut")
+"""Columns of the table of scores that hold numbers, beside the scores."""
+
 _MASK = ("mask_source", "mask_confidence", "mask_check", "reference_mask_source", "reference_mask_confidence")
 
 

@@ -15,7 +15,7 @@ import pytest
 from support.sample_lists import rows, write_csv, written
 
 from masc_metrics.bench import tables
-from masc_metrics.bench.sample import COLUMNS, FILES
+from masc_metrics.bench.sample import COLUMNS, FILES, MEASURES, NUMBERS, Sample, SampleResult, columns, table_row
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, write_table
 from masc_metrics.cli import main
@@ -263,6 +263,24 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
         assert not list(tmp_path.glob("*.part"))
     for results in (found, compared, agreed):
         assert set(map(str, results.values())) == {str(results[".csv"])}
+
+
+def test_every_number_of_a_result_is_a_number_in_parquet(tmp_path: Path) -> None:
+    sample = Sample(1, "1", "a", None, "b", None, "p", None)
+    result = SampleResult(
+        0,
+        {"cp": 0.5},
+        dict.fromkeys(MEASURES, 1.0),
+        mask_confidence=0.5,
+        mask_check=0.5,
+        reference_mask_confidence=0.5,
+        prompt_tokens_cut=3,
+    )
+    row = table_row(sample, result, tmp_path)
+    write_table(tmp_path / "t.parquet", [row], columns(("cp",)), ("cp", *NUMBERS))
+    (found,) = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert {name for name, cell in row.items() if isinstance(cell, int | float)} == {"cp", *NUMBERS}
+    assert found == row
 
 
 # Pictures in Parquet

@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -113,6 +114,11 @@ def test_development_page_lists_every_file() -> None:
     for file in FILES:
         if file.name != "__init__.py":
             assert file.name in page, f"{file.name} is missing in docs/development.md"
+
+
+def test_files_of_pictures_are_opened_at_one_place_with_its_formats() -> None:
+    opening = [file.name for file in FILES if re.search(r"\bImage\.open\(", file.read_text())]
+    assert opening == ["images.py"], "use images.open_picture"
 
 
 def test_file_names_say_what_a_file_contains() -> None:
