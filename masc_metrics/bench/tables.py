@@ -356,7 +356,8 @@ class _Pictures:
         self._begin()
 
     def _begin(self) -> None:
-        self._batches = self._table.iter_batches(batch_size=_PICTURE_ROWS, columns=self._columns)
+        # Without threads, because image-loading workers are forked.
+        self._batches = self._table.iter_batches(batch_size=_PICTURE_ROWS, columns=self._columns, use_threads=False)
         self._batch: Any = None
         self._first = self._next = 0
 
