@@ -22,11 +22,13 @@ from masc_metrics.bench.options import (
     option,
     run_command,
 )
+from masc_metrics.bench.parent import end_with_starter
 from masc_metrics.settings import BUNDLED_MODEL, DEFAULT_MODEL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    end_with_starter()
     commands = {
         command.name: command
         for command in (MASKS, SCORE, SENSITIVITY, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)

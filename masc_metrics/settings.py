@@ -21,3 +21,6 @@ DEFAULT_AGGREGATION: Aggregation = "masked"
 SEGMENTERS = ("sam3", "clipseg", "grounded_sam2", "owlv2_sam2")
 DEFAULT_SEGMENTER = "sam3"
 DEFAULT_SEGMENTER_BATCH_SIZE = 4
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+"""Names of the precisions of networks, as :data:`masc_metrics.precision.DTYPES` has them."""

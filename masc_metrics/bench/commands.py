@@ -18,7 +18,7 @@ from masc_metrics.bench.options import (
     options_of,
     positive_integer,
 )
-from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run, SegmenterOptions
+from masc_metrics.bench.run import DEFAULT_WORKERS, MASC_SCORES, Run, SegmenterOptions
 from masc_metrics.bench.sample import COLUMNS, GROUPS
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.settings import (
@@ -26,6 +26,7 @@ from masc_metrics.settings import (
     DEFAULT_MODEL,
     DEFAULT_SEGMENTER,
     DEFAULT_SEGMENTER_BATCH_SIZE,
+    DTYPE_NAMES,
     SEGMENTERS,
 )
 
@@ -54,7 +55,7 @@ class MasksOptions:
     out: Path = option(type=Path, metavar="FOLDER")
     segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
     networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=DTYPE_NAMES)
     device: str | None = option(None, type=device_name)
     batch_size: int = option(DEFAULT_SEGMENTER_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_dir: str | None = option(None, metavar="FOLDER")
@@ -157,7 +158,7 @@ class SensitivityOptions:
     seed: int = option(0, type=non_negative_integer, metavar="N")
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=DTYPE_NAMES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     device: str | None = option(None, type=device_name)
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")

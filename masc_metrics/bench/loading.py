@@ -26,7 +26,6 @@ from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
-from masc_metrics.prompts import is_unicode
 from masc_metrics.settings import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
@@ -198,8 +197,10 @@ def _lacking_prompt(sample: Sample) -> dict[str, str]:
     if not sample.prompt.strip():
         file = named(sample.generated_image)
         return {"prompt": f"prompt is empty; give the text that generated_image {file} was made from"}
-    if not is_unicode(sample.prompt):
-        return {"prompt": f"prompt {quoted(sample.prompt)} holds half of a surrogate pair; repair its encoding"}
+    try:
+        check_unicode("prompt", sample.prompt)
+    except ValueError:  # its text quotes the whole prompt
+        return {"prompt": f"prompt {quoted(sample.prompt)} contains half of a surrogate pair; repair its encoding"}
     return {}
 
 

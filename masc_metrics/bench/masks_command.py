@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ExifTags, Image
 
 from masc_metrics.bench.commands import MasksOptions
@@ -95,7 +94,7 @@ def make_masks(options: MasksOptions) -> int:
         segmenter = options.networks.load(
             options.segmenter,
             device=options.device or fastest_device(),
-            dtype=getattr(torch, options.dtype),
+            dtype=options.dtype,
             batch_size=options.batch_size,
             cache_dir=options.cache_dir,
             local_files_only=options.local_files_only,

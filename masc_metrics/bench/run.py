@@ -27,6 +27,7 @@ from masc_metrics.settings import (
     DEFAULT_MODEL,
     DEFAULT_POOLING,
     DEFAULT_SEGMENTER_BATCH_SIZE,
+    DTYPE_NAMES,
     SEGMENTERS,
     Aggregation,
     Pooling,
@@ -35,6 +36,7 @@ from masc_metrics.settings import (
 if TYPE_CHECKING:
     import torch
 
+    from masc_metrics.precision import Dtype
     from masc_metrics.segmenters import Segmenter
 
 MASC_SCORES = ("cp", "pf")
@@ -94,8 +96,6 @@ def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...
     return ("generated_image", "reference_image", *masks)
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 DEFAULT_WORKERS = 2
 
 
@@ -152,7 +152,7 @@ class SegmenterOptions:
         name: str,
         *,
         device: str | torch.device,
-        dtype: torch.dtype,
+        dtype: Dtype,
         batch_size: int,
         cache_dir: str | None,
         local_files_only: bool,
@@ -221,7 +221,7 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=DTYPE_NAMES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     segmenter: SegmenterOptions = options_of(SegmenterOptions)
@@ -240,10 +240,9 @@ class Run:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of all networks."""
-        import torch
+        from masc_metrics.precision import DTYPES
 
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return DTYPES[self.dtype]
 
     @property
     def made_masks(self) -> tuple[str, ...]:

@@ -123,12 +123,13 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
-        print(
-            f"masc-metrics: {printable(str(error))}; results are kept in {folder.folder}: start again to continue",
-            file=sys.stderr,
-        )
+        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
+        print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
-    folder.remove()
+    try:
+        folder.remove()
+    except OSError as error:
+        print(f"masc-metrics: {error}; the scores are complete: remove {folder.folder}", file=sys.stderr)
     for line in row_warnings(samples, results):
         print(printable(line), file=sys.stderr)
     for line in summary_lines(summary, run.columns):

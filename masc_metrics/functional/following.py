@@ -37,6 +37,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_POOLING, Pooling
 from masc_metrics.transfer import (
@@ -44,6 +45,7 @@ from masc_metrics.transfer import (
 )
 
 
+@eager
 def prompt_following(
     generated_images: Images,
     generated_masks: Masks | None,
@@ -134,6 +136,7 @@ class PromptScores:
     cut_tokens: tuple[int, ...]
 
 
+@eager
 def prompt_following_variants(
     generated_images: Images,
     generated_masks: Masks | None,

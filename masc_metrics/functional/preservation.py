@@ -24,6 +24,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.scores import (
     best_cosine,
     masked_max_cosine,
@@ -33,6 +34,7 @@ from masc_metrics.scores import (
 from masc_metrics.settings import DEFAULT_AGGREGATION, DEFAULT_ENCODE_BATCH_SIZE, Aggregation
 
 
+@eager
 def concept_preservation(
     generated_images: Images,
     reference_images: Images,
@@ -76,6 +78,7 @@ def concept_preservation(
     )[DEFAULT_AGGREGATION]
 
 
+@eager
 def concept_preservation_variants(
     generated_images: Images,
     reference_images: Images,
@@ -160,6 +163,7 @@ def concept_preservation_variants(
     return {aggregation: in_order(parts, backbone) for aggregation, parts in scored.items()}
 
 
+@eager
 def match_maps(
     generated_images: Images,
     reference_images: Images,

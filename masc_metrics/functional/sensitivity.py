@@ -37,6 +37,7 @@ from masc_metrics.masks import (
     check_masks,
     perturb,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import References
 from masc_metrics.scores import (
     best_cosine,
@@ -62,6 +63,7 @@ class MaskSensitivity:
     pf: dict[Perturbation, Tensor]
 
 
+@eager
 def mask_sensitivity(
     generated_images: Images,
     generated_masks: Masks,

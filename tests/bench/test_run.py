@@ -6,7 +6,9 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -116,11 +118,53 @@ def test_killed_rank_leaves_no_process_and_loses_no_result(tmp_path: Path, expec
         wait_for(4, tmp_path / "scores.csv.run", process)
         process.kill()  # the first rank; the second rank and the four workers are its descendants
         _, error = process.communicate(timeout=30)  # returns when the last of them has closed its stderr
-    assert "another rank ended before its part was done" in error.decode()
-    kept = lines_in(tmp_path / "scores.csv.run")
-    assert 12 <= kept < 24, "the second rank has finished its part"
+    assert "rank 1 ends, because the process that started it has ended" in error.decode()
+    assert 4 <= lines_in(tmp_path / "scores.csv.run") < 24
     assert score(samples) == 0
     assert len(rows(tmp_path / "scores.csv")) == 24
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_rank_ends_within_five_seconds_of_the_first_also_while_it_starts(tmp_path: Path, end: signal.Signals) -> None:
+    samples = written(tmp_path, 24)
+    arguments = ["score", str(samples), "--out", str(tmp_path / "scores.csv"), *TINY, "--devices", "2"]
+    with started_command(arguments, tmp_path) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(end)
+        process.communicate(timeout=5)  # returns when the second rank has closed its stderr
+    assert score(samples) == 0
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("crash", ["ENOSPC", "SIGKILL"])
+def test_a_run_that_ends_at_any_file_operation_can_go_on(tmp_path: Path, crash: str) -> None:
+    program = Path(__file__).parents[1] / "support" / "crash_points.py"
+    result = subprocess.run(
+        [sys.executable, str(program), crash, str(written(tmp_path, 6))], capture_output=True, text=True, timeout=150
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout) > 15, "points"
+
+
+def test_a_folder_that_is_removed_during_the_run_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, folder, real = written(tmp_path, 8), tmp_path / "scores.csv.run", Scorer.score
+
+    def removed(self: Scorer, batch: Any) -> Any:
+        shutil.rmtree(folder)
+        return real(self, batch)
+
+    monkeypatch.setattr(Scorer, "score", removed)
+    assert score(samples, "--batch-size", "4") == 2
+    printed = capsys.readouterr().err
+    assert f"{folder}, the folder of this unfinished run, was removed\n" in printed
+    assert "kept" not in printed
 
 
 @patched_workers
@@ -445,7 +489,7 @@ def test_broken_prompt_is_an_error_of_its_row(tmp_path: Path) -> None:
     samples.write_text("\n".join(lines))
     assert score(samples) == 3
     errors = [row["error"] for row in rows(tmp_path / "scores.csv")]
-    assert errors == ["", "prompt 'half \\ud800 of a pair' holds half of a surrogate pair; repair its encoding", ""]
+    assert errors == ["", "prompt 'half \\ud800 of a pair' contains half of a surrogate pair; repair its encoding", ""]
 
 
 def test_checkpoint_of_an_unused_baseline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
