@@ -26,6 +26,7 @@ from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
 from masc_metrics.images import ImageProcessing, check_image, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
+from masc_metrics.prompts import check_unicode
 from masc_metrics.settings import SEGMENTERS
 
 MAX_PIXELS = 100_000_000

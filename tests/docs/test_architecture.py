@@ -6,7 +6,6 @@ import ast
 import doctest
 import importlib
 import inspect
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -118,7 +117,12 @@ def test_development_page_lists_every_file() -> None:
 
 
 def test_files_of_pictures_are_opened_at_one_place_with_its_formats() -> None:
-    opening = [file.name for file in FILES if re.search(r"\bImage\.open\(", file.read_text())]
+    opening = [
+        file.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
     assert opening == ["images.py"], "use images.open_picture"
 
 
