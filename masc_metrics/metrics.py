@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import (
     DEFAULT_POOLING,
     Pooling,
@@ -29,6 +28,7 @@ from masc_metrics.prompts import holds_subject
 from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
 from masc_metrics.sample_metric import Reduction, SampleMetric
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
 
 class MaSCConceptPreservation(SampleMetric):
