@@ -15,23 +15,26 @@ import torch
 from torch import Tensor
 
 from masc_metrics.arguments import check_choice, check_count, check_sequence, check_type
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, to_device
 from masc_metrics.references import (
-    DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
     ReferenceMasks,
-    ReferenceReduction,
     References,
     check_references,
 )
 from masc_metrics.sample_ids import SampleIds, check_sample_ids, first_of_each_id
 from masc_metrics.sample_metric import Reduction, SampleMetric
 from masc_metrics.scores import concept_margins, concept_ranks
+from masc_metrics.settings import (
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_REFERENCE_REDUCTION,
+    ReferenceReduction,
+)
 
 
 class MaSCIdentification(SampleMetric):

@@ -12,8 +12,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from masc_metrics.arguments import check_choice
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import (
     DEFAULT_POOLING,
     Pooling,
@@ -28,13 +27,17 @@ from masc_metrics.masks import Masks
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype
 from masc_metrics.prompts import holds_subject
 from masc_metrics.references import (
-    DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
     ReferenceMasks,
-    ReferenceReduction,
 )
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
 from masc_metrics.sample_metric import Reduction, SampleMetric
+from masc_metrics.settings import (
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_REFERENCE_REDUCTION,
+    ReferenceReduction,
+)
 
 
 class MaSCConceptPreservation(SampleMetric):

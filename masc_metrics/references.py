@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -16,9 +16,6 @@ from masc_metrics.masks import MaskBatch, Masks, check_mask, check_masks
 
 ReferenceImages: TypeAlias = "Images | Sequence[Images]"
 ReferenceMasks: TypeAlias = "Masks | Sequence[Masks]"
-
-ReferenceReduction = Literal["mean", "max", "pool"]
-DEFAULT_REFERENCE_REDUCTION: ReferenceReduction = "mean"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from masc_metrics.arguments import check_choice, check_positive
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
+from masc_metrics.backbone import SigLIP2Backbone, shared_backbone
+from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.locks import Lock
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_dtype, eager, sum_dtype, to_device
 from masc_metrics.sample_ids import check_repeats, find_conflict, first_of_each_id
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
 Reduction = Literal["mean", "none"]
 

@@ -94,10 +94,9 @@ def _read(loader: Loader, files: Sequence[tuple[str, str | None]]) -> References
     """The references with a mask that can be read; the others are errors of their samples."""
     images: list[LoadedImage] = []
     for image, mask in files:
-        try:
-            images.append(loader.image("reference", image, mask))
-        except (OSError, ValueError, TypeError):
-            continue
+        loaded, _ = loader.reference(image, mask)
+        if loaded is not None:
+            images.append(loaded)
     marked = [(image.pixels, image.mask) for image in images if image.mask is not None]
     if not marked:
         return None

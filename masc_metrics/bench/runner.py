@@ -20,7 +20,7 @@ from masc_metrics.bench.gallery import Gallery, gallery_summary, ranks_and_margi
 from masc_metrics.bench.loading import loaded_batches
 from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
-from masc_metrics.bench.sample import MEASURES, SampleResult, columns, table_row
+from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, table_row
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
@@ -164,7 +164,7 @@ def write_scores(
     pairs = zip(samples.samples, results, strict=True)
     rows: list[dict[str, str | float | None]] = [table_row(sample, result, run.out.parent) for sample, result in pairs]
     extra = dict.fromkeys(name for sample in samples.samples for name in sample.extra)
-    numbers = (*run.columns, *MEASURES)
+    numbers = (*run.columns, *NUMBERS)
     scores = run.columns
     summary = summarize(samples.samples, results, run.columns)
     if gallery is not None:

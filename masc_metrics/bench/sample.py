@@ -29,7 +29,7 @@ class Sample:
         sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
         generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
-        reference_image: file of the image of the subject.
+        reference_image: file of the image of the subject; empty if no score needs it.
         reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
         prompt: text that the image was generated from; None if prompt following is not scored.
         subject: name of the subject in the prompt; None keeps the prompt as it is.
@@ -40,6 +40,7 @@ class Sample:
         reference_noun: what a segmenter marks in the reference image if ``reference_mask`` is None; may be empty.
         generated_noun: likewise in the generated image.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
             image's EXIF orientation is applied.
         more_references: image and mask files of further references of the subject, after the first.
@@ -64,6 +65,7 @@ class Sample:
     orientation_mask: str | None = None
     more_references: tuple[tuple[str, str | None], ...] = ()
     extra: Mapping[str, str | None] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def references(self) -> tuple[tuple[str, str | None], ...]:
@@ -85,6 +87,9 @@ MEASURES = (
     "generated_patches",
     "generated_subject_patches",
 )
+
+NUMBERS = (*MEASURES, "mask_confidence", "mask_check", "reference_mask_confidence", "prompt_tokens_cut")
+"""Columns of the table of scores that hold numbers, beside the scores."""
 
 _MASK = ("mask_source", "mask_confidence", "mask_check", "reference_mask_source", "reference_mask_confidence")
 
@@ -112,7 +117,7 @@ class SampleResult:
         prompt_tokens_cut: number of tokens at the end of the prompt that the text tower, or the text network of a
             baseline, did not read; the largest of several. None if no score needs a text.
         left_out: why the sample was skipped by a filter; empty if it was not.
-        error: why the sample failed; empty if it did not.
+        error: why the sample failed, or lacks some of its scores; empty if it has all.
         orientation_undecided: its images that may be turned against their masks, see
             :class:`masc_metrics.bench.loading.LoadedImage`.
     """

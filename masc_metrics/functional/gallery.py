@@ -15,21 +15,24 @@ import torch
 from torch import Tensor
 
 from masc_metrics.arguments import check_choice
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional.encoding import check_settings, coverage_of, each_image, encoded, in_order
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import FOREGROUND_THRESHOLD
 from masc_metrics.precision import eager
 from masc_metrics.references import (
-    DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
     ReferenceMasks,
-    ReferenceReduction,
     References,
     check_references,
 )
 from masc_metrics.scores import best_cosine, over_references
+from masc_metrics.settings import (
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_REFERENCE_REDUCTION,
+    ReferenceReduction,
+)
 
 
 @eager

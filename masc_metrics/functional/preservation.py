@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, TypeAlias, get_args, overload
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from masc_metrics.arguments import (
     check_choice,
     check_sequence,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import Shown, check_settings, coverage_of, encoded_references, finite, in_order
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
@@ -28,10 +28,8 @@ from masc_metrics.masks import (
 )
 from masc_metrics.precision import eager, to_device
 from masc_metrics.references import (
-    DEFAULT_REFERENCE_REDUCTION,
     ReferenceImages,
     ReferenceMasks,
-    ReferenceReduction,
     check_references,
 )
 from masc_metrics.scores import (
@@ -42,9 +40,13 @@ from masc_metrics.scores import (
     samples_per_block,
     weighted_max_cosine,
 )
-
-Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
-DEFAULT_AGGREGATION: Aggregation = "masked"
+from masc_metrics.settings import (
+    DEFAULT_AGGREGATION,
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_REFERENCE_REDUCTION,
+    Aggregation,
+    ReferenceReduction,
+)
 
 
 @eager

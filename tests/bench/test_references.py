@@ -169,10 +169,10 @@ def test_a_folder_gives_all_its_references(tmp_path: Path) -> None:
     (sample,) = read_samples(tmp_path, ["cp"]).samples
     files = [(Path(image).name, Path(mask or "").name) for image, mask in sample.references]
     assert files == [(f"{name}.png", f"{name}_mask.png") for name in ("reference", "reference_2", "reference_10")]
-    assert not sample.error
+    assert not sample.lacks
     (tmp_path / "cat/reference_2_mask.png").unlink()
     (sample,) = read_samples(tmp_path, ["cp"]).samples
-    assert sample.error == f"missing {tmp_path / 'cat/reference_2_mask.png'}"
+    assert sample.lacks == {"reference_mask": f"reference_mask is missing: {tmp_path / 'cat/reference_2_mask.png'}"}
 
 
 def test_baselines_and_functions_take_the_mean_over_references(
