@@ -15,8 +15,8 @@ from torch import Tensor
 
 from masc_metrics import SigLIP2Backbone
 from masc_metrics.functional import concept_anchors, concept_matrix, concept_preservation
-from masc_metrics.references import ReferenceReduction
 from masc_metrics.scores import concept_margins, concept_ranks, double_centred
+from masc_metrics.settings import ReferenceReduction
 
 REDUCTIONS = get_args(ReferenceReduction)
 NAN = math.nan

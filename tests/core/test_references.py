@@ -13,7 +13,8 @@ from torch.utils.data import default_collate
 
 from masc_metrics import MaSCConceptPreservation, SigLIP2Backbone
 from masc_metrics.functional import Aggregation, concept_preservation, concept_preservation_variants, match_maps
-from masc_metrics.references import ReferenceReduction, check_references
+from masc_metrics.references import check_references
+from masc_metrics.settings import ReferenceReduction
 
 COUNTS = (3, 1, 2)
 
