@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.arguments import check_positive
 from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, content_digests
-from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
+from masc_metrics.checkpoint import Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images, resize_all
 from masc_metrics.locks import Lock
@@ -35,9 +35,8 @@ from masc_metrics.precision import (
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 from masc_metrics.towers import TextTower, VisionTower
-
-DEFAULT_ENCODE_BATCH_SIZE = 16
 
 _CPU_PATCHES_PER_PASS = 1024
 """More patches exceed the caches of a CPU and are slower."""

@@ -11,11 +11,7 @@ from masc_metrics.arguments import check_type
 from masc_metrics.hub import fetch
 from masc_metrics.images import ImageProcessing
 from masc_metrics.reading import check_folder, load_json, quiet_transformers, read_processor_values, readable
-
-DEFAULT_MODEL = "google/siglip2-so400m-patch16-naflex"
-
-BUNDLED_MODEL = "tiny"
-"""Name of the small bundled checkpoint, trained only on rendered scenes."""
+from masc_metrics.settings import BUNDLED_MODEL, DEFAULT_MODEL
 
 _BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED_MODEL
 

@@ -66,7 +66,7 @@ def fetch(
             raise LocalEntryNotFoundError(f"{folder} lacks config.json or safetensors weights")
         return folder
 
-    with _actionable_errors(model, revision, offline, f"{command} {model}"):
+    with _quiet_client(), _actionable_errors(model, revision, offline, f"{command} {model}"):
         if offline:
             return snapshot(local_files_only=True)
         with _exclusive(lock_file(model, revision, Path(cache))) as waited:
@@ -145,6 +145,19 @@ def _exclusive(path: Path) -> Iterator[bool]:
         yield waited
     finally:
         lock.release()
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Hide the client's warnings, such as its five retries without internet: the error says what to do."""
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(max(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        client_logging.set_verbosity(verbosity)
 
 
 @contextmanager

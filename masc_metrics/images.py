@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from masc_metrics.arguments import check_sequence, check_type
@@ -36,6 +37,40 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 MAX_UINT8 = 255.0
+
+
+PICTURE_SUFFIXES = MappingProxyType(
+    {
+        "PNG": (".png", ".apng"),
+        "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+        "WEBP": (".webp",),
+        "GIF": (".gif",),
+        "TIFF": (".tif", ".tiff"),
+        "BMP": (".bmp",),
+        "AVIF": (".avif",),
+        "JPEG2000": (".jp2", ".j2k", ".jpx"),
+        "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+"""Formats of picture files that are opened, by Pillow's names, and the endings of such files.
+
+Pillow knows many more, and a file's ending does not say which of them reads it. Some start other programs (EPS starts
+Ghostscript), and the decoders of others are hardly tested.
+"""
+
+
+def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Open a picture file of a format in ``PICTURE_SUFFIXES``, whatever its name; its pixels are not decoded yet.
+
+    Raises:
+        OSError: if it cannot be read, or has another format.
+    """
+    Image.init()  # Pillow registers its formats when they are first asked for
+    formats = [name for name in PICTURE_SUFFIXES if name in Image.OPEN]
+    try:
+        return Image.open(source, formats=formats)
+    except UnidentifiedImageError as error:
+        raise OSError(f"it is not a complete picture of the formats {', '.join(formats)}") from error
 
 
 @dataclass(frozen=True, slots=True)

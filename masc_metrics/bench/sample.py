@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Sample:
         sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
         generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
-        reference_image: file of the image of the subject.
+        reference_image: file of the image of the subject; empty if no score needs it.
         reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
         prompt: text that the image was generated from; None if prompt following is not scored.
         subject: name of the subject in the prompt; None keeps the prompt as it is.
@@ -39,8 +40,10 @@ class Sample:
         reference_noun: what a segmenter marks in the reference image if ``reference_mask`` is None; may be empty.
         generated_noun: likewise in the generated image.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
             image's EXIF orientation is applied.
+        more_references: image and mask files of further references of the subject, after the first.
         extra: cells of the list's other columns, copied into the table of scores.
     """
 
@@ -60,7 +63,20 @@ class Sample:
     generated_noun: str = ""
     error: str = ""
     orientation_mask: str | None = None
+    more_references: tuple[tuple[str, str | None], ...] = ()
     extra: Mapping[str, str | None] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def references(self) -> tuple[tuple[str, str | None], ...]:
+        """Image and mask files of all references."""
+        return ((self.reference_image, self.reference_mask), *self.more_references)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that exist according to the list."""
+        files = (self.generated_image, self.generated_mask, *(file for pair in self.references for file in pair))
+        return tuple(file for file in files if file)
 
 
 MEASURES = (
@@ -71,6 +87,9 @@ MEASURES = (
     "generated_patches",
     "generated_subject_patches",
 )
+
+NUMBERS = (*MEASURES, "mask_confidence", "mask_check", "reference_mask_confidence", "prompt_tokens_cut")
+"""Columns of the table of scores that hold numbers, beside the scores."""
 
 _MASK = ("mask_source", "mask_confidence", "mask_check", "reference_mask_source", "reference_mask_confidence")
 
@@ -84,7 +103,9 @@ class SampleResult:
         scores: scores by name, in the order of the run's. NaN if the masks leave nothing to score; None if the sample
             does not have the input of the score, failed, or was skipped.
         measures: values by name of ``MEASURES``: of both images the attributes of
-            :class:`masc_metrics.bench.loading.LoadedImage`.
+            :class:`masc_metrics.bench.loading.LoadedImage`; of several references the mean coverage, and the sums.
+        concept_scores: concept preservation with every concept of the run's gallery, see
+            :class:`masc_metrics.bench.gallery.Gallery`; empty without one.
         mask_source: mask of the generated image: "given", "transferred" or the name of a segmenter; empty without one.
         mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`, or score
             of a segmenter's, see :class:`masc_metrics.segmenters.Segmentation`; None if nothing was found.
@@ -96,7 +117,7 @@ class SampleResult:
         prompt_tokens_cut: number of tokens at the end of the prompt that the text tower, or the text network of a
             baseline, did not read; the largest of several. None if no score needs a text.
         left_out: why the sample was skipped by a filter; empty if it was not.
-        error: why the sample failed; empty if it did not.
+        error: why the sample failed, or lacks some of its scores; empty if it has all.
         orientation_undecided: its images that may be turned against their masks, see
             :class:`masc_metrics.bench.loading.LoadedImage`.
     """
@@ -114,6 +135,7 @@ class SampleResult:
     left_out: str = ""
     error: str = ""
     orientation_undecided: Sequence[str] = ()
+    concept_scores: Sequence[float] = ()
 
 
 def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
@@ -124,7 +146,12 @@ def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]
 
 def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, str | float | None]:
     """Row of the table of scores, by column; paths are relative to the table's folder."""
-    files = {name: getattr(sample, name) for name in FILES}
+    files: dict[str, list[str | None]] = {
+        "generated_image": [sample.generated_image],
+        "generated_mask": [sample.generated_mask],
+        "reference_image": [image for image, _ in sample.references],
+        "reference_mask": [mask for _, mask in sample.references],
+    }
     return {
         **sample.extra,
         "sample_id": sample.sample_id,
@@ -136,7 +163,18 @@ def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, s
         "prompt_tokens_cut": result.prompt_tokens_cut,
         "left_out": result.left_out,
         "error": result.error,
-        **{name: os.path.relpath(file, folder) if file else None for name, file in files.items()},
+        **{name: _cell([os.path.relpath(file, folder) for file in each if file]) for name, each in files.items()},
         "prompt": sample.prompt,
         "subject": sample.subject,
     }
+
+
+SEPARATOR = ";"
+"""Between several files in one cell."""
+
+
+def _cell(files: Sequence[str]) -> str | None:
+    """Several files in one cell: as a JSON list if a name holds the separator."""
+    if len(files) > 1 and any(SEPARATOR in file for file in files):
+        return json.dumps(files)
+    return SEPARATOR.join(files) or None

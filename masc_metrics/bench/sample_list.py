@@ -2,32 +2,34 @@
 
 The layout of a folder is::
 
-    ROOT/<concept>/reference.png  reference_mask.png  subject.txt
+    ROOT/<concept>/reference.png  reference_mask.png  subject.txt  [reference_2.png  reference_2_mask.png  ...]
     ROOT/<concept>/<method>/<name>.png  <name>_mask.png  <name>.txt
 
 ``<name>.txt`` holds the prompt, ``subject.txt`` the subject's name in the prompts; without it prompts are kept as they
-are. Images may be .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+are. Images have any of the endings in :data:`masc_metrics.images.PICTURE_SUFFIXES`. Files that are neither images nor
+texts, and masks of no image, are left out and named.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, SEPARATOR, Sample
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, read_rows, text_of
+from masc_metrics.bench.tables import Row, file_in, quoted, read_rows, text_of
+from masc_metrics.images import PICTURE_SUFFIXES
 
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
-_ALWAYS_NEEDED = ("generated_image", "reference_image")
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGE_SUFFIXES = frozenset(itertools.chain.from_iterable(PICTURE_SUFFIXES.values()))
 
 _OTHER_SOURCES = {
     "reference_mask": ", or a segmenter, such as --mask-source grounded_sam2",
@@ -45,10 +47,12 @@ class SampleList:
     Attributes:
         samples: all samples, those with an error included.
         source: file or folder that they were read from. Relative paths start from the folder.
+        notes: what was left out of a folder, and why.
     """
 
     samples: tuple[Sample, ...]
     source: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -57,9 +61,13 @@ class SampleList:
         root = self.source if self.source.is_dir() else self.source.parent
         for sample in self.samples:
             content = asdict(sample)
+            del content["lacks"]  # follows from the rest, and may name files by their full paths
             content |= {
                 name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
             }
+            content["more_references"] = [
+                [file and os.path.relpath(file, root) for file in pair] for pair in sample.more_references
+            ]
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -74,29 +82,38 @@ def read_samples(
     """Read a sample list.
 
     Args:
-        source: a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file with those columns of ``COLUMNS`` that the
+        source: a table, see :func:`masc_metrics.bench.tables.read_rows`, with those columns of ``COLUMNS`` that the
             scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are copied into the
-            table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
-        scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
-            ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
+            table of scores. Paths are relative to the file. A cell of ``reference_image`` may hold several files,
+            separated by ";" or as a JSON list, and then ``reference_mask`` as many. Or a folder with the layout in the
+            module's docstring.
+        scores: columns of scores to compute; :func:`masc_metrics.bench.run.inputs_of` says what each needs. A sample
+            that lacks an input in its row has the scores that do not need it.
         mask_source: with "transfer", no ``generated_mask`` is needed; with a segmenter's name no mask, because it marks
             what the column ``noun`` names, else ``subject``.
         transferable: whether the command has the option ``--mask-source``, which error texts then offer.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed, has no rows, leaves out a needed file, has an empty or repeated ``sample_id``,
-            or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
+        ValueError: if it is malformed, has no rows, lacks a needed column or has it empty in all rows, lacks a
+            generated image, has an empty or repeated ``sample_id``, or a column with the name of one that scoring
+            writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in inputs_of(score, mask_source))}
+    scores = tuple(scores)
+    needed = {name for score in scores for name in inputs_of(score, mask_source)}
     if source.is_dir():
-        return SampleList(tuple(_folder_samples(source, needed)), source)
+        notes: list[str] = []
+        return SampleList(tuple(_folder_samples(source, needed, notes)), source, tuple(notes))
     columns = [name for name in COLUMNS if name in needed]
-    written = {*table_columns(tuple(scores))} - _KNOWN_COLUMNS
-    samples = tuple(_samples(read_rows(source, columns), source, columns, written, transferable))
+    written = {*table_columns(scores)} - _KNOWN_COLUMNS
+    rows = read_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
+    samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
+    for name in columns:
+        if all(name in sample.lacks for sample in samples):
+            raise ValueError(f"{source}, line {samples[0].line}: {samples[0].lacks[name]}")
     return SampleList(samples, source)
 
 
@@ -110,20 +127,28 @@ def _samples(
                 f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
             )
         cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
+        lacks = {}
         for name in FILES:
             if name in needed and not cells.get(name):
                 instead = _OTHER_SOURCES.get(name, "") if transferable else ""
-                raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file{instead}")
+                lacks[name] = f"{name} is empty; give a file{instead}"
+        if "generated_image" in lacks:
+            raise ValueError(f"{source}, line {row.line}: {lacks['generated_image']}")
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
         if sample_id in line_of:
             raise ValueError(
-                f"{source}, line {row.line}: sample_id {sample_id!r} repeats that of line {line_of[sample_id]}; give "
-                "each row its own"
+                f"{source}, line {row.line}: sample_id {quoted(sample_id)} repeats that of line "
+                f"{line_of[sample_id]}; give each row its own"
             )
         line_of[sample_id] = row.line
-        files = {name: os.path.join(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
+        label = f"{source}, line {row.line}"
+        files = {
+            name: file_in(source.parent, cells[name]) if cells.get(name) else None
+            for name in ("generated_image", "generated_mask")
+        }
+        (reference_image, reference_mask), *more = _references(cells, source.parent, label)
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         noun = cells.get("noun") or text_of(row, "subject")
         yield Sample(
@@ -131,38 +156,103 @@ def _samples(
             sample_id=sample_id,
             generated_image=files["generated_image"] or "",
             generated_mask=files["generated_mask"],
-            reference_image=files["reference_image"] or "",
-            reference_mask=files["reference_mask"],
+            reference_image=reference_image,
+            reference_mask=reference_mask,
+            more_references=tuple(more),
             prompt=prompt or "" if "prompt" in needed else prompt,
             subject=subject,
             reference_noun=noun,
             generated_noun=noun,
             extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
+            lacks=lacks,
             **{name: cells.get(name, "") for name in GROUPS},
         )
 
 
-def _folder_samples(root: Path, needed: Collection[str]) -> list[Sample]:
+def _references(cells: Mapping[str, str], folder: Path, label: str) -> list[tuple[str, str | None]]:
+    """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
+
+    Raises:
+        ValueError: if there are as many masks neither as images nor none, or a cell with several files is malformed.
+    """
+    images, masks = (
+        files_of_cell(cells.get(name, ""), folder, f"{label}: {name}") for name in ("reference_image", "reference_mask")
+    )
+    if not masks:
+        if len(images) > 1:
+            no_masks: list[tuple[str, str | None]] = [(image, None) for image in images]
+            return no_masks
+        return [(images[0] if images else "", None)]
+    if len(images) != len(masks) and len(masks) + len(images) > 1:
+        raise ValueError(
+            f"{label}: reference_image holds {len(images)} files and reference_mask {len(masks)}; give one mask for "
+            "each image, in the same order"
+        )
+    return list(zip(images or [""], masks, strict=True))
+
+
+def files_of_cell(cell: str, folder: Path, label: str) -> list[str]:
+    """The files of a cell, below a folder: one, several separated by ";", or a JSON list.
+
+    Raises:
+        ValueError: if a file is empty, or the list is not one of texts.
+    """
+    if not cell:
+        return []
+    names: object = [cell]
+    if cell.startswith("[") and not os.path.exists(os.path.join(folder, cell)):
+        try:
+            names = json.loads(cell)
+        except ValueError as error:
+            raise ValueError(f"{label} is {quoted(cell)}, not a JSON list ({error}); give a list of files") from error
+    elif SEPARATOR in cell and not os.path.exists(os.path.join(folder, cell)):
+        names = cell.split(SEPARATOR)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{label} is {quoted(cell)}, in which a file is empty or not text; give the names of files")
+    return [file_in(folder, name.strip()) for name in names]
+
+
+def _folder_samples(root: Path, needed: Collection[str], notes: list[str]) -> list[Sample]:
     """Find every generated image below the folder, ordered by concept, method and name.
 
-    An image without a needed mask, prompt or reference becomes a sample with an error.
+    An image without a needed mask, prompt or reference becomes a sample that lacks it. What is left out is added to
+    ``notes``.
 
     Raises:
         OSError: if a folder cannot be read.
         ValueError: if there are no generated images, or two of one name.
     """
     methods = ((concept, method) for concept in _folders(root) for method in _folders(concept))
-    found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed))
+    left_out: dict[str, list[Path]] = {}
+    found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed, left_out))
     samples = [replace(sample, line=position) for position, sample in enumerate(found, start=1)]
+    notes += [f"{root}: left out {_count(files)}: {files[0]}; {reason}" for reason, files in left_out.items()]
     if not samples:
-        raise ValueError(f"{root} holds no generated images; the layout is {_LAYOUT}")
+        raise ValueError(f"{'; '.join([f'{root} holds no generated images; the layout is {_LAYOUT}', *notes])}")
     return samples
 
 
-def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Iterator[Sample]:
+def _count(files: Sequence[Path]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files, the first is"
+
+
+def _method_samples(
+    concept: Path, method: Path, needed: Collection[str], left_out: dict[str, list[Path]]
+) -> Iterator[Sample]:
     references, images, subject = _images(concept), _images(method), _text(concept / "subject.txt")
+    for file in sorted(method.iterdir()):
+        if file.is_file() and file.suffix.lower() not in {*_IMAGE_SUFFIXES, ".txt"} and not file.name.startswith("."):
+            left_out.setdefault(f"images are read from {', '.join(sorted(_IMAGE_SUFFIXES))}", []).append(file)
+    matches = (re.fullmatch(r"reference_(\d+)", name) for name in references)
+    numbers = sorted(int(match[1]) for match in matches if match)
+    further = [f"reference_{number}" for number in numbers]
+    more = [(str(references[name]), _or_none(references.get(f"{name}_mask"))) for name in further]
+    wants_masks = "reference_mask" in needed or "reference_mask" in references
+    missing = [str(concept / f"{name}_mask.png") for name in further if f"{name}_mask" not in references]
     for name, image in images.items():
-        if name.endswith("_mask") and name.removesuffix("_mask") in images:
+        if name.endswith("_mask"):
+            if name.removesuffix("_mask") not in images:
+                left_out.setdefault("it is the mask of no image beside it", []).append(image)
             continue
         found = {
             "reference_image": (concept / "reference.png", references.get("reference")),
@@ -170,7 +260,13 @@ def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Ite
             "generated_mask": (method / f"{name}_mask.png", images.get(f"{name}_mask")),
             "prompt": (method / f"{name}.txt", _text(method / f"{name}.txt")),
         }
-        missing = [str(file) for column, (file, content) in found.items() if content is None and column in needed]
+        lacks = {
+            column: f"{column} is missing: {file}"
+            for column, (file, content) in found.items()
+            if content is None and column in needed
+        }
+        if missing and wants_masks:
+            lacks.setdefault("reference_mask", f"reference_mask is missing: {missing[0]}")
         reference, reference_mask, mask, prompt = (None if part is None else str(part) for _, part in found.values())
         yield Sample(
             line=0,
@@ -179,15 +275,20 @@ def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Ite
             generated_mask=mask,
             reference_image=reference or "",
             reference_mask=reference_mask,
+            more_references=tuple(more),
             prompt=prompt,
             subject=subject,
             method=method.name,
             concept=concept.name,
             key=f"{concept.name}/{name}",
+            lacks=lacks,
             reference_noun=subject or "",
             generated_noun=subject or "",
-            error=f"missing {' and '.join(missing)}" if missing else "",
         )
+
+
+def _or_none(file: Path | None) -> str | None:
+    return None if file is None else str(file)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,34 +1,35 @@
 """Scores of images, masks and prompts: one for each sample, as accumulated by the metric classes."""
 
 from masc_metrics.functional.following import (
-    DEFAULT_POOLING,
-    Pooling,
     PromptScores,
     check_pooling,
     cut_prompt,
     prompt_following,
     prompt_following_variants,
 )
+from masc_metrics.functional.gallery import ConceptAnchors, concept_anchors, concept_matrix
 from masc_metrics.functional.preservation import (
-    DEFAULT_AGGREGATION,
-    Aggregation,
     concept_preservation,
     concept_preservation_variants,
     match_maps,
 )
 from masc_metrics.functional.sensitivity import MaskSensitivity, mask_sensitivity
 from masc_metrics.functional.transferring import Refiner, check_transfer, transfer_masks
+from masc_metrics.settings import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 
 __all__ = [
     "DEFAULT_AGGREGATION",
     "DEFAULT_POOLING",
     "Aggregation",
+    "ConceptAnchors",
     "MaskSensitivity",
     "Pooling",
     "PromptScores",
     "Refiner",
     "check_pooling",
     "check_transfer",
+    "concept_anchors",
+    "concept_matrix",
     "concept_preservation",
     "concept_preservation_variants",
     "cut_prompt",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from masc_metrics.arguments import (
     check_sequence,
     check_type,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional.encoding import (
     all_images,
     check_settings,
@@ -39,12 +39,10 @@ from masc_metrics.masks import (
 )
 from masc_metrics.precision import eager
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_POOLING, Pooling
 from masc_metrics.transfer import (
     TransferredMasks,
 )
-
-Pooling = Literal["background", "full", "foreground"]
-DEFAULT_POOLING: Pooling = "background"
 
 
 @eager

@@ -16,7 +16,7 @@ from masc_metrics.arguments import (
     check_sequence,
     check_type,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import (
     check_pairs,
     check_settings,
@@ -43,6 +43,7 @@ from masc_metrics.scores import (
     best_cosine,
     weighted_mean,
 )
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import all_images, check_settings, coverage_of, each_image, encoded, finite
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.precision import eager, to_device
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.transfer import (
     TransferredMasks,
     find_subject,
@@ -164,7 +165,9 @@ class Transferring:
         """Masks of the generated images of a part; ``shown`` are the features of all their references."""
         coverage_BN = coverage_of([mask for each in references for mask in each.masks.masks], shown)
         counts = [len(each.images) for each in references]
-        finite_B = torch.stack([rows.all() for rows in torch.split(finite(shown), counts)]) & finite(generated)
+        finite_S = finite(shown.tokens_BND, shown.valid_BN)
+        finite_B = torch.stack([rows.all() for rows in torch.split(finite_S, counts)])
+        finite_B = finite_B & finite(generated.tokens_BND, generated.valid_BN)
         self._finite.append((part, finite_B))
         bank = [  # all patches of a sample's references in one row
             pad_sequence([rows.flatten(0, 1) for rows in torch.split(values, counts)], batch_first=True)

@@ -17,11 +17,11 @@ import torch
 from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_keywords, check_positive, check_type
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 from masc_metrics.validation.concept_scores import ConceptScorer, Segment
 from masc_metrics.validation.concepts import Concept
 from masc_metrics.validation.loggers import LogTarget, is_remote, log_panel, log_table

@@ -47,11 +47,10 @@ from masc_metrics.segmenters.networks import (
     TextNetwork,
     check_transformers,
 )
+from masc_metrics.settings import DEFAULT_SEGMENTER, DEFAULT_SEGMENTER_BATCH_SIZE, SEGMENTERS
 
 _Network = TypeVar("_Network", bound=Network)
 
-DEFAULT_SEGMENTER = "sam3"
-DEFAULT_BATCH_SIZE = 4
 DEFAULT_MASK_CACHE_BYTES = 64 * 2**20
 """About 500 masks of 1024 x 1024 pixels."""
 
@@ -97,9 +96,6 @@ _KINDS: Mapping[str, _Kind] = {
     "grounded_sam2": _Kind(GroundingDino, "IDEA-Research/grounding-dino-base", 0.3, _sentence, _SAM2),
     "owlv2_sam2": _Kind(Owlv2, "google/owlv2-base-patch16-ensemble", 0.2, _photo, _SAM2),
 }
-
-SEGMENTERS = tuple(_KINDS)
-"""Names of the segmenters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +420,7 @@ def load_segmenter(
     threshold: float | None = None,
     device: str | int | torch.device | None = None,
     dtype: Dtype = DEFAULT_DTYPE,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int = DEFAULT_SEGMENTER_BATCH_SIZE,
     revision: str | None = None,
     mask_revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,

@@ -27,7 +27,7 @@ from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
 from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.segmenters.segmenter import SEGMENTERS
+from masc_metrics.settings import SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
 from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
 from masc_metrics.validation.outputs import check_generated, check_segmented

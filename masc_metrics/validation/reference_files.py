@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 from PIL import ExifTags, Image, ImageOps
 
-from masc_metrics.images import Images
+from masc_metrics.images import PICTURE_SUFFIXES, Images, open_picture
 from masc_metrics.masks import Masks
 
 Files: TypeAlias = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]]"
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_SUFFIXES = tuple(suffix for suffixes in PICTURE_SUFFIXES.values() for suffix in suffixes)
 _MASK = "_mask"
 
 
@@ -92,7 +92,7 @@ def _masks_of(images: Sequence[Path], masks: Any, *, in_folder: bool) -> list[Pa
 def _open(file: Path) -> tuple[Image.Image, bool]:
     """Image turned as its EXIF orientation says, and whether it has one."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             image.load()
             turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
             return (ImageOps.exif_transpose(image) if turned else image), turned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import pickle
 import shutil
 import subprocess
@@ -11,14 +12,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from support.checkpoints import build_checkpoint
 from support.hub import COMMIT, GATED, OPEN, Hub, running
 
 from masc_metrics import MaSCConceptPreservation, load_backbone
 from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
 from masc_metrics.reading import read_network, read_tokenizer
 
 LIMIT_S = 90
@@ -133,8 +137,10 @@ def test_prefetch_prints_a_folder_that_works_offline(hub: Hub, tmp_path: Path) -
 def test_errors_for_unavailable_checkpoints_say_how_to_get_them(hub: Hub, tmp_path: Path) -> None:
     program = f"""
 import json
+import logging
 from masc_metrics import load_backbone
 from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
 def error(model, **settings):
     try:
         load_backbone(model, **settings)
@@ -360,3 +366,18 @@ def test_errors_for_unavailable_devices_name_the_device(
 ) -> None:
     with pytest.raises(error, match=f"^{message}"):
         load_backbone(checkpoint, device=device)  # type: ignore[arg-type]
+
+
+def test_warnings_of_the_client_are_hidden_while_it_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")  # it says five times that it tries again
+    shown = []
+
+    def failing(*_: object, **__: object) -> str:
+        shown.append(client.isEnabledFor(logging.WARNING))
+        raise LocalEntryNotFoundError("no internet")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing)
+    with pytest.raises(ConnectionError, match="downloads are disabled"):
+        fetch("someone/model", "main", str(tmp_path), local_files_only=True)
+    assert shown == [False]
+    assert client.isEnabledFor(logging.WARNING)

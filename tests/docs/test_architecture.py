@@ -22,6 +22,7 @@ PACKAGE = Path(masc_metrics.__file__).parent
 # are listed. Optional modules follow the core.
 CORE = [
     "arguments",
+    "settings",
     "grid",
     "locks",
     "precision",
@@ -42,10 +43,13 @@ CORE = [
     "sample_ids",
     "sample_metric",
     "metrics",
+    "identification",
 ]
 BENCH = [
     "bench/options",
+    "bench/sample",
     "bench/run",
+    "bench/commands",
     "bench/baselines",
     "bench",
     "bench/agreement",
@@ -125,6 +129,16 @@ def test_development_page_lists_every_file() -> None:
             assert file.name in page, f"{file.name} is missing in docs/development.md"
 
 
+def test_files_of_pictures_are_opened_at_one_place_with_its_formats() -> None:
+    opening = [
+        file.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert opening == ["images.py"], "use images.open_picture"
+
+
 def test_file_names_say_what_a_file_contains() -> None:
     for file in FILES:
         assert "util" not in file.stem
@@ -152,9 +166,25 @@ def test_importing_the_package_imports_no_heavy_dependencies() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["sensitivity", "--help"], ["--version"]])
+def test_help_of_the_command_line_imports_no_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from masc_metrics.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'torchmetrics', 'transformers', 'numpy', 'PIL', 'scipy'}\n"
+        "    print(end.code, sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "0 []"
+
+
 SURFACE = {
     "MaSCConceptPreservation": "class",
     "MaSCPromptFollowing": "class",
+    "MaSCIdentification": "class",
     "SigLIP2Backbone": "class",
     "PatchFeatures": "class",
     "DEFAULT_MODEL": "str",
@@ -193,7 +223,7 @@ def test_public_signatures_do_not_change() -> None:
             parameters.append(star + parameter.name)
         return f"({', '.join(parameters)})"
 
-    assert names(masc_metrics.MaSCConceptPreservation.__init__) == shared.format("")
+    assert names(masc_metrics.MaSCConceptPreservation.__init__) == shared.format(", reference_reduction")
     assert names(masc_metrics.MaSCPromptFollowing.__init__) == shared.format(", pooling, strip_subject")
     assert names(masc_metrics.MaSCConceptPreservation.update) == (
         "(self, generated_images, reference_images, reference_masks, sample_ids)"
@@ -202,10 +232,13 @@ def test_public_signatures_do_not_change() -> None:
         "(self, generated_images, generated_masks, prompts, subjects, sample_ids, reference_images, reference_masks)"
     )
     assert names(functional.concept_preservation) == (
-        "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
+        "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size, "
+        "reference_reduction)"
     )
-    assert names(functional.transfer_masks) == f"{names(functional.concept_preservation)[:-1]}, refine)"
-    assert names(functional.match_maps) == names(functional.concept_preservation)
+    assert names(functional.concept_matrix) == names(functional.concept_preservation)
+    assert names(functional.match_maps) == names(functional.concept_preservation).replace(", reference_reduction", "")
+    assert names(functional.transfer_masks) == f"{names(functional.match_maps)[:-1]}, refine)"
+    assert names(masc_metrics.MaSCIdentification.update) == "(self, generated_images, targets, sample_ids)"
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
         "pooling, strip_subject, reference_images, reference_masks)"
@@ -217,6 +250,7 @@ def test_public_names_are_documented_with_meaning_range_and_source() -> None:
         text = inspect.getdoc(function) or ""
         for part in ("Args:", "Returns:", "[-1, 1]", "Raises:", "Source:"):
             assert part in text, f"{function.__name__} lacks {part}"
+    assert "Source:" in (inspect.getdoc(masc_metrics.MaSCIdentification) or "")
     for metric in (masc_metrics.MaSCConceptPreservation, masc_metrics.MaSCPromptFollowing):
         text = inspect.getdoc(metric) or ""
         for part in ("Args:", "Range [-1, 1], higher is better", "Raises:", "Source:"):
