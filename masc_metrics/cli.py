@@ -19,6 +19,7 @@ from masc_metrics.bench.compare import COMPARE
 from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
 from masc_metrics.bench.masks_command import MASKS
 from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
+from masc_metrics.bench.report.report_command import REPORT
 from masc_metrics.bench.run_folder import check_png_file
 from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
 from masc_metrics.bench.sensitivity.sensitivity_command import SENSITIVITY
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     commands = {
         command.name: command
-        for command in (MASKS, SCORE, SENSITIVITY, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
+        for command in (MASKS, SCORE, SENSITIVITY, COMPARE, REPORT, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
     }
     parser = argparse.ArgumentParser(
         prog="masc-metrics",

@@ -177,9 +177,9 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
                 found_sources.update({text_of(row, column)} - {""})
             left_out[method] = () if scores else tuple(name for name in SCORE_NAMES if name in header - {*names})
             for name in names:
-                value = _number(file, row, name)
+                value = number_in(file, row, name)
                 if not math.isnan(value):
-                    values[name].setdefault(_cell(file, row), []).append(value)
+                    values[name].setdefault(cell_of(file, row), []).append(value)
     methods = [
         MethodScores(
             method,
@@ -192,7 +192,8 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
     return methods, names
 
 
-def _cell(file: Path, row: Row) -> Cell:
+def cell_of(file: Path, row: Row) -> Cell:
+    """What pairs a row of a table with those of other methods; ValueError without a concept and a reference image."""
     concept, reference = text_of(row, "concept"), text_of(row, "reference_image")
     if not concept and not reference:
         raise ValueError(f"{file}, line {row.line} has neither a concept nor a reference_image; give one to pair it by")
@@ -201,7 +202,8 @@ def _cell(file: Path, row: Row) -> Cell:
     return subject, text_of(row, "key") or text_of(row, "prompt"), text_of(row, "seed")
 
 
-def _number(file: Path, row: Row, name: str) -> float:
+def number_in(file: Path, row: Row, name: str) -> float:
+    """A score in a row of a table, NaN if it is undefined or not computed; ValueError for any other text."""
     text = row.cells.get(name)
     try:
         value = float(text) if text else math.nan

@@ -100,7 +100,7 @@ def background_map(picture: NDArray[np.uint8], weights: Tensor) -> NDArray[np.ui
 
 
 def relative_attention(weights: Tensor) -> Tensor:
-    """Weights against their mean, on a logarithmic scale: 0 is the mean, ±1 is ``ATTENTION_RANGE`` times more or less."""
+    """Weights against their mean, on a log scale: 0 is the mean, ±1 is ``ATTENTION_RANGE`` times more or less."""
     seen = weights[~weights.isnan()]
     relative = weights / seen.mean() if len(seen) else weights
     return relative.clamp(1 / ATTENTION_RANGE, ATTENTION_RANGE).log() / float(np.log(ATTENTION_RANGE))

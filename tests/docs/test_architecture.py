@@ -49,6 +49,7 @@ BENCH = [
     "bench",
     "bench/agreement",
     "bench/sensitivity",
+    "bench/report",
     "bench/datasets",
 ]
 OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
