@@ -83,8 +83,8 @@ def heat_map(reference: NDArray[np.uint8], found: Tensor, lowest: float) -> NDAr
     return drawn[_crop_window(subject, margin=max(height // rows, width // columns))]
 
 
-ATTENTION_RANGE = 8.0
-"""Weights from 1/8 to 8 times the mean have colours of their own in a background map."""
+ATTENTION_RANGE = 4.0
+"""Weights from 1/4 to 4 times the mean have colours of their own in a background map."""
 
 
 def background_map(picture: NDArray[np.uint8], weights: Tensor) -> NDArray[np.uint8]:

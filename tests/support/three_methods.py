@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for when it is run as a pr
 import numpy as np
 from PIL import Image
 
-from masc_metrics.scenes import SCENES, Picture, caption, random_subject, render
+from masc_metrics.scenes import SCENES, caption, random_subject, render
 from support.sample_lists import write_csv
 
 DAMAGES = {"LoRA rank 4": (1, 2), "LoRA rank 64": (0, 1), "overfitted": (0,)}
@@ -32,7 +32,10 @@ def three_methods(folder: Path, *, concepts: int = 4, prompts: int = 3, size: in
                 shown = subject.damaged(damages[(concept + number) % len(damages)], rng)
                 seed = int(rng.integers(2**32))
                 name = f"{concept}/{method} {number}"
-                _write(folder / name, render(shown, first if method == "overfitted" else scene, seed=seed, size=(size, size)))
+                _write(
+                    folder / name,
+                    render(shown, first if method == "overfitted" else scene, seed=seed, size=(size, size)),
+                )
                 rows.append(
                     {
                         "sample_id": f"{subject.shape}-{len(rows)}",

@@ -237,7 +237,9 @@
     }
     for (const name of scoreNames) byId("filter-score").append(element("option", { value: name }, name.toUpperCase()));
     const form = byId("filters");
-    form.addEventListener("input", filter);
+    // A text field's change comes when it is left, and redrawing then would swallow the click that leaves it.
+    form.addEventListener("input", (event) => event.target.tagName === "INPUT" && filter());
+    form.addEventListener("change", (event) => event.target.tagName === "SELECT" && filter());
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(filter));
     byId("page-back").addEventListener("click", () => turn(-1));
@@ -261,12 +263,13 @@
     opened = button;
     drawSample();
     dialog.showModal();
-    byId("sample-body").focus();
+    byId("sample-body").focus({ preventScroll: true });
   };
 
   const drawSample = () => {
     const row = rows[place];
-    byId("sample-title").replaceChildren(element("bdi", {}, text("sample_id", row)));
+    const method = element("bdi", { class: "quiet" }, text("method", row));
+    byId("sample-title").replaceChildren(element("bdi", {}, text("sample_id", row)), " ", method);
     byId("sample-place").textContent = `${(place + 1).toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
     byId("sample-back").disabled = place === 0;
     byId("sample-next").disabled = place === rows.length - 1;
@@ -275,8 +278,7 @@
       if (value === "" || value === null || value === undefined) return;
       cells.append(element("div", {}, element("dt", {}, element("bdi", {}, name)), element("dd", { dir: "auto" }, String(value))));
     };
-    for (const name of scoreNames) add(name.toUpperCase(), score(name, row) === null ? null : shown(score(name, row)));
-    for (const name of Object.keys(data.texts)) if (name !== "prompt") add(name, text(name, row));
+    for (const name of Object.keys(data.texts)) if (!["sample_id", "method", "prompt"].includes(name)) add(name, text(name, row));
     for (const name of Object.keys(data.numbers)) add(name, data.numbers[name][row]);
     const without = "No pictures: this report holds those of the chosen samples only.";
     const missing = pictures.has(row) ? [] : [element("p", { class: "quiet" }, without)];
