@@ -37,9 +37,17 @@ def check_integer(name: str, value: object, *, least: int, hint: str = "") -> No
         hint: ends the error text, such as an example.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give an integer{hint}")
+        remedy = f"an integer{hint}" if (number := _meant_integer(value)) is None else f"the integer {number}"
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give {remedy}")
     if value < least:
         raise ValueError(f"{name} is {value}; give at least {least}{hint}")
+
+
+def _meant_integer(value: object) -> int | None:
+    """The integer that a string or float stands for, as from YAML; None if there is none."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 def check_count(name: str, count: int, images: int) -> None:

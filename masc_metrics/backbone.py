@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,22 +19,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.arguments import check_positive
 from masc_metrics.cache import DEFAULT_CACHE_BYTES, DEFAULT_TEXT_CACHE_BYTES, FeatureCache, ImageKey, content_digests
-from masc_metrics.checkpoint import DEFAULT_MODEL, Checkpoint, CheckpointSource
+from masc_metrics.checkpoint import Checkpoint, CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
-from masc_metrics.images import Images, check_images, resize_all
+from masc_metrics.images import ImageBatch, Images, check_images, resize_all
+from masc_metrics.locks import Lock
 from masc_metrics.precision import (
     DEFAULT_DTYPE,
+    Dtype,
     HostCopy,
     check_device,
     check_dtype,
+    eager,
     stack_on_device,
     to_device,
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 from masc_metrics.towers import TextTower, VisionTower
-
-DEFAULT_ENCODE_BATCH_SIZE = 16
 
 _CPU_PATCHES_PER_PASS = 1024
 """More patches exceed the caches of a CPU and are slower."""
@@ -117,8 +118,12 @@ class SigLIP2Backbone:
         self.dtype = dtype
         self.cache = FeatureCache(DEFAULT_CACHE_BYTES)
         self.text_cache = FeatureCache(DEFAULT_TEXT_CACHE_BYTES)
+        self._lock = Lock()
+        self._checkpoint: Checkpoint | None = None
+        self._vision_tower: VisionTower | None = None
+        self._text_tower: TextTower | None = None
+        self._warned_gradient = False
         self._cut_tokens: dict[str, int] = {}  # of the texts that are too long
-        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"SigLIP2Backbone({self.source.model!r}, device={str(self.device)!r}, dtype={self.dtype})"
@@ -132,24 +137,36 @@ class SigLIP2Backbone:
     def __reduce__(self) -> tuple[Any, ...]:
         return shared_backbone, (self.source, self.device, self.dtype)
 
-    @cached_property
+    # No functools.cached_property: before Python 3.12 it has a lock of its own, which a forked child would wait for.
+    @property
+    @eager
     def checkpoint(self) -> Checkpoint:
         """The checkpoint on this machine; downloaded at first use."""
-        return self.source.resolve()
+        with self._lock:
+            if self._checkpoint is None:
+                self._checkpoint = self.source.resolve()
+            return self._checkpoint
 
-    @cached_property
+    @property
     def _vision(self) -> VisionTower:
-        return VisionTower.read(self.checkpoint, self.device, self.dtype)
+        with self._lock:
+            if self._vision_tower is None:
+                self._vision_tower = VisionTower.read(self.checkpoint, self.device, self.dtype)
+            return self._vision_tower
 
-    @cached_property
+    @property
     def _text(self) -> TextTower:
-        return TextTower.read(self.checkpoint, self.device, self.dtype)
+        with self._lock:
+            if self._text_tower is None:
+                self._text_tower = TextTower.read(self.checkpoint, self.device, self.dtype)
+            return self._text_tower
 
     @property
     def text_tower_loaded(self) -> bool:
         """Whether the text tower is in memory."""
-        return "_text" in self.__dict__
+        return self._text_tower is not None
 
+    @eager
     def load(self, *, text_tower: bool = False) -> SigLIP2Backbone:
         """Read the vision tower, and optionally the text tower, now instead of at first use.
 
@@ -158,7 +175,7 @@ class SigLIP2Backbone:
             ValueError: if it is not a SigLIP2 checkpoint.
         """
         with self._lock:
-            self._vision  # noqa: B018  # the first access of the cached property reads the tower
+            self._vision  # noqa: B018  # the first access reads the tower
             if text_tower:
                 self._text  # noqa: B018
         return self
@@ -169,7 +186,7 @@ class SigLIP2Backbone:
         Embeddings stay in ``text_cache``, so that repeated prompts do not need the text tower.
         """
         with self._lock:
-            self.__dict__.pop("_text", None)
+            self._text_tower = None
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -203,6 +220,7 @@ class SigLIP2Backbone:
         check_positive("batch_size", batch_size)
         return self.encode(self.prepare(images, max_num_patches=max_num_patches), batch_size=batch_size)
 
+    @eager
     def prepare(self, images: Images, *, max_num_patches: int = DEFAULT_MAX_NUM_PATCHES) -> PreparedImages:
         """First half of :meth:`encode_images`: resize images, copy them to the device, and hash them there.
 
@@ -215,9 +233,13 @@ class SigLIP2Backbone:
 
         Raises:
             TypeError, ValueError, OSError: as :meth:`encode_images`.
+
+        Warns:
+            UserWarning: once per backbone, if images require gradients while gradients are enabled.
         """
         check_positive("max_num_patches", max_num_patches)
         batch = check_images(images, "images")
+        self._warn_of_gradients(batch)
         with self._frozen():
             processing = self.checkpoint.processing
             grids = tuple(processing.grid(height, width, max_num_patches) for height, width in batch.sizes)
@@ -239,6 +261,19 @@ class SigLIP2Backbone:
                 position_of |= {index: (len(groups) - 1, row) for row, index in enumerate(group)}
             return PreparedImages(grids, tuple(groups), tuple(position_of[first[place]] for place in places))
 
+    def _warn_of_gradients(self, batch: ImageBatch) -> None:
+        if self._warned_gradient or not torch.is_grad_enabled():
+            return
+        if any(image.requires_grad for image in batch.images):
+            self._warned_gradient = True
+            warnings.warn(
+                "images require gradients, but none flow through the frozen network, so scores and features are "
+                "constants to autograd; give image.detach(), or compute scores under torch.no_grad()",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    @eager
     def encode(self, prepared: PreparedImages, *, batch_size: int = DEFAULT_ENCODE_BATCH_SIZE) -> PatchFeatures:
         """Second half of :meth:`encode_images`: features of the prepared images, from the cache or the vision tower.
 
@@ -269,6 +304,7 @@ class SigLIP2Backbone:
         cpu_limit = max(1, _CPU_PATCHES_PER_PASS // (grid[0] * grid[1]))
         return min(batch_size, cpu_limit) if self.device.type == "cpu" else batch_size
 
+    @eager
     def pool(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
         """Image embeddings of selected patches, by the attention-pooling head of the checkpoint.
 
@@ -289,6 +325,7 @@ class SigLIP2Backbone:
             pooled_BD = self._vision.pool(features.tokens_BND, keep_BN | empty_B[:, None])
             return pooled_BD.masked_fill(empty_B[:, None], torch.nan)
 
+    @eager
     def attention(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
         """How much :meth:`pool` attends to each selected patch: the mean of the weights of its heads.
 
@@ -308,6 +345,7 @@ class SigLIP2Backbone:
             weights_BN = self._vision.attention(features.tokens_BND, keep_BN | empty_B[:, None]).mean(dim=1)
             return weights_BN.masked_fill(empty_B[:, None], torch.nan)
 
+    @eager
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = DEFAULT_ENCODE_BATCH_SIZE) -> Tensor:
         """Text embeddings; each distinct text that is not in the cache passes through the text tower once.
 
@@ -363,10 +401,11 @@ def _memory(image: Tensor) -> tuple[object, ...]:
 
 
 _shared: dict[tuple[CheckpointSource, torch.device, torch.dtype], SigLIP2Backbone] = {}
-_shared_lock = threading.Lock()
+_shared_lock = Lock()
 
 
-def shared_backbone(source: CheckpointSource, device: str | torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
+@eager
+def shared_backbone(source: CheckpointSource, device: str | int | torch.device, dtype: torch.dtype) -> SigLIP2Backbone:
     """Backbone of this source, device and dtype, shared within the process; files are read at first use."""
     device = check_device(device)  # "cuda" becomes "cuda:0", so that both give the same backbone
     with _shared_lock:
@@ -379,8 +418,8 @@ def shared_backbone(source: CheckpointSource, device: str | torch.device, dtype:
 def load_backbone(
     model_name_or_path: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = DEFAULT_DTYPE,
+    device: str | int | torch.device = "cpu",
+    dtype: Dtype = DEFAULT_DTYPE,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -390,8 +429,8 @@ def load_backbone(
     Args:
         model_name_or_path: hub id or local folder of a SigLIP2 checkpoint, NaFlex or fixed-resolution; "tiny" is the
             small bundled checkpoint, trained only on rendered scenes.
-        device: device of the network; "cuda" is the current GPU.
-        dtype: precision of the network; float32 reproduces the paper, bfloat16 is faster.
+        device: device of the network; "cuda" is the current GPU, and a number the GPU of this index.
+        dtype: precision of the network, a torch.dtype or its name; float32 reproduces the paper, bfloat16 is faster.
         revision: branch, tag or commit on the hub.
         cache_dir: folder for downloads.
         local_files_only: never use the network.
@@ -402,11 +441,11 @@ def load_backbone(
     Raises:
         TypeError: if an argument has the wrong type.
         OSError: if the checkpoint is not available; the error text says how to get it.
-        ValueError: if it is not a SigLIP2 checkpoint, or the device is not available.
+        ValueError: if it is not a SigLIP2 checkpoint, or the device or dtype is not available.
     """
-    check_dtype(dtype)
+    checked_dtype = check_dtype(dtype)
     source = CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)
-    return shared_backbone(source, device, dtype).load()
+    return shared_backbone(source, device, checked_dtype).load()
 
 
 def release_backbones() -> None:

@@ -6,7 +6,6 @@ Shape suffixes: B images; H, W image sides in pixels; R rows of pixels in all ch
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from masc_metrics.arguments import check_integer
 from masc_metrics.grid import Grid
+from masc_metrics.locks import Lock
 from masc_metrics.precision import to_device
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -48,7 +48,7 @@ class FeatureCache:
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._nbytes = 0
-        self._lock = threading.Lock()
+        self._lock = Lock(on_lost=self._forget)
         self._max_bytes = 0
         self.max_bytes = max_bytes
 
@@ -123,8 +123,11 @@ class FeatureCache:
     def clear(self) -> None:
         """Remove all tensors."""
         with self._lock:
-            self._tensors.clear()
-            self._nbytes = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self._tensors.clear()
+        self._nbytes = 0
 
 
 class ImageKey(NamedTuple):

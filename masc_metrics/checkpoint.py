@@ -11,11 +11,7 @@ from masc_metrics.arguments import check_type
 from masc_metrics.hub import fetch
 from masc_metrics.images import ImageProcessing
 from masc_metrics.reading import check_folder, load_json, quiet_transformers, read_processor_values, readable
-
-DEFAULT_MODEL = "google/siglip2-so400m-patch16-naflex"
-
-BUNDLED_MODEL = "tiny"
-"""Name of the small bundled checkpoint, trained only on rendered scenes."""
+from masc_metrics.settings import BUNDLED_MODEL, DEFAULT_MODEL
 
 _BUNDLED_FOLDER = Path(__file__).parent / "assets" / BUNDLED_MODEL
 
@@ -160,18 +156,26 @@ def _read(folder: Path, commit: str | None) -> Checkpoint:
 
     with quiet_transformers(), readable(folder, "SigLIP2 checkpoint"):
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        sizes = {
+            "vision_config.patch_size": int(config.vision_config.patch_size),
+            "text_config.max_position_embeddings": int(config.text_config.max_position_embeddings),
+        }
+        if model_type == "siglip":
+            sizes["vision_config.image_size"] = int(config.vision_config.image_size)
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{folder / 'config.json'} has {name} {size}; use the original config.json")
     values = read_processor_values(folder)
-    fixed_size = None if model_type == "siglip2" else int(config.vision_config.image_size)
     return Checkpoint(
         folder=folder,
         commit=commit,
         model_type=model_type,
         processing=ImageProcessing(
-            patch_size=int(config.vision_config.patch_size),
+            patch_size=sizes["vision_config.patch_size"],
             mean=values.mean,
             std=values.std,
             resample=values.resample,
-            fixed_size=fixed_size,
+            fixed_size=sizes.get("vision_config.image_size"),
         ),
-        text_length=int(config.text_config.max_position_embeddings),
+        text_length=sizes["text_config.max_position_embeddings"],
     )

@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import masc_metrics
-from masc_metrics.backbone import load_backbone
-from masc_metrics.bench.agreement.agreement_command import AGREEMENT
-from masc_metrics.bench.compare import COMPARE
-from masc_metrics.bench.datasets.benchmark_commands import DREAMBENCH_PLUS, ORIDA
-from masc_metrics.bench.masks_command import MASKS
-from masc_metrics.bench.options import Command, add_command, expand_config, non_negative_integer, option, parse_options
-from masc_metrics.bench.report.report_command import REPORT
-from masc_metrics.bench.run_folder import check_png_file
-from masc_metrics.bench.score_command import INTERRUPTED, NO_CHECKPOINT, SCORE, UNUSABLE, fail
-from masc_metrics.bench.sensitivity.sensitivity_command import SENSITIVITY
-from masc_metrics.checkpoint import BUNDLED_MODEL, DEFAULT_MODEL, CheckpointSource, prefetch
+from masc_metrics.bench.commands import AGREEMENT, COMPARE, DREAMBENCH_PLUS, MASKS, ORIDA, REPORT, SCORE, SENSITIVITY
+from masc_metrics.bench.options import (
+    Command,
+    add_command,
+    expand_config,
+    non_negative_integer,
+    option,
+    run_command,
+)
+from masc_metrics.bench.parent import end_with_starter
+from masc_metrics.settings import BUNDLED_MODEL, DEFAULT_MODEL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    end_with_starter()
     commands = {
         command.name: command
         for command in (MASKS, SCORE, SENSITIVITY, COMPARE, REPORT, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
@@ -43,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         expanded = expand_config(sys.argv[1:] if arguments is None else arguments, commands)
     except (OSError, ValueError) as error:
+        from masc_metrics.bench.score_command import UNUSABLE, fail
+
         return fail(UNUSABLE, error)
     namespace = parser.parse_args(expanded)
-    command = commands[namespace.command]
     try:
-        return command.run(*parse_options(command, namespace))
+        return run_command(commands[namespace.command], namespace)
     except KeyboardInterrupt:  # while scoring, the command itself says where its results are kept
+        from masc_metrics.bench.score_command import INTERRUPTED
+
         print("masc-metrics: interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -83,7 +87,11 @@ class PrefetchOptions:
     cache_dir: str | None = option(None, metavar="FOLDER")
 
 
-def _prefetch(options: PrefetchOptions) -> int:
+def download(options: PrefetchOptions) -> int:
+    """Run ``masc-metrics prefetch``; returns the exit code."""
+    from masc_metrics.bench.score_command import NO_CHECKPOINT, fail
+    from masc_metrics.checkpoint import CheckpointSource, prefetch
+
     try:
         print(prefetch(CheckpointSource.of(options.model, options.revision, options.cache_dir)))
     except (OSError, ValueError) as error:
@@ -91,7 +99,12 @@ def _prefetch(options: PrefetchOptions) -> int:
     return 0
 
 
-def _demo(options: DemoOptions) -> int:
+def demo(options: DemoOptions) -> int:
+    """Run ``masc-metrics demo``; returns the exit code."""
+    from masc_metrics.backbone import load_backbone
+    from masc_metrics.bench.run_folder import check_png_file
+    from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
+
     try:
         check_png_file("--out", options.out)
     except (OSError, ValueError) as error:  # OSError for an impossible file name
@@ -118,7 +131,7 @@ _DEMO = Command(
     description="Render subjects, damage them and their scenes in known ways, score them with the bundled checkpoint, "
     "print the means, and write every image with its scores and match map into one PNG file.",
     options=(DemoOptions,),
-    run=_demo,
+    run="masc_metrics.cli:demo",
 )
 
 _PREFETCH = Command(
@@ -126,5 +139,5 @@ _PREFETCH = Command(
     summary="download a checkpoint ahead of time",
     description="Download a checkpoint for machines without internet, and print the folder to give as --model.",
     options=(PrefetchOptions,),
-    run=_prefetch,
+    run="masc_metrics.cli:download",
 )

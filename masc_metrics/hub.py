@@ -1,16 +1,23 @@
-"""Downloads from the model hub: one process at a time, checked for completeness, with errors that say what to do."""
+"""Downloads from the model hub: one process at a time, complete and with the hub's checksums, with errors that help."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from masc_metrics.reading import weight_files
+
 # Only safetensors weights: reading a pickle executes code.
 _FILES_NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+_CLOCK_SLACK_S = 5.0
+"""A file system may round the times of files, and its clock may differ from this machine's."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +49,7 @@ def fetch(
     offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
 
     def snapshot(local_files_only: bool) -> Path:
+        started = time.time()
         folder = Path(
             snapshot_download(
                 model,
@@ -51,12 +59,14 @@ def fetch(
                 allow_patterns=_FILES_NEEDED,
             )
         )
+        if not local_files_only:
+            _check_downloads(folder, since=started - _CLOCK_SLACK_S)
         # When offline, the hub client also returns the folder of an interrupted download.
         if not _is_complete(folder):
             raise LocalEntryNotFoundError(f"{folder} lacks config.json or safetensors weights")
         return folder
 
-    with _actionable_errors(model, revision, offline, f"{command} {model}"):
+    with _quiet_client(), _actionable_errors(model, revision, offline, f"{command} {model}"):
         if offline:
             return snapshot(local_files_only=True)
         with _exclusive(lock_file(model, revision, Path(cache))) as waited:
@@ -70,11 +80,41 @@ def _is_complete(folder: Path) -> bool:
     """Whether a snapshot contains all weights."""
     if not (folder / "config.json").is_file():
         return False
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return all((folder / shard).is_file() for shard in json.loads(index.read_text())["weight_map"].values())
-    weights = [file.name for file in folder.glob("*.safetensors")]
-    return bool(weights) and not any("-of-" in name for name in weights)
+    try:
+        return all(file.is_file() for file in weight_files(folder))
+    except FileNotFoundError:
+        return False
+    except ValueError:  # complete, and an error when it is read
+        return True
+
+
+def _check_downloads(folder: Path, since: float) -> None:
+    """Compare the files of a snapshot that were downloaded after a time with the hub's checksums.
+
+    The hub client names a file's content by its ETag, which is the SHA-256 of a large file and the git hash of a small
+    one, but checks only its size. On systems without symbolic links the client keeps no such names, so nothing is
+    checked there.
+
+    Raises:
+        OSError: if a file differs; it is removed, so that the next try downloads it again.
+    """
+    for file in folder.iterdir():
+        content = file.resolve()
+        if not file.is_symlink() or not content.is_file() or content.stat().st_mtime < since:
+            continue
+        if re.fullmatch("[0-9a-f]{64}", content.name):
+            digest = hashlib.sha256()
+        elif re.fullmatch("[0-9a-f]{40}", content.name):
+            digest = hashlib.sha1(f"blob {content.stat().st_size}\0".encode(), usedforsecurity=False)
+        else:
+            continue
+        with content.open("rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+        if digest.hexdigest() != content.name:
+            file.unlink()
+            os.unlink(content)
+            raise OSError(f"{file.name} arrived with other bytes than the hub has, and was removed")
 
 
 def lock_file(model: str, revision: str | None, cache: Path) -> Path:
@@ -105,6 +145,19 @@ def _exclusive(path: Path) -> Iterator[bool]:
         yield waited
     finally:
         lock.release()
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Hide the client's warnings, such as its five retries without internet: the error says what to do."""
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(max(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        client_logging.set_verbosity(verbosity)
 
 
 @contextmanager

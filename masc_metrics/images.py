@@ -6,15 +6,17 @@ Shape suffixes: B images; H, W image sides in pixels; N patches; P values of one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from masc_metrics.arguments import check_sequence, check_type
@@ -35,6 +37,40 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 MAX_UINT8 = 255.0
+
+
+PICTURE_SUFFIXES = MappingProxyType(
+    {
+        "PNG": (".png", ".apng"),
+        "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+        "WEBP": (".webp",),
+        "GIF": (".gif",),
+        "TIFF": (".tif", ".tiff"),
+        "BMP": (".bmp",),
+        "AVIF": (".avif",),
+        "JPEG2000": (".jp2", ".j2k", ".jpx"),
+        "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+"""Formats of picture files that are opened, by Pillow's names, and the endings of such files.
+
+Pillow knows many more, and a file's ending does not say which of them reads it. Some start other programs (EPS starts
+Ghostscript), and the decoders of others are hardly tested.
+"""
+
+
+def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Open a picture file of a format in ``PICTURE_SUFFIXES``, whatever its name; its pixels are not decoded yet.
+
+    Raises:
+        OSError: if it cannot be read, or has another format.
+    """
+    Image.init()  # Pillow registers its formats when they are first asked for
+    formats = [name for name in PICTURE_SUFFIXES if name in Image.OPEN]
+    try:
+        return Image.open(source, formats=formats)
+    except UnidentifiedImageError as error:
+        raise OSError(f"it is not a complete picture of the formats {', '.join(formats)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +145,8 @@ def check_images(images: Images, name: str) -> ImageBatch:
     elif isinstance(images, Image.Image):
         raise TypeError(f"{name} is a single PIL image; put it into a list")
     else:
-        hint = _from_numpy_hint(images)
-        check_sequence(name, images, f"a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL images{hint}")
+        give = f"a (B, 3, H, W) tensor, or a list of (3, H, W) tensors or PIL images{_conversion(images)}"
+        check_sequence(name, images, give)
     if len(images) == 0:
         raise ValueError(f"{name} is empty; give at least one image")
     return ImageBatch(_checked(list(images), [f"{name}[{index}]" for index in range(len(images))]))
@@ -138,18 +174,34 @@ def _checked(images: Sequence[object], labels: Sequence[str]) -> tuple[Tensor, .
     return tuple(image.float().clamp(0, 1) if image.is_floating_point() else image for image in checked)
 
 
-def _from_numpy_hint(value: object) -> str:
-    if not isinstance(value, np.ndarray):
-        return ""
-    channels_last = value.ndim in (3, 4) and value.shape[-1] == 3
-    moved = (".permute(2, 0, 1)" if value.ndim == 3 else ".permute(0, 3, 1, 2)") if channels_last else ""
-    return f"; torch.from_numpy(array){moved} converts one of shape {value.shape}"
+def _conversion(value: object) -> str:
+    """End of an error text: how to convert another common form of an image, or of images; empty if it is not known."""
+    if isinstance(value, np.ndarray):
+        array, moved = "array", ""
+        if value.ndim == 2:
+            moved = "[None].expand(3, -1, -1)"
+        elif value.ndim in (3, 4) and value.shape[-1] in (3, 4):
+            array += "[..., :3]" if value.shape[-1] == 4 else ""
+            moved = ".permute(2, 0, 1)" if value.ndim == 3 else ".permute(0, 3, 1, 2)"
+        return f"; torch.from_numpy({array}){moved} converts one of shape {value.shape}"
+    if isinstance(value, (str, os.PathLike)):
+        return "; PIL.Image.open(path) reads a file"
+    if isinstance(value, bytes):
+        return "; PIL.Image.open(io.BytesIO(image)) reads encoded bytes"
+    if isinstance(value, Mapping):
+        key = next((key for key in ("image", "images", "pixel_values", "path") if key in value), None)
+        return "" if key is None else f"; take its entry {key!r}"
+    if isinstance(value, (list, tuple)) and value:
+        if isinstance(value[0], (Tensor, Image.Image, np.ndarray)):
+            return "; [image for each in images for image in each] makes one list of lists"
+        return "; torch.tensor(image) converts lists of numbers"
+    return "; take its attribute .images" if hasattr(value, "images") else ""
 
 
 def _check_form(image: Any, label: str) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image, label)
-    check_type(label, image, Tensor, f"a (3, H, W) tensor or a PIL image{_from_numpy_hint(image)}")
+    check_type(label, image, Tensor, f"a (3, H, W) tensor or a PIL image{_conversion(image)}")
     shape = tuple(image.shape)
     if image.ndim != 3:
         raise ValueError(f"{label} has shape {shape}; give (3, H, W)")

@@ -6,9 +6,10 @@ Shape suffixes: H, W mask sides in pixels; N patches.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
@@ -78,9 +79,14 @@ def check_masks(masks: Masks, name: str, image_sizes: Sequence[tuple[int, int]])
     elif isinstance(masks, Image.Image):
         raise TypeError(f"{name} is a single PIL image; put it into a list")
     elif not isinstance(masks, MaskBatch):
-        check_sequence(name, masks, "a (B, H, W) tensor, or a list of (H, W) tensors or PIL images")
+        hint = _conversion_hint(masks, "masks")
+        check_sequence(name, masks, f"a (B, H, W) tensor, or a list of (H, W) tensors or PIL images{hint}")
     if len(masks) != len(image_sizes):
-        raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask for each")
+        hint = ""
+        if len(image_sizes) == 1 and len(masks) > 1 and not isinstance(masks, MaskBatch):
+            union = "masks.any(0, keepdim=True)" if isinstance(masks, Tensor) else f"[{_conversion(masks, 'masks')}]"
+            hint = f", such as {union} for the instances of one subject" if union != "[]" else ""
+        raise ValueError(f"{name} holds {len(masks)} masks for {len(image_sizes)} images; give one mask for each{hint}")
     labels = [f"{name}[{index}]" for index in range(len(masks))]
     if isinstance(masks, MaskBatch):
         _check_aspects(masks.masks, labels, image_sizes)
@@ -127,12 +133,14 @@ def _check_aspects(planes: Sequence[Tensor], labels: Sequence[str], image_sizes:
 def _check_form(mask: Any, label: str) -> Tensor:
     if isinstance(mask, Image.Image):
         mask = _from_pil(mask, label)
-    hint = "; torch.from_numpy(mask) converts it" if isinstance(mask, np.ndarray) else ""
-    check_type(label, mask, Tensor, f"an (H, W) tensor or a PIL image{hint}")
+    check_type(label, mask, Tensor, f"an (H, W) tensor or a PIL image{_conversion_hint(mask, 'mask')}")
     shape = tuple(mask.shape)
     plane: Tensor = mask[0] if mask.ndim == 3 and shape[0] == 1 else mask
     if plane.ndim != 2:
-        raise ValueError(f"{label} has shape {shape}; give (H, W) or (1, H, W)")
+        remedy = ""
+        if plane.ndim == 3:
+            remedy = ": mask[..., 0]" if shape[2] == 1 else ", such as mask.any(0) if it holds instances of the subject"
+        raise ValueError(f"{label} has shape {shape}; give (H, W) or (1, H, W){remedy}")
     if 0 in shape:
         raise ValueError(f"{label} has shape {shape}, which has no pixels; give a mask of the image's shape")
     if plane.is_complex() or (plane.is_floating_point() and plane.dtype not in FLOAT_DTYPES):
@@ -140,6 +148,57 @@ def _check_form(mask: Any, label: str) -> Tensor:
     check_values(plane, label)
     # torch has few kernels for the wide unsigned types
     return plane.long() if plane.dtype in (torch.uint16, torch.uint32, torch.uint64) else plane
+
+
+def _conversion_hint(value: object, name: str) -> str:
+    code = _conversion(value, name)
+    if name == "masks" and isinstance(value, (str, os.PathLike, Mapping)):  # one mask instead of a batch
+        code = code and f"[{code}]"
+    return f"; {code} converts it" if code else ""
+
+
+def _conversion(value: object, name: str) -> str:
+    """Code that converts another common form of a mask to an (H, W) tensor or a PIL image; empty if there is none.
+
+    Instances of an image are joined. The name is "mask", or "masks" for what was given for a batch.
+    """
+    if isinstance(value, np.ndarray):
+        return f"torch.from_numpy({_numpy_plane(value, name)})"
+    if isinstance(value, (str, os.PathLike)):
+        return f"PIL.Image.open({name})"
+    if isinstance(value, Mapping):
+        if "counts" in value and "size" in value:  # COCO's run lengths, compressed or not
+            rle = f"pycocotools.mask.frPyObjects({name}, *{name}['size'])" if _numbers(value["counts"]) else name
+            return f"torch.from_numpy(pycocotools.mask.decode({rle}))"
+        key = next((key for key in ("segmentation", "mask", "masks") if key in value), None)
+        return "" if key is None else _conversion(value[key], f"{name}[{key!r}]") or f"{name}[{key!r}]"
+    if isinstance(value, Tensor):
+        return name if value.ndim == 2 else f"{name}.any(0)"
+    if not isinstance(value, (list, tuple)) or not value:
+        return ""
+    first = value[0]
+    if isinstance(first, Mapping) and isinstance(first.get("segmentation"), np.ndarray):  # SAM's automatic masks
+        return f"torch.from_numpy(numpy.any([each['segmentation'] for each in {name}], axis=0))"
+    if isinstance(first, Tensor):
+        return f"torch.stack({name}).any(0)"
+    if isinstance(first, np.ndarray):
+        return f"torch.from_numpy(numpy.any({name}, axis=0))"
+    if all(map(_numbers, value)):
+        if len({len(row) for row in value}) == 1 and all(number in (0, 1) for row in value for number in row):
+            return f"torch.tensor({name})"
+        polygons = f"pycocotools.mask.frPyObjects({name}, height, width)"  # COCO's [[x, y, x, y, ...], ...]
+        return f"torch.from_numpy(pycocotools.mask.decode({polygons}).any(-1))"
+    return ""
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, Real) for each in value)
+
+
+def _numpy_plane(array: np.ndarray, name: str) -> str:
+    if array.ndim > 2 and array.shape[-1] == 1:
+        return f"{name}[..., 0]"
+    return f"{name}.any(0)" if array.ndim == 3 and name != "masks" and len(array) > 1 else name
 
 
 def _from_pil(mask: Image.Image, label: str) -> Tensor:

@@ -9,11 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import (
     DEFAULT_POOLING,
     Pooling,
@@ -25,11 +23,12 @@ from masc_metrics.functional import (
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images, check_images
 from masc_metrics.masks import Masks
-from masc_metrics.precision import DEFAULT_DTYPE
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype
 from masc_metrics.prompts import holds_subject
 from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
 from masc_metrics.sample_metric import Reduction, SampleMetric
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
 
 class MaSCConceptPreservation(SampleMetric):
@@ -47,7 +46,8 @@ class MaSCConceptPreservation(SampleMetric):
         cache_dir: folder for downloads.
         local_files_only: never use the network.
         max_num_patches: patch budget of one image; 1024 as in the paper. Fixed-resolution checkpoints ignore it.
-        dtype: precision of the backbone, independent of the surrounding module and of autocast.
+        dtype: precision of the backbone, a torch.dtype or its name, such as "bfloat16"; independent of the surrounding
+            module and of autocast.
         reduction: "mean", or "none" for one score for each sample.
         encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
         metric_kwargs: see ``torchmetrics.Metric``.
@@ -133,7 +133,8 @@ class MaSCPromptFollowing(SampleMetric):
         cache_dir: folder for downloads.
         local_files_only: never use the network.
         max_num_patches: patch budget of one image; 1024 as in the paper. Fixed-resolution checkpoints ignore it.
-        dtype: precision of the backbone, independent of the surrounding module and of autocast.
+        dtype: precision of the backbone, a torch.dtype or its name, such as "bfloat16"; independent of the surrounding
+            module and of autocast.
         reduction: "mean", or "none" for one score for each sample.
         encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
         metric_kwargs: see ``torchmetrics.Metric``.
@@ -183,7 +184,7 @@ class MaSCPromptFollowing(SampleMetric):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-        dtype: torch.dtype = DEFAULT_DTYPE,
+        dtype: Dtype = DEFAULT_DTYPE,
         reduction: Reduction = "mean",
         encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
         pooling: Pooling = DEFAULT_POOLING,

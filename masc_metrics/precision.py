@@ -1,31 +1,58 @@
 """Device and precision of computations, independent of the surrounding program's settings.
 
-They cover autocast, default dtypes and devices without float64.
+They cover autocast, torch.compile, default dtypes and devices without float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from masc_metrics.arguments import check_type
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+Dtype: TypeAlias = "torch.dtype | str"
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The dtypes that networks support, by name."""
+
 DEFAULT_DTYPE = torch.float32
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raise TypeError unless the network supports this dtype."""
-    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"dtype is {dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
+def check_dtype(dtype: Dtype) -> torch.dtype:
+    """Return the dtype, which may be given by its name: "bfloat16" or, as torch prints it, "torch.bfloat16".
+
+    Raises:
+        TypeError: if it is neither a dtype nor a string.
+        ValueError: if networks do not support it.
+    """
+    check_type("dtype", dtype, (torch.dtype, str), f"{_all_but_last(DTYPES)}, as a torch.dtype or a string")
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype is {dtype!r}; give {_all_but_last(DTYPES)}, as a torch.dtype or a string")
+    return found
 
 
-def check_device(device: str | torch.device) -> torch.device:
+def _all_but_last(names: Mapping[str, object]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def check_device(device: str | int | torch.device) -> torch.device:
     """Return the device with its index, such as "cuda:0"; raise ValueError if it is not available."""
-    check_type("device", device, (str, torch.device), "a string such as 'cuda' or a torch.device")
+    kinds = (str, torch.device) if isinstance(device, bool) else (str, int, torch.device)
+    check_type("device", device, kinds, "a string such as 'cuda', or a torch.device")
     try:
         resolved = torch.empty(0, dtype=torch.float32, device=device).device
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # depends on the device
@@ -78,6 +105,24 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def eager(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorator: run the function outside ``torch.compile``, in code that is compiled too.
+
+    Compiled, reading a network would fail, and the network would compute scores that differ in their last bits.
+    ``torch.compiler.disable`` does the same, but imports the compiler, which takes as long as importing torch. So it is
+    applied at the first call; transformers imports the compiler anyway.
+    """
+    uncompiled: list[Callable[_P, _R]] = []
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not uncompiled:
+            uncompiled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]  # torch's
+        return uncompiled[0](*args, **kwargs)
+
+    return run
 
 
 @contextmanager

@@ -69,11 +69,6 @@ def holds_subject(prompt: str, subject: str | None) -> bool:
     return not (subject and subject.strip()) or strip_subject(prompt, subject) != " ".join(prompt.split())
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded. A text with half of a surrogate pair cannot; tokenizers reject it."""
-    return text.encode(errors="ignore").decode() == text
-
-
 def check_texts(texts: Sequence[str], name: str) -> None:
     """Raise TypeError unless the texts are a list of strings, ValueError unless each can be encoded."""
     check_sequence(name, texts, "a list of strings")
@@ -83,6 +78,6 @@ def check_texts(texts: Sequence[str], name: str) -> None:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raise ValueError unless :func:`is_unicode`."""
-    if not is_unicode(text):
+    """Raise ValueError for a text with half of a surrogate pair, which cannot be encoded; tokenizers reject it."""
+    if text.encode(errors="ignore").decode() != text:
         raise ValueError(f"{name} {text!a} contains half of a surrogate pair; repair its encoding")

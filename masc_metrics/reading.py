@@ -1,12 +1,14 @@
 """Files of a checkpoint folder: JSON, weights, tokenizer and image-processor values, with errors that name the folder.
 
-All networks of the package are read here under the same rules: safetensors only, no remote code, no network access, no
-missing or unexpected weights, and the global random state is preserved.
+All networks of the package are read here under the same rules: safetensors only, no code from the hub, no network
+access, no missing, unexpected or integer weights, and the global random state is not touched.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_ATTENTION = (None, "eager", "sdpa")
+"""Attention that config.json may ask for. Other names are packages or repositories, whose code would be loaded."""
+
+_FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights, as safetensors names them."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
 
@@ -43,26 +55,104 @@ def load_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
+        OSError: if the file cannot be read.
         ValueError: if the file is not valid JSON or does not hold an object; the text names the file.
     """
+    text = file.read_bytes()
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply to be read as JSON; use the original file") from None
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} does not hold a JSON object")
     return values
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights: model.safetensors, or the shards that its index names.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+        ValueError: if the index is damaged, or names a file of another format or folder.
+    """
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    index = folder / _INDEX
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no *.safetensors weights ({_WEIGHTS} or shards with an index), the only format that "
+            "is read; convert them with model.save_pretrained(folder, safe_serialization=True)"
+        )
+    shard_of = load_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise ValueError(f"{index} has no weight_map; download the checkpoint again")
+    for shard in shard_of.values():
+        # transformers reads any other file by torch.load, whatever it is told about safetensors.
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}; only *.safetensors files of its folder are read")
+    return [folder / shard for shard in sorted(set(shard_of.values()))]
+
+
 def check_folder(folder: Path) -> None:
-    """Raise FileNotFoundError unless the folder holds config.json and safetensors weights."""
+    """Check that a folder is a complete checkpoint whose files are data and load no code or other checkpoint.
+
+    Raises:
+        FileNotFoundError: unless it holds config.json and all its safetensors weights.
+        ValueError: if a file asks for code, other files or quantised weights; the text names the file and the entry.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint")
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder} holds no *.safetensors weights, the only format that is read; convert them with "
-            "model.save_pretrained(folder, safe_serialization=True)"
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} lacks {file.name}, a part of its weights; download it again")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter (adapter_config.json); give a checkpoint with the adapter merged into it: "
+            "model.merge_and_unload().save_pretrained(folder)"
         )
+    _check_config(folder / "config.json")
+
+
+def _check_config(file: Path) -> None:
+    """Raise ValueError for an entry, at any depth, by which transformers would load code or another checkpoint."""
+    left: list[tuple[str, Any]] = [("", load_json(file))]
+    while left:
+        path, value = left.pop()
+        name = path.rpartition(".")[2]
+        if name.endswith(("attn_implementation", "attn_implementation_internal", "experts_implementation")):
+            asked = list(value.values()) if isinstance(value, dict) else [value]
+            if wrong := [each for each in asked if each not in _ATTENTION]:
+                raise ValueError(
+                    f"{file} has {path} {wrong[0]!r}, code that is not transformers' own; remove the entry"
+                )
+        if name in ("quantization_config", "transformers_weights") and value is not None:
+            raise ValueError(f"{file} has {path}, but only {_WEIGHTS} in floating point is read; give the original")
+        if isinstance(value, dict):
+            if value.get("use_pretrained_backbone") and isinstance(value.get("backbone"), str):
+                raise ValueError(
+                    f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
+                    "use_pretrained_backbone to false"
+                )
+            left += [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            left += [(path, each) for each in value]
+
+
+def _is_about_files(error: Exception) -> bool:
+    """Whether an exception that a library raises while it reads files tells of their content.
+
+    Libraries raise any exception, from KeyError to SafetensorError, for damaged files. But a lack of memory, permission
+    or an installed package, a warning turned into an error, or an error of torch.compile says nothing about them.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (None, errno.ENOENT)
+    if isinstance(error, (ImportError, MemoryError, Warning)):
+        return False
+    if isinstance(error, RuntimeError) and type(error) not in (RuntimeError, RecursionError):
+        return False
+    return "allocate memory" not in str(error) and "(os error " not in str(error)
 
 
 @contextmanager
@@ -83,14 +173,43 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def readable(folder: Path, kind: str) -> Iterator[None]:
-    """Turn any exception that libraries raise for a damaged folder into a ValueError that names it."""
+    """Turn any exception that libraries raise for a damaged folder into a ValueError that names it.
+
+    Exceptions for other reasons, such as a lack of memory, are raised as they are.
+    """
     try:
         yield
-    except Exception as error:  # anything from KeyError to SafetensorError, depending on what is damaged
+    except Exception as error:
+        if not _is_about_files(error):
+            raise
         raise ValueError(
-            f"{folder} cannot be read as a {kind} ({type(error).__name__}: {error}); it may be damaged, or its "
-            "config.json may not fit its weights: download it again"
+            f"{folder} cannot be read as a {kind} ({type(error).__name__}: {' '.join(str(error).split())}); it may be "
+            "damaged, or its config.json may not fit its weights: download it again"
         ) from error
+
+
+class _OwnRandomNumbers(TorchDispatchMode):
+    """Draw this thread's random numbers from a generator of its own.
+
+    transformers 4 initialises random weights before it reads the real ones. Restoring the global state afterwards would
+    rewind it for a training that draws from it in another thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._generator = torch.Generator()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            # torch.rand and its like have the argument in another overload.
+            overload = func._overloadname.replace("default", "") or "generator"
+            for name in (func._overloadname, overload, f"{overload}_generator"):
+                candidate = getattr(func.overloadpacket, name, None)
+                if candidate and any(argument.name == "generator" for argument in candidate._schema.arguments):
+                    func, kwargs["generator"] = candidate, kwargs.get("generator") or self._generator
+                    break
+        return func(*args, **kwargs)
 
 
 def read_network(
@@ -104,7 +223,7 @@ def read_network(
     options: Mapping[str, Any] | None = None,
     unused: tuple[str, ...] = (),
 ) -> Any:
-    """Read a frozen network in eval mode through its transformers class.
+    """Read a frozen network in eval mode through its transformers class; :func:`check_folder` has seen the folder.
 
     Args:
         folder: folder of the checkpoint.
@@ -117,19 +236,25 @@ def read_network(
         unused: prefixes of weights in the file that the network does not use.
 
     Raises:
-        ValueError: if the folder is damaged, or weights are missing or left over.
+        ValueError: if the folder is damaged, or weights are missing, left over or not in floating point.
     """
     import transformers
 
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    # transformers 4 initialises random weights before it reads the real ones, which would affect a running training.
-    preserved_rng = torch.random.fork_rng(devices=[])
+    with readable(folder, kind):
+        integers = _integer_weights(folder, unused)
+    if integers:
+        name, dtype_in_file = min(integers.items())
+        raise ValueError(
+            f"{folder} has {len(integers)} weights of {part} that are not in floating point, such as {name} in "
+            f"{dtype_in_file}; give the original checkpoint"
+        )
     with (
         quiet_transformers(),
         readable(folder, kind),
         torch.inference_mode(False),
         torch.device("cpu"),
-        preserved_rng,
+        _OwnRandomNumbers(),
     ):
         network, report = getattr(transformers, class_name).from_pretrained(
             folder,
@@ -146,6 +271,24 @@ def read_network(
                 f"{folder} {verb} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
             )
     return network.eval().requires_grad_(False).to(device)
+
+
+def _integer_weights(folder: Path, unused: tuple[str, ...]) -> dict[str, str]:
+    """Dtypes of the weights that would be cast from integers; buffers, such as positions, may be integers."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is not a dict
+                dtype = weights.get_slice(name).get_dtype()
+                if (
+                    dtype not in _FLOAT_WEIGHTS
+                    and name.endswith(("weight", "bias", "probe"))
+                    and not name.startswith(unused)
+                ):
+                    found[name] = dtype
+    return found
 
 
 def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
@@ -167,10 +310,21 @@ def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
             raise FileNotFoundError(f"none of {', '.join(files)} exists")
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything from OSError to TypeError
+    except Exception as error:
+        if not _is_about_files(error):
+            raise
         raise OSError(f"{folder} has no readable tokenizer ({type(error).__name__}: {error}); {remedy}") from error
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def check_token_ids(ids: Tensor, embeddings: int, folder: Path) -> None:
+    """Raise ValueError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
+    if ids.numel() and (largest := int(ids.max())) >= embeddings:
+        raise ValueError(
+            f"{folder} has a tokenizer that gives the id {largest}, but its network has {embeddings} embeddings; use "
+            "the tokenizer of this checkpoint"
+        )
 
 
 def read_processor_values(folder: Path) -> ProcessorValues:
@@ -178,7 +332,8 @@ def read_processor_values(folder: Path) -> ProcessorValues:
 
     Raises:
         FileNotFoundError: if there is no file with ``image_mean`` and ``image_std``.
-        ValueError: if a value is malformed, or the resampling is neither bilinear nor bicubic.
+        OSError: if the file cannot be read.
+        ValueError: if a value is malformed or out of its range, or the resampling is neither bilinear nor bicubic.
     """
     for name in PROCESSOR_FILES:
         if (folder / name).is_file():
@@ -198,8 +353,9 @@ def read_processor_values(folder: Path) -> ProcessorValues:
     with readable(file, "image processor"):
         mean, std = ([float(value) for value in values[key]] for key in ("image_mean", "image_std"))
         rescale_factor = float(values.get("rescale_factor", 1 / 255))
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"{file} has image_mean {mean} and image_std {std}; both need three values")
+    check_normalisation(file, mean, std)
+    if not (math.isfinite(rescale_factor) and rescale_factor > 0):
+        raise ValueError(f"{file} has rescale_factor {rescale_factor}; give a number above 0, such as 1 / 255")
     return ProcessorValues(
         file=file,
         mean=(mean[0], mean[1], mean[2]),
@@ -207,3 +363,11 @@ def read_processor_values(folder: Path) -> ProcessorValues:
         resample=_RESAMPLING[resample],
         rescale_factor=rescale_factor,
     )
+
+
+def check_normalisation(file: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError unless both have three finite values, and the standard deviation is above 0."""
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(f"{file} has image_mean {mean} and image_std {std}; both need three values")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"{file} has image_mean {mean} and image_std {std}; give finite ones, and image_std above 0")

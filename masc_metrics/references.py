@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
@@ -58,9 +58,10 @@ def check_references(
             References(batch, check_masks(each, f"reference_masks[{index}]", batch.sizes))
             for index, (batch, each) in enumerate(zip(batches, sets_of_masks, strict=True))
         )
-    batch = check_images(images, "reference_images")  # type: ignore[arg-type]
+    # Not nested: one image and one mask a sample, whatever else their types allow.
+    batch = check_images(cast("Images", images), "reference_images")
     check_count("reference_images", len(batch), count)
-    planes = check_masks(masks, "reference_masks", batch.sizes)  # type: ignore[arg-type]
+    planes = check_masks(cast("Masks", masks), "reference_masks", batch.sizes)
     return tuple(
         References(ImageBatch((image,)), MaskBatch((mask,)))
         for image, mask in zip(batch.images, planes.masks, strict=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -18,11 +19,13 @@ from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from masc_metrics.arguments import check_choice, check_positive
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone, shared_backbone
-from masc_metrics.checkpoint import DEFAULT_MODEL, CheckpointSource
+from masc_metrics.backbone import SigLIP2Backbone, shared_backbone
+from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.precision import DEFAULT_DTYPE, check_dtype, sum_dtype, to_device
+from masc_metrics.locks import Lock
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_dtype, eager, sum_dtype, to_device
 from masc_metrics.sample_ids import check_repeats, find_conflict, first_of_each_id
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
 Reduction = Literal["mean", "none"]
 
@@ -48,6 +51,14 @@ class SampleMetric(Metric):
     keyed_scores: list[Tensor]
     keyed_ids: list[Tensor]
     _undefined_reason: str
+    _settings_state: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep TorchScript out of properties, as torchmetrics does with its own, and of states with annotations."""
+        super().__init_subclass__(**kwargs)
+        cls.__jit_unused_properties__ = [name for name in dir(cls) if isinstance(getattr(cls, name, None), property)]
+        annotated = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
+        cls.__jit_ignored_attributes__ = [*Metric.__jit_ignored_attributes__, *annotated]
 
     def __init__(
         self,
@@ -57,7 +68,7 @@ class SampleMetric(Metric):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
-        dtype: torch.dtype = DEFAULT_DTYPE,
+        dtype: Dtype = DEFAULT_DTYPE,
         reduction: Reduction = "mean",
         encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
         **metric_kwargs: Any,
@@ -66,13 +77,13 @@ class SampleMetric(Metric):
         check_choice("reduction", reduction, get_args(Reduction))
         check_positive("max_num_patches", max_num_patches)
         check_positive("encode_batch_size", encode_batch_size)
-        check_dtype(dtype)
+        checked_dtype = check_dtype(dtype)
         self.reduction = reduction
         self.max_num_patches = max_num_patches
         self.encode_batch_size = encode_batch_size
         # A given backbone keeps its device and dtype; otherwise the backbone follows the metric's device.
         self._given_backbone = model_name_or_path if isinstance(model_name_or_path, SigLIP2Backbone) else None
-        self._backbone_dtype = self._given_backbone.dtype if self._given_backbone else dtype
+        self._backbone_dtype = self._given_backbone.dtype if self._given_backbone else checked_dtype
         self._source = (
             self._given_backbone.source
             if self._given_backbone
@@ -108,6 +119,16 @@ class SampleMetric(Metric):
         digest = hashlib.sha256(repr((type(self).__name__, self._settings())).encode()).hexdigest()[:12]
         self._settings_state = f"settings_{digest}"
         self._add_count(self._settings_state)
+
+    def add_state(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """As in torchmetrics, but a state that exists stays as it is."""
+        if name not in self._defaults:
+            super().add_state(name, *args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle or copy; counts that a pickle of an older version lacks begin at 0."""
+        super().__setstate__({"_warned": set(), **state})
+        self._add_states()
 
     def _add_count(self, name: str) -> None:
         self.add_state(name, torch.zeros((), dtype=torch.int64, device=self._device), dist_reduce_fx="sum")
@@ -178,6 +199,7 @@ class SampleMetric(Metric):
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = super()._wrap_compute(compute)
 
+        @eager
         @functools.wraps(compute)
         def compute_with_shape() -> Any:
             # torchmetrics squeezes a result with one element to a scalar
@@ -209,20 +231,26 @@ class SampleMetric(Metric):
             )
 
     def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
-        wrapped = super()._wrap_update(update)
+        # `forward` enables gradients, but none flow through the network.
+        wrapped = super()._wrap_update(torch.no_grad()(update))
+        lock = Lock()  # here and not an attribute, because a lock cannot be pickled
 
+        @eager
         @functools.wraps(update)
         def atomic_update(*args: Any, **kwargs: Any) -> None:
-            # torchmetrics counts an update even if it raises
-            count, computed = self._update_count, self._computed
-            try:
-                wrapped(*args, **kwargs)
-            except BaseException:
-                self._update_count, self._computed = count, computed
-                raise
+            with lock:
+                # torchmetrics counts an update even if it raises
+                count, computed = self._update_count, self._computed
+                try:
+                    wrapped(*args, **kwargs)
+                except BaseException:
+                    self._update_count, self._computed = count, computed
+                    raise
 
         return atomic_update
 
+    @torch.jit.unused
+    @eager
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Accumulate a batch and return its value; each image is encoded once.
 

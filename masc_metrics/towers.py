@@ -16,7 +16,7 @@ from masc_metrics import onednn
 from masc_metrics.checkpoint import Checkpoint
 from masc_metrics.images import ImageProcessing, cut, normalise
 from masc_metrics.precision import to_device
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import check_token_ids, read_network, read_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
@@ -93,7 +93,8 @@ class VisionTower:
         query_HD = (to_query @ head.probe[0, 0].float() + query_bias).reshape(heads, 1, -1)
         query_HD = (query_HD @ to_key.reshape(heads, -1, width))[:, 0] / math.sqrt(width // heads)
         logits_BHN = (tokens_BND.float() @ query_HD.mT).mT.masked_fill(~keep_BN[:, None], -torch.inf)
-        return logits_BHN.softmax(dim=2)
+        weights_BHN: Tensor = logits_BHN.softmax(dim=2)
+        return weights_BHN
 
     def pool(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
         r"""Image embeddings, (B, D) float32, pooled over the kept patches, of which every row has at least one.
@@ -124,7 +125,7 @@ class TextTower:
 
     network: Any
     tokenizer: Any
-    length: int
+    checkpoint: Checkpoint
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextTower:
@@ -141,18 +142,23 @@ class TextTower:
             "save it next to the model, AutoTokenizer.from_pretrained(original).save_pretrained(folder), or download "
             "the checkpoint again",
         )
-        return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint.text_length)
+        return cls(_read_tower(checkpoint, "Text", device, dtype), tokenizer, checkpoint)
 
     def cut_tokens(self, texts: list[str]) -> list[int]:
         """Number of tokens of each text that do not fit into the tower's length."""
         tokens = self.tokenizer(texts, verbose=False)["input_ids"]  # verbose would warn of the texts that are counted
-        return [max(len(each) - self.length, 0) for each in tokens]
+        return [max(len(each) - self.checkpoint.text_length, 0) for each in tokens]
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Text embeddings, (B, D), in the tower's dtype; no attention mask, as the checkpoint was trained."""
+        """Text embeddings, (B, D), in the tower's dtype; no attention mask, as the checkpoint was trained.
+
+        Raises:
+            ValueError: if the tokenizer is not the tower's.
+        """
         tokens = self.tokenizer(
-            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=self.checkpoint.text_length, truncation=True, return_tensors="pt"
         )
+        check_token_ids(tokens["input_ids"], self.network.config.vocab_size, self.checkpoint.folder)
         ids = to_device(tokens["input_ids"], self.network.device)
         embedding_BD: Tensor = self.network(input_ids=ids).pooler_output
         return embedding_BD

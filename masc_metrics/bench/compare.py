@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from masc_metrics.bench.commands import CompareOptions
 from masc_metrics.bench.intervals import ONE_CONCEPT, Numbers, mean, unit_means
-from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell, mean_figure
-from masc_metrics.bench.tables import Row, read_rows, text_of, text_table
+from masc_metrics.bench.tables import Row, printable, quoted, read_rows, text_of, text_table
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
@@ -34,27 +34,11 @@ _DRAWS = 20_000
 _DRAWN_SIGNS = 2**22  # at a time, so that memory does not grow with the number of units
 _ROUNDING = 1e-12  # relative
 
+TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask_source")
+"""Columns of a table of scores that hold text."""
+
 Cell = tuple[str, str, str]
 """What pairs two samples: concept, key (else prompt), seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """Options of ``masc-metrics compare``.
-
-    Attributes:
-        scores: tables of scores, as the scoring commands write them. Rows without a method are named after their file.
-        a: a method to compare; without --b, with every other method (default: every pair of methods).
-        b: the method to compare it with.
-        score: comma-separated columns to compare (default: all scores that every table has).
-        out: JSON file to write.
-    """
-
-    scores: tuple[Path, ...] = option(type=Path, positional=True, nargs="+", metavar="SCORES")
-    a: str | None = option(None, metavar="METHOD")
-    b: str | None = option(None, metavar="METHOD")
-    score: str | None = option(None)
-    out: Path | None = option(None, type=Path, metavar="FILE.json")
 
 
 _SOURCE_COLUMNS = {"cp": "reference_mask_source", "pf": "mask_source"}
@@ -144,7 +128,7 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         OSError: if a table cannot be read.
         ValueError: if it is malformed, lacks a column, or has a method that another table has.
     """
-    tables = {file: read_rows(file) for file in files}
+    tables = {file: read_rows(file, texts=TEXTS, pictures=("reference_image",)) for file in files}
     for file, rows in tables.items():
         if not rows:
             raise ValueError(f"{file} has no rows; give a table of scores")
@@ -170,7 +154,9 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         for row in rows:
             method = text_of(row, "method") or unnamed
             if file_of.setdefault(method, file) != file:
-                raise ValueError(f"method {method!r} is in {file_of[method]} and in {file}; rename it in one of them")
+                raise ValueError(
+                    f"method {quoted(method)} is in {file_of[method]} and in {file}; rename it in one of them"
+                )
             values = found.setdefault(method, {name: {} for name in names})
             of_method = sources.setdefault(method, {column: set() for column in _SOURCE_COLUMNS.values()})
             for column, found_sources in of_method.items():
@@ -210,7 +196,7 @@ def number_in(file: Path, row: Row, name: str) -> float:
     except ValueError:
         value = math.inf
     if math.isinf(value):
-        raise ValueError(f"{file}, line {row.line}: {name} is {text!r}; give a finite number, or an empty cell")
+        raise ValueError(f"{file}, line {row.line}: {name} is {quoted(text)}; give a finite number, or an empty cell")
     return value
 
 
@@ -303,7 +289,7 @@ def compare_all(
         pairs = [(a, name) for name in by_name if name != a and b in (None, name)]
     comparisons = [compare(by_name[first], by_name[second], score) for first, second in pairs for score in scores]
     if not any(comparison.pairs for comparison in comparisons):
-        examples = (f"{name}: {min(by_name[name].values[scores[0]], default='no sample')}" for name in pairs[0])
+        examples = (f"{name}: {quoted(min(by_name[name].values[scores[0]], default='no sample'))}" for name in pairs[0])
         raise ValueError(
             "no samples can be paired; they are paired by concept, key (else prompt) and seed, which are in "
             f"{' and in '.join(examples)}; write them alike"
@@ -354,7 +340,8 @@ def report_lines(
             )
 
 
-def _compare(options: CompareOptions) -> int:
+def compare_tables(options: CompareOptions) -> int:
+    """Run ``masc-metrics compare``; returns the exit code."""
     try:
         if options.out is not None:
             check_json_file(options.out, options.scores)
@@ -365,18 +352,7 @@ def _compare(options: CompareOptions) -> int:
         if options.out is not None:  # first, because printing can fail
             write_json(options.out, {"methods": figures, "comparisons": [asdict(each) for each in comparisons]})
         for line in report_lines(methods, figures, comparisons):
-            print(line)
+            print(printable(line))
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0
-
-
-COMPARE = Command(
-    name="compare",
-    summary="tell which of several methods is better",
-    description="Compare methods by the differences of paired samples: the same concept, key (else prompt) and seed. "
-    "Prints each method's means, and for each pair of methods and score the difference, its 95 % interval over "
-    "concepts, p values (also corrected by Holm's method for all comparisons shown), and the share of pairs won.",
-    options=(CompareOptions,),
-    run=_compare,
-)

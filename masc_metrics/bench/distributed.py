@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
+from masc_metrics.bench.parent import name_starter
 from masc_metrics.bench.run import Run
 from masc_metrics.precision import check_device
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-# A rank waits for the slowest, however long that takes; a rank that dies breaks the connection at once.
+# A rank waits for the slowest, however long that takes. A rank that dies breaks the connection at once, and every rank
+# ends with the process that started it, see bench/parent.py.
 _TIMEOUT = timedelta(days=30)
 
 _LAUNCHER_VARIABLES = ("SLURM_NTASKS", "LT_CLI_USED", "NODE_RANK", "GROUP_RANK")
@@ -98,6 +100,7 @@ def start_ranks(run: Run) -> Ranks:
         strategy="auto" if "LT_STRATEGY" in os.environ else strategy,
     )
     if os.environ.get("LT_CLI_USED") != "1":  # else `fabric run` has launched it
+        name_starter()
         fabric.launch()
     atexit.register(end_connection)
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device, fabric)

@@ -35,9 +35,6 @@ Numbers: TypeAlias = NDArray[np.float64]
 CONFIDENCE = 0.95
 """Level of all intervals."""
 
-REPLICATES = 1000
-"""Number of resamples unless another is asked for."""
-
 _PERCENTILES = (2.5, 97.5)
 
 OVER_CONCEPTS, ONE_CONCEPT = "concepts", "this concept only"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
+from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
-from masc_metrics.images import ImageProcessing, check_image
+from masc_metrics.images import ImageProcessing, check_image, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
-from masc_metrics.prompts import is_unicode
-from masc_metrics.segmenters.segmenter import SEGMENTERS
+from masc_metrics.prompts import check_unicode
+from masc_metrics.settings import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
@@ -68,12 +70,26 @@ def _received(pixels: np.ndarray, mask: np.ndarray | None, *measures: Any) -> Lo
 
 @dataclass(frozen=True, slots=True)
 class LoadedSample:
-    """A sample, its position in its list, from 0, and its images."""
+    """A sample and its images.
+
+    Attributes:
+        number: its position in its list, from 0.
+        sample: the sample.
+        generated: its generated image.
+        reference: its reference image; None without one.
+        lacks: why it does not have an input, by column of the input. It has the others.
+    """
 
     number: int
     sample: Sample
     generated: LoadedImage
-    reference: LoadedImage
+    reference: LoadedImage | None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def mask_of(self, which: str) -> Tensor | None:
+        """The mask of its "reference" or "generated" image, if it has one."""
+        image: LoadedImage | None = getattr(self, which)
+        return None if image is None else image.mask
 
 
 def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
@@ -84,6 +100,9 @@ def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
 
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
+
+LoadedReference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
+"""A reference image with its mask, and what is unusable of them."""
 
 
 @dataclass(frozen=True)
@@ -100,48 +119,90 @@ class Loader(Dataset[list[Loaded]]):
 
     def __getitem__(self, index: int) -> list[Loaded]:
         # A reference is decoded, and sent to the parent, once per batch.
-        references: dict[tuple[str, str | None], LoadedImage] = {}
+        references: dict[tuple[str, str | None], LoadedReference] = {}
         return [self.load(number, references) for number in self.batches[index]]
 
-    def load(self, number: int, references: dict[tuple[str, str | None], LoadedImage]) -> Loaded:
-        """Read, decode and check one sample's files; loaded references are kept by image and mask file."""
+    def load(self, number: int, references: dict[tuple[str, str | None], LoadedReference]) -> Loaded:
+        """Read, decode and check one sample's files; loaded references are kept by image and mask file.
+
+        Without its generated image a sample fails. Without another input it lacks the scores that need this input.
+        """
         sample = self.samples[number]
         try:
             if sample.error:
                 raise ValueError(sample.error)
-            if sample.prompt is not None and not sample.prompt.strip():
-                file = sample.generated_image
-                raise ValueError(f"prompt is empty; give the text that generated_image {file} was made from")
-            if sample.prompt is not None and not is_unicode(sample.prompt):
-                raise ValueError(f"prompt {sample.prompt!a} holds half of a surrogate pair; repair its encoding")
-            for which in WHICH:
-                if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun"):
-                    file = getattr(sample, f"{which}_image")
-                    raise ValueError(f"noun and subject are empty; give what to mark in {which}_image {file}")
+            lacks = {**sample.lacks, **_lacking_prompt(sample), **self._lacking_nouns(sample)}
+            generated = self._image(
+                lacks, "generated", sample.generated_image, sample.generated_mask, sample.orientation_mask
+            )
             key = (sample.reference_image, sample.reference_mask)
             if key not in references:
-                references[key] = self._image("reference", *key)
-            generated = self._image("generated", sample.generated_image, sample.generated_mask, sample.orientation_mask)
-            return LoadedSample(number, sample, generated, references[key])
-        except (OSError, ValueError, TypeError) as error:
+                references[key] = self._reference(*key)
+            reference, reference_lacks = references[key]
+            return LoadedSample(number, sample, generated, reference, reference_lacks | lacks)
+        except (OSError, ValueError, TypeError, ImportError) as error:
             return SampleResult(number, dict.fromkeys(self.run.columns), {}, error=str(error))
 
+    def _lacking_nouns(self, sample: Sample) -> dict[str, str]:
+        return {
+            f"{which}_mask": "noun and subject are empty; give what to mark in "
+            f"{which}_image {named(getattr(sample, f'{which}_image'))}"
+            for which in WHICH
+            if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun")
+        }
+
+    def _reference(self, image_file: str, mask_file: str | None) -> LoadedReference:
+        lacks: dict[str, str] = {}
+        try:
+            return self._image(lacks, "reference", image_file, mask_file) if image_file else None, lacks
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            return None, {"reference_image": str(error)}
+
     def _image(
-        self, which: str, image_file: str, mask_file: str | None, orientation_mask: str | None = None
+        self,
+        lacks: dict[str, str],
+        which: str,
+        image_file: str,
+        mask_file: str | None,
+        orientation_mask: str | None = None,
     ) -> LoadedImage:
+        """Load an image and its mask; why a mask is unusable is added to ``lacks``."""
         label, mask_label = f"{which}_image", f"{which}_mask"
         picture = _opened(Path(image_file), label)
         guide_file = mask_file or (orientation_mask if picture.turned else None)
-        guide = _opened(Path(guide_file), mask_label) if guide_file else None
+        guide = None
+        try:
+            guide = _opened(Path(guide_file), mask_label) if guide_file else None
+        except OSError as error:
+            if mask_file is None:
+                raise
+            lacks[mask_label] = str(error)
         upright, undecided = _orientation(picture, guide)
         image = picture.upright if upright else picture.stored
-        pixels = check_image(image, f"{label} {image_file}").contiguous()
+        pixels = check_image(image, f"{label} {named(image_file)}").contiguous()
         size = (pixels.shape[1], pixels.shape[2])
         grid = self.processing.grid(*size, self.run.max_num_patches)
         if guide is None or mask_file is None:
             return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
-        mask = _mask(guide.upright if upright else guide.stored, f"{mask_label} {mask_file}", size)
+        try:
+            mask = _mask(guide.upright if upright else guide.stored, f"{mask_label} {named(mask_file)}", size)
+        except (ValueError, TypeError) as error:
+            lacks[mask_label] = str(error)
+            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
         return LoadedImage(pixels, mask, *mask_measures(mask, grid, which), undecided)
+
+
+def _lacking_prompt(sample: Sample) -> dict[str, str]:
+    if sample.prompt is None or "prompt" in sample.lacks:
+        return {}
+    if not sample.prompt.strip():
+        file = named(sample.generated_image)
+        return {"prompt": f"prompt is empty; give the text that generated_image {file} was made from"}
+    try:
+        check_unicode("prompt", sample.prompt)
+    except ValueError:  # its text quotes the whole prompt
+        return {"prompt": f"prompt {quoted(sample.prompt)} contains half of a surrogate pair; repair its encoding"}
+    return {}
 
 
 def mask_measures(mask: Tensor, grid: Grid, which: str) -> tuple[float, int, int]:
@@ -153,12 +214,27 @@ def mask_measures(mask: Tensor, grid: Grid, which: str) -> tuple[float, int, int
 
 
 def _mask(mask: Image.Image, label: str, size: tuple[int, int]) -> Tensor:
+    if "A" in mask.getbands():
+        raise ValueError(
+            f"{label} has an alpha channel, and may be in it or in the colours; save it without, white on the subject "
+            "and black elsewhere"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a label map marks nothing: here it is an error
         try:
             return check_mask(mask, label, size)
-        except UserWarning as warning:
-            raise ValueError(str(warning)) from None
+        except (UserWarning, ValueError) as error:
+            text = str(error)
+            for code, remedy in _REMEDIES_IN_CODE.items():
+                text = text.replace(code, remedy)
+            raise ValueError(text) from None
+
+
+_REMEDIES_IN_CODE = {
+    ", such as torch.from_numpy(numpy.array(mask) == subject_id)": ", white on the subject",
+    "give a boolean mask: mask == subject_id": "save a mask that is white on the subject",
+}
+"""Advice for tensors in error texts about masks, and for files."""
 
 
 def open_image(file: Path, label: str) -> Image.Image:
@@ -168,6 +244,18 @@ def open_image(file: Path, label: str) -> Image.Image:
         OSError: if it cannot be read, is not an image, or has more than ``MAX_PIXELS``; the text holds label and file.
     """
     return _opened(file, label).upright
+
+
+def undecoded(file: Path) -> Image.Image:
+    """Open a picture without decoding its pixels: a file, or a place in a Parquet file.
+
+    Raises:
+        OSError: if it cannot be read, or is not of a format that is read.
+    """
+    content = stored_picture(str(file))
+    if content is None and file.exists() and not file.is_file():
+        raise OSError("it is not a regular file")  # reading a pipe would block
+    return open_picture(file if content is None else io.BytesIO(content))
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -208,18 +296,28 @@ def _opened(file: Path, label: str) -> _Opened:
         with warnings.catch_warnings():
             # Pillow's own limit is lower, and a warning; ours is an error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if file.exists() and not file.is_file():
-                raise OSError("it is not a regular file")  # reading a pipe would block
-            with Image.open(file) as image:
+            with undecoded(file) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
                 image.load()
                 return _Opened(image, ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{label} {file}: no such file") from None
+        hint = "; write its path with / instead of \\" if "\\" in str(file) and os.sep == "/" else ""
+        raise FileNotFoundError(f"{label} {named(file)}: no such file{hint}") from None
     except Exception as error:  # decoders raise any exception for a damaged file
-        raise OSError(f"{label} {file}: cannot be read as an image ({error})") from error
+        raise OSError(f"{label} {named(file)}: cannot be read as an image ({_shortened(error)})") from error
+
+
+def named(file: str | Path) -> str:
+    """A file as error texts name it: of a name as long as a text, its end."""
+    text = str(file)
+    return text if len(text) <= LONGEST_QUOTE else f"...{text[3 - LONGEST_QUOTE :]}"
+
+
+def _shortened(error: Exception) -> str:
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
 
 def loaded_batches(

@@ -13,22 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ExifTags, Image
 
+from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import exif_orientation, open_image
-from masc_metrics.bench.options import Command, option, options_of, positive_integer
-from masc_metrics.bench.run import DTYPES, SegmenterOptions
-from masc_metrics.bench.sample import WHICH
+from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
+from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
-from masc_metrics.bench.tables import Row, is_parquet, pyarrow_parquet, read_rows, replacing, text_of, write_table
+from masc_metrics.bench.tables import (
+    Row,
+    file_in,
+    is_parquet,
+    printable,
+    pyarrow_parquet,
+    read_rows,
+    replacing,
+    stored_picture,
+    text_of,
+    write_table,
+)
 from masc_metrics.images import check_image
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
 from masc_metrics.segmenters import Segmenter
-from masc_metrics.segmenters.segmenter import ALMOST_FULL, DEFAULT_BATCH_SIZE, DEFAULT_SEGMENTER, SEGMENTERS
+from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
@@ -44,35 +53,6 @@ _TO_STORED = {
     8: Image.Transpose.ROTATE_270,
 }
 """From an upright image back to the stored one, by EXIF orientation."""
-
-
-@dataclass(frozen=True, slots=True)
-class MasksOptions:
-    """Options of ``masc-metrics masks``.
-
-    Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples.
-        out: folder for masks and the completed list; created if it does not exist.
-        segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
-        networks: options of the segmenter.
-        dtype: precision of the networks.
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
-        batch_size: images segmented at a time.
-        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
-    """
-
-    samples: Path = option(type=Path, positional=True)
-    out: Path = option(type=Path, metavar="FOLDER")
-    segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
-    networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", choices=DTYPES)
-    device: str | None = option(None)
-    batch_size: int = option(DEFAULT_BATCH_SIZE, type=positive_integer, metavar="N")
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +78,10 @@ class _Task:
         return self.mask.with_suffix(".json")
 
 
-def _masks(options: MasksOptions) -> int:
+def make_masks(options: MasksOptions) -> int:
+    """Run ``masc-metrics masks``; returns the exit code."""
     try:
-        rows = read_rows(options.samples)
+        rows = read_rows(options.samples, texts=(*FILES, "noun", "subject"), pictures=FILES)
         columns = list(dict.fromkeys(name for row in rows for name in row.cells))
         tasks = dict(_tasks(rows, columns, options))
         out = options.out / f"samples{'.parquet' if is_parquet(options.samples) else '.csv'}"
@@ -113,7 +94,7 @@ def _masks(options: MasksOptions) -> int:
         segmenter = options.networks.load(
             options.segmenter,
             device=options.device or fastest_device(),
-            dtype=getattr(torch, options.dtype),
+            dtype=options.dtype,
             batch_size=options.batch_size,
             cache_dir=options.cache_dir,
             local_files_only=options.local_files_only,
@@ -138,7 +119,7 @@ def _masks(options: MasksOptions) -> int:
     except (OSError, ValueError) as error:
         return fail(UNUSABLE, error)
     for text in errors.values():
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
     records = [record for _, record in made]
     empty = sum(record["coverage"] == 0 for record in records)
     full = sum(record["coverage"] > ALMOST_FULL for record in records)
@@ -170,19 +151,24 @@ def _tasks(
                 continue
             noun = text_of(row, "noun") or text_of(row, "subject")
             if not noun:
-                raise ValueError(f"{source}, line {row.line}: noun and subject are empty; give what to mark in {image}")
+                raise ValueError(
+                    f"{source}, line {row.line}: noun and subject are empty; give what to mark in {named(image)}"
+                )
             digest = hashlib.sha256(json.dumps([image, noun]).encode()).hexdigest()[:12]
             stem = re.sub(r"[^\w.-]", "_", Path(image).stem)[:80]
-            label = f"{which}_image {image} (line {row.line})"
+            label = f"{which}_image {named(image)} (line {row.line})"
             mask = options.out / which / f"{stem}-{digest}.png"
-            yield (index, which), _Task(label, f"line {row.line}, {which}", source.parent / image, noun, mask)
+            file = Path(file_in(source.parent, image))
+            yield (index, which), _Task(label, f"line {row.line}, {which}", file, noun, mask)
 
 
 def _settings(segmenter: Segmenter, task: _Task) -> dict[str, Any]:
     """What determines a mask; an existing mask with equal settings is kept."""
     settings = segmenter.settings
     try:
-        digest = hashlib.sha256(task.image.read_bytes()).hexdigest() if task.image.is_file() else None
+        stored = stored_picture(str(task.image))
+        content = task.image.read_bytes() if stored is None and task.image.is_file() else stored
+        digest = None if content is None else hashlib.sha256(content).hexdigest()
     except OSError:  # reported when the image is opened
         digest = None
     return {
@@ -255,7 +241,7 @@ def _save_mask(task: _Task, mask: Image.Image) -> None:
 
     Of an upright mask nobody could tell to which of the two it belongs, if both have its shape.
     """
-    with Image.open(task.image) as image:
+    with undecoded(task.image) as image:
         orientation = exif_orientation(image)
     exif = Image.Exif()
     if orientation > 1:
@@ -308,7 +294,7 @@ def _write_list(
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
             if path := (cells[name] or "").strip():
-                cells[name] = os.path.relpath(folder / path, out.parent)
+                cells[name] = os.path.relpath(file_in(folder, path), out.parent)
         for which in WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:
@@ -318,16 +304,3 @@ def _write_list(
         name for name in dict.fromkeys([*columns, *files]) if name in columns or any(row[name] for row in completed)
     ]
     write_table(out, completed, written, ())
-
-
-MASKS = Command(
-    name="masks",
-    summary="make the masks that a sample list lacks",
-    description="Segment the reference and generated images of a list whose cells reference_mask or generated_mask are "
-    "empty or missing. What is marked is the cell of the column noun, or, without one, of subject. Writes the masks as "
-    "PNG files, a JSON file of settings, score and coverage beside each, the completed list, and contact sheets that "
-    "show the most doubtful masks first. Masks that an earlier run made with equal settings are kept. Exit codes: 0 "
-    "success, 1 checkpoint not available, 2 arguments or list unusable, 3 some masks failed, 130 interrupted.",
-    options=(MasksOptions,),
-    run=_masks,
-)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,8 @@ class Command:
         summary: its line in the list of commands.
         description: what it does.
         options: frozen dataclasses whose fields are its options.
-        run: called with an instance of each of them; returns the exit code.
+        run: ``module:function``, called with an instance of each of them; returns the exit code. The module is imported
+            when the command is run.
         defaults: defaults that differ from those of the fields, by field name.
     """
 
@@ -31,8 +34,15 @@ class Command:
     summary: str
     description: str
     options: tuple[type, ...]
-    run: Callable[..., int]
+    run: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_command(command: Command, arguments: argparse.Namespace) -> int:
+    """Import what a command runs, and call it with its options; returns the exit code."""
+    module, _, function = command.run.partition(":")
+    code: int = getattr(import_module(module), function)(*parse_options(command, arguments))
+    return code
 
 
 def option(default: Any = MISSING, *, compare: bool = True, positional: bool = False, **settings: Any) -> Any:
@@ -210,12 +220,27 @@ def any_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
 
     def parse(text: str) -> tuple[str, ...]:
         given = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+        given = tuple(part.lower() if part.lower() in choices else part for part in given)
         for part in given:
             if part not in choices:
-                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(choices)}")
-        return given
+                hint = did_you_mean(part, choices)
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(choices)}{hint}")
+        return tuple(dict.fromkeys(given))
 
     return parse
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """A hint at the choice that a name is close to; empty if there is none."""
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), choices, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def device_name(text: str) -> str:
+    """The device that a word means: "gpu" is cuda, "0" is cuda:0, and "CUDA" is cuda."""
+    name = text.strip().lower()
+    name = f"cuda:{name}" if name.isdecimal() else name
+    return "cuda" + name[len("gpu") :] if name == "gpu" or name.startswith("gpu:") else name
 
 
 def fraction(text: str) -> float:

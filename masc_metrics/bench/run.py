@@ -8,17 +8,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-import torch
-
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
-from masc_metrics.bench.options import any_of, fraction, non_negative_integer, option, options_of, positive_integer
-from masc_metrics.checkpoint import DEFAULT_MODEL
-from masc_metrics.functional import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
+from masc_metrics.bench.options import (
+    any_of,
+    device_name,
+    did_you_mean,
+    fraction,
+    non_negative_integer,
+    option,
+    options_of,
+    positive_integer,
+)
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.segmenters.segmenter import DEFAULT_BATCH_SIZE, SEGMENTERS
+from masc_metrics.settings import (
+    DEFAULT_AGGREGATION,
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_POOLING,
+    DEFAULT_SEGMENTER_BATCH_SIZE,
+    DTYPE_NAMES,
+    SEGMENTERS,
+    Aggregation,
+    Pooling,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from masc_metrics.precision import Dtype
+    from masc_metrics.segmenters import Segmenter
 
 MASC_SCORES = ("cp", "pf")
 
@@ -59,23 +78,23 @@ MASK_SOURCES = tuple(MADE_MASKS)
 
 
 def inputs_of(column: str, mask_source: str = MASK_SOURCES[0]) -> tuple[str, ...]:
-    """Columns of a sample list that a column of the table of scores needs, beside the two images."""
+    """Columns of a sample list that a column of the table of scores needs."""
     if mask_source == "transfer":
-        names = (name.replace("generated_mask", "reference_mask") for name in inputs_of(column))
-        return tuple(dict.fromkeys(names))
+        names = inputs_of(column)
+        transferred = ("reference_image", "reference_mask") if "generated_mask" in names else ()
+        return tuple(dict.fromkeys([*(name for name in names if name != "generated_mask"), *transferred]))
     if mask_source in SEGMENTERS:
         return tuple(name for name in inputs_of(column) if name not in MASKS)
-    if column in CP_COLUMNS:
-        masks = {"global": (), "mutual-recall": MASKS}
-        return masks.get(CP_COLUMNS[column], ("reference_mask",))
     if column in PF_COLUMNS:
         pooling, prompt = PF_COLUMNS[column]
-        masks_and_prompt = ("prompt",) if pooling == "full" else ("generated_mask", "prompt")
-        return (*masks_and_prompt, "subject") if prompt == "stripped" else masks_and_prompt
-    return ()
+        mask = () if pooling == "full" else ("generated_mask",)
+        return ("generated_image", *mask, "prompt", *(("subject",) if prompt == "stripped" else ()))
+    if column in BASELINES and column.endswith("-t"):
+        return ("generated_image", "prompt")
+    aggregation = CP_COLUMNS.get(column, "global")  # baselines and functions need what the global aggregation needs
+    masks = {"global": (), "mutual-recall": MASKS}.get(aggregation, ("reference_mask",))
+    return ("generated_image", "reference_image", *masks)
 
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 DEFAULT_WORKERS = 2
 
@@ -84,13 +103,15 @@ _FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 def _score_names(text: str) -> tuple[str, ...]:
-    scores = tuple(dict.fromkeys(score.strip() for score in text.split(",")))
+    given_scores = (score.strip() for score in text.split(","))
+    scores = tuple(dict.fromkeys(score.lower() if score.lower() in SCORE_NAMES else score for score in given_scores))
     given: dict[str, str] = {}
     for score in scores:
         name, equals, function = score.partition("=")
         if not equals and name not in SCORE_NAMES:
             raise argparse.ArgumentTypeError(
-                f"unknown score {name!r}; give any of {', '.join(SCORE_NAMES)}, or NAME=MODULE:FUNCTION"
+                f"unknown score {name!r}{did_you_mean(name, SCORE_NAMES)}; give any of {', '.join(SCORE_NAMES)}, or "
+                "NAME=MODULE:FUNCTION"
             )
         if equals and not (name.isprintable() and name.strip() == name != "" and _FUNCTION.fullmatch(function)):
             raise argparse.ArgumentTypeError(
@@ -131,12 +152,14 @@ class SegmenterOptions:
         name: str,
         *,
         device: str | torch.device,
-        dtype: torch.dtype,
+        dtype: Dtype,
         batch_size: int,
         cache_dir: str | None,
         local_files_only: bool,
     ) -> Segmenter:
         """The segmenter of this name; arguments and errors as of :func:`masc_metrics.segmenters.load_segmenter`."""
+        from masc_metrics.segmenters import load_segmenter
+
         return load_segmenter(
             name,
             checkpoint=self.checkpoint,
@@ -158,7 +181,7 @@ class Run:
     do not affect the scores, which are those with ``compare=False``.
 
     Attributes:
-        out: CSV or Parquet file to write the scores to.
+        out: file to write the scores to, .csv, .tsv, .jsonl or .parquet.
         scores: comma-separated scores: cp, pf, clip-i, clip-t, dino-i, dinov3-i, radio-i, siglip2-i,
             siglip2-t, or NAME=MODULE:FUNCTION for a function of yours.
         pooling: comma-separated poolings of pf: background, full, foreground. Every combination with --prompts is a
@@ -198,12 +221,12 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=DTYPES)
+    dtype: str = option("float32", choices=DTYPE_NAMES)
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     segmenter: SegmenterOptions = options_of(SegmenterOptions)
     min_coverage: float | None = option(None, type=fraction, metavar="SHARE")
-    device: str | None = option(None, compare=False)
+    device: str | None = option(None, type=device_name, compare=False)
     devices: int = option(1, type=positive_integer, compare=False, metavar="N")
     num_nodes: int = option(1, type=positive_integer, compare=False, metavar="N")
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, compare=False, metavar="N")
@@ -217,8 +240,9 @@ class Run:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of all networks."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        from masc_metrics.precision import DTYPES
+
+        return DTYPES[self.dtype]
 
     @property
     def made_masks(self) -> tuple[str, ...]:
@@ -248,7 +272,7 @@ class Run:
             self.mask_source,
             device=device,
             dtype=self.torch_dtype,
-            batch_size=min(DEFAULT_BATCH_SIZE, self.batch_size),
+            batch_size=min(DEFAULT_SEGMENTER_BATCH_SIZE, self.batch_size),
             cache_dir=self.cache_dir,
             local_files_only=self.local_files_only,
         )

@@ -63,6 +63,8 @@ class RunFolder:
             for file in self._own_files():
                 file.unlink()
         if not self._settings_file.exists():
+            for file in self._own_settings():  # half of one, of a start that was killed or met a full disk
+                file.unlink()
             if others := sorted({file.name for file in self.folder.iterdir()} - {_LOCK}):
                 raise ValueError(
                     f"{self.folder} holds {others[0]!r} but is not the folder of a run; remove it, or give another "
@@ -138,7 +140,11 @@ class RunFolder:
         self._lock = lock
 
     def _own_files(self) -> list[Path]:
-        return [*self.folder.glob("[0-9]*-*.jsonl"), *self.folder.glob(f"{self._settings_file.name}*")]
+        """In the order of removal: results without settings would belong to no run."""
+        return [*self.folder.glob("[0-9]*-*.jsonl"), *self._own_settings()]
+
+    def _own_settings(self) -> list[Path]:
+        return list(self.folder.glob(f"{self._settings_file.name}*"))
 
     def _results(self) -> dict[int, SampleResult]:
         """Result of each sample; where there are several, the first without an error."""
@@ -158,6 +164,7 @@ class ResultFile:
     """Results of one process, one JSON line each; on disk every ``SECONDS_BETWEEN_SYNCS`` and when it is closed."""
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         self._stream = file.open("xb")
         self._synced = time.monotonic()
 
@@ -174,8 +181,10 @@ class ResultFile:
         """Append results.
 
         Raises:
-            OSError: if the disk is full or not available.
+            OSError: if the disk is full or not available, or the folder was removed.
         """
+        if not self._file.exists():  # the system would accept what nobody can read any more
+            raise FileNotFoundError(f"{self._file.parent}, the folder of this unfinished run, was removed")
         self._stream.write(b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in results))
         self._stream.flush()
         if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:

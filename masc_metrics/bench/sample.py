@@ -28,7 +28,7 @@ class Sample:
         sample_id: unique id; without a column of ids, its position from 1.
         generated_image: file of the generated image. Files are strings, since a Path takes a kilobyte.
         generated_mask: file of the subject's mask in the generated image; None if prompt following is not scored.
-        reference_image: file of the image of the subject.
+        reference_image: file of the image of the subject; empty if no score needs it.
         reference_mask: file of the subject's mask in the reference image; None if concept preservation is not scored.
         prompt: text that the image was generated from; None if prompt following is not scored.
         subject: name of the subject in the prompt; None keeps the prompt as it is.
@@ -39,6 +39,7 @@ class Sample:
         reference_noun: what a segmenter marks in the reference image if ``reference_mask`` is None; may be empty.
         generated_noun: likewise in the generated image.
         error: why the sample cannot be scored; empty if it can, as far as its list shows.
+        lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
             image's EXIF orientation is applied.
         extra: cells of the list's other columns, copied into the table of scores.
@@ -61,6 +62,7 @@ class Sample:
     error: str = ""
     orientation_mask: str | None = None
     extra: Mapping[str, str | None] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 MEASURES = (
@@ -71,6 +73,9 @@ MEASURES = (
     "generated_patches",
     "generated_subject_patches",
 )
+
+NUMBERS = (*MEASURES, "mask_confidence", "mask_check", "reference_mask_confidence", "prompt_tokens_cut")
+"""Columns of the table of scores that hold numbers, beside the scores."""
 
 _MASK = ("mask_source", "mask_confidence", "mask_check", "reference_mask_source", "reference_mask_confidence")
 
@@ -96,7 +101,7 @@ class SampleResult:
         prompt_tokens_cut: number of tokens at the end of the prompt that the text tower, or the text network of a
             baseline, did not read; the largest of several. None if no score needs a text.
         left_out: why the sample was skipped by a filter; empty if it was not.
-        error: why the sample failed; empty if it did not.
+        error: why the sample failed, or lacks some of its scores; empty if it has all.
         orientation_undecided: its images that may be turned against their masks, see
             :class:`masc_metrics.bench.loading.LoadedImage`.
     """

@@ -6,28 +6,29 @@ The layout of a folder is::
     ROOT/<concept>/<method>/<name>.png  <name>_mask.png  <name>.txt
 
 ``<name>.txt`` holds the prompt, ``subject.txt`` the subject's name in the prompts; without it prompts are kept as they
-are. Images may be .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+are. Images have any of the endings in :data:`masc_metrics.images.PICTURE_SUFFIXES`. Files that are neither images nor
+texts, and masks of no image, are left out and named.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, read_rows, text_of
+from masc_metrics.bench.tables import Row, file_in, quoted, read_rows, text_of
+from masc_metrics.images import PICTURE_SUFFIXES
 
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
-_ALWAYS_NEEDED = ("generated_image", "reference_image")
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGE_SUFFIXES = frozenset(itertools.chain.from_iterable(PICTURE_SUFFIXES.values()))
 
 _OTHER_SOURCES = {
     "reference_mask": ", or a segmenter, such as --mask-source grounded_sam2",
@@ -45,10 +46,12 @@ class SampleList:
     Attributes:
         samples: all samples, those with an error included.
         source: file or folder that they were read from. Relative paths start from the folder.
+        notes: what was left out of a folder, and why.
     """
 
     samples: tuple[Sample, ...]
     source: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -57,6 +60,7 @@ class SampleList:
         root = self.source if self.source.is_dir() else self.source.parent
         for sample in self.samples:
             content = asdict(sample)
+            del content["lacks"]  # follows from the rest, and may name files by their full paths
             content |= {
                 name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
             }
@@ -74,29 +78,36 @@ def read_samples(
     """Read a sample list.
 
     Args:
-        source: a CSV (.csv), JSON Lines (.jsonl) or Parquet (.parquet) file with those columns of ``COLUMNS`` that the
+        source: a table, see :func:`masc_metrics.bench.tables.read_rows`, with those columns of ``COLUMNS`` that the
             scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are copied into the
             table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
-        scores: columns of scores to compute. All need the two images, "cp" also ``reference_mask``, and "pf" also
-            ``generated_mask``, ``prompt`` and ``subject``; see :func:`masc_metrics.bench.run.inputs_of`.
+        scores: columns of scores to compute; :func:`masc_metrics.bench.run.inputs_of` says what each needs. A sample
+            that lacks an input in its row has the scores that do not need it.
         mask_source: with "transfer", no ``generated_mask`` is needed; with a segmenter's name no mask, because it marks
             what the column ``noun`` names, else ``subject``.
         transferable: whether the command has the option ``--mask-source``, which error texts then offer.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed, has no rows, leaves out a needed file, has an empty or repeated ``sample_id``,
-            or a column with the name of one that scoring writes; the text names the file, the line and the remedy.
+        ValueError: if it is malformed, has no rows, lacks a needed column or has it empty in all rows, lacks a
+            generated image, has an empty or repeated ``sample_id``, or a column with the name of one that scoring
+            writes; the text names the file, the line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    needed = {*_ALWAYS_NEEDED, *(name for score in scores for name in inputs_of(score, mask_source))}
+    scores = tuple(scores)
+    needed = {name for score in scores for name in inputs_of(score, mask_source)}
     if source.is_dir():
-        return SampleList(tuple(_folder_samples(source, needed)), source)
+        notes: list[str] = []
+        return SampleList(tuple(_folder_samples(source, needed, notes)), source, tuple(notes))
     columns = [name for name in COLUMNS if name in needed]
-    written = {*table_columns(tuple(scores))} - _KNOWN_COLUMNS
-    samples = tuple(_samples(read_rows(source, columns), source, columns, written, transferable))
+    written = {*table_columns(scores)} - _KNOWN_COLUMNS
+    rows = read_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
+    samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
+    for name in columns:
+        if all(name in sample.lacks for sample in samples):
+            raise ValueError(f"{source}, line {samples[0].line}: {samples[0].lacks[name]}")
     return SampleList(samples, source)
 
 
@@ -110,20 +121,23 @@ def _samples(
                 f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
             )
         cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
+        lacks = {}
         for name in FILES:
             if name in needed and not cells.get(name):
                 instead = _OTHER_SOURCES.get(name, "") if transferable else ""
-                raise ValueError(f"{source}, line {row.line}: {name} is empty; give a file{instead}")
+                lacks[name] = f"{name} is empty; give a file{instead}"
+        if "generated_image" in lacks:
+            raise ValueError(f"{source}, line {row.line}: {lacks['generated_image']}")
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
         if sample_id in line_of:
             raise ValueError(
-                f"{source}, line {row.line}: sample_id {sample_id!r} repeats that of line {line_of[sample_id]}; give "
-                "each row its own"
+                f"{source}, line {row.line}: sample_id {quoted(sample_id)} repeats that of line "
+                f"{line_of[sample_id]}; give each row its own"
             )
         line_of[sample_id] = row.line
-        files = {name: os.path.join(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
+        files = {name: file_in(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         noun = cells.get("noun") or text_of(row, "subject")
         yield Sample(
@@ -138,31 +152,46 @@ def _samples(
             reference_noun=noun,
             generated_noun=noun,
             extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
+            lacks=lacks,
             **{name: cells.get(name, "") for name in GROUPS},
         )
 
 
-def _folder_samples(root: Path, needed: Collection[str]) -> list[Sample]:
+def _folder_samples(root: Path, needed: Collection[str], notes: list[str]) -> list[Sample]:
     """Find every generated image below the folder, ordered by concept, method and name.
 
-    An image without a needed mask, prompt or reference becomes a sample with an error.
+    An image without a needed mask, prompt or reference becomes a sample that lacks it. What is left out is added to
+    ``notes``.
 
     Raises:
         OSError: if a folder cannot be read.
         ValueError: if there are no generated images, or two of one name.
     """
     methods = ((concept, method) for concept in _folders(root) for method in _folders(concept))
-    found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed))
+    left_out: dict[str, list[Path]] = {}
+    found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed, left_out))
     samples = [replace(sample, line=position) for position, sample in enumerate(found, start=1)]
+    notes += [f"{root}: left out {_count(files)}: {files[0]}; {reason}" for reason, files in left_out.items()]
     if not samples:
-        raise ValueError(f"{root} holds no generated images; the layout is {_LAYOUT}")
+        raise ValueError(f"{'; '.join([f'{root} holds no generated images; the layout is {_LAYOUT}', *notes])}")
     return samples
 
 
-def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Iterator[Sample]:
+def _count(files: Sequence[Path]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files, the first is"
+
+
+def _method_samples(
+    concept: Path, method: Path, needed: Collection[str], left_out: dict[str, list[Path]]
+) -> Iterator[Sample]:
     references, images, subject = _images(concept), _images(method), _text(concept / "subject.txt")
+    for file in sorted(method.iterdir()):
+        if file.is_file() and file.suffix.lower() not in {*_IMAGE_SUFFIXES, ".txt"} and not file.name.startswith("."):
+            left_out.setdefault(f"images are read from {', '.join(sorted(_IMAGE_SUFFIXES))}", []).append(file)
     for name, image in images.items():
-        if name.endswith("_mask") and name.removesuffix("_mask") in images:
+        if name.endswith("_mask"):
+            if name.removesuffix("_mask") not in images:
+                left_out.setdefault("it is the mask of no image beside it", []).append(image)
             continue
         found = {
             "reference_image": (concept / "reference.png", references.get("reference")),
@@ -170,7 +199,11 @@ def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Ite
             "generated_mask": (method / f"{name}_mask.png", images.get(f"{name}_mask")),
             "prompt": (method / f"{name}.txt", _text(method / f"{name}.txt")),
         }
-        missing = [str(file) for column, (file, content) in found.items() if content is None and column in needed]
+        lacks = {
+            column: f"{column} is missing: {file}"
+            for column, (file, content) in found.items()
+            if content is None and column in needed
+        }
         reference, reference_mask, mask, prompt = (None if part is None else str(part) for _, part in found.values())
         yield Sample(
             line=0,
@@ -184,9 +217,9 @@ def _method_samples(concept: Path, method: Path, needed: Collection[str]) -> Ite
             method=method.name,
             concept=concept.name,
             key=f"{concept.name}/{name}",
+            lacks=lacks,
             reference_noun=subject or "",
             generated_noun=subject or "",
-            error=f"missing {' and '.join(missing)}" if missing else "",
         )
 
 

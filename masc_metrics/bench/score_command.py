@@ -11,52 +11,31 @@ from pathlib import Path
 import torch
 
 from masc_metrics.bench.baselines.functions import FunctionResultError
+from masc_metrics.bench.commands import ScoreInput
 from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.loading import lacks_mask
-from masc_metrics.bench.options import Command, option
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, WHICH
+from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
-from masc_metrics.bench.tables import is_parquet, pyarrow_parquet
+from masc_metrics.bench.tables import check_table_name, printable
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreInput:
-    """Input of ``masc-metrics score``.
-
-    Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples, or a folder of them.
-    """
-
-    samples: Path = option(type=Path, positional=True)
-
-
-def _score(source: ScoreInput, run: Run) -> int:
+def score(source: ScoreInput, run: Run) -> int:
+    """Run ``masc-metrics score``; returns the exit code."""
     try:
         samples = read_samples(source.samples, run.columns, run.mask_source)
         check_out(run, source.samples)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
+    for note in samples.notes:
+        print(printable(note), file=sys.stderr)
     return score_list(samples, run).exit_code
-
-
-SCORE = Command(
-    name="score",
-    summary="score the samples of a list",
-    description=f"Score the samples of a CSV, JSON Lines or Parquet file with the columns {', '.join(COLUMNS)} and, "
-    f"optionally, sample_id, {', '.join(GROUPS)}. Paths are relative to the file. Or score a folder laid out as "
-    "CONCEPT/reference.png and CONCEPT/METHOD/NAME.png. Writes one row per sample, and a summary next to it. An "
-    "interrupted run continues when it is started again. Exit codes: 0 success, 1 checkpoint not available, 2 "
-    "arguments or list unusable, 3 some rows failed, 130 interrupted.",
-    options=(ScoreInput, Run),
-    run=_score,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +123,25 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
-        print(f"masc-metrics: {error}; results are kept in {folder.folder}: start again to continue", file=sys.stderr)
+        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
+        print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
-    folder.remove()
+    try:
+        folder.remove()
+    except OSError as error:
+        print(f"masc-metrics: {error}; the scores are complete: remove {folder.folder}", file=sys.stderr)
     for line in row_warnings(samples, results):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     for line in summary_lines(summary, run.columns):
-        print(line)
+        print(printable(line))
     print(f"by group, with intervals: {summary_file(run)}")
     if len(summary["by"].get("method", {})) > 1:
         chosen = "" if any(name in SCORE_NAMES for name in run.columns) else f" --score {','.join(run.columns)}"
         print(f"differences between methods: masc-metrics compare {run.out}{chosen}")
     if summary["failed"]:
         others = f"; the others are in {run.out}" if summary["failed"] < len(results) else ""
-        print(f"{summary['failed']} of {len(results)} rows failed{others}", file=sys.stderr)
+        part = f", {summary['failed_in_part']} of them only in some scores" if summary["failed_in_part"] else ""
+        print(f"{summary['failed']} of {len(results)} rows failed{part}{others}", file=sys.stderr)
     return Finished(ROWS_FAILED if summary["failed"] else 0, table_written=True)
 
 
@@ -182,10 +166,7 @@ def check_out(run: Run, source: Path) -> None:
         raise ValueError(f"--out is {out}, which is not a regular file; give the name of a file")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
-    if out.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"--out is {out}; give a name that ends with .csv or .parquet")
-    if is_parquet(out):
-        pyarrow_parquet()
+    check_table_name("--out", out)
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
@@ -195,5 +176,5 @@ def check_out(run: Run, source: Path) -> None:
 def fail(code: int, error: Exception, ranks: Ranks | None = None) -> int:
     """Print an error, on the first rank only, and return its exit code."""
     if ranks is None or ranks.rank == 0:
-        print(f"masc-metrics: {error}", file=sys.stderr)
+        print(f"masc-metrics: {printable(str(error))}", file=sys.stderr)
     return code

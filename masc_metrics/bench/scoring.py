@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
-from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures
-from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, PF_COLUMNS, Run, inputs_of
+from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named
+from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
 from masc_metrics.bench.segmenting import segmented
 from masc_metrics.functional import (
@@ -46,7 +46,7 @@ class _Masked:
     def result(self, scores: Mapping[str, float | None], **fields: Any) -> SampleResult:
         """Its result; further fields are those of :class:`masc_metrics.bench.sample.SampleResult`."""
         (reference_source, reference_confidence), (source, confidence) = (
-            self.made.get(which, ("" if getattr(self.sample, which).mask is None else "given", None)) for which in WHICH
+            self.made.get(which, ("" if self.sample.mask_of(which) is None else "given", None)) for which in WHICH
         )
         return SampleResult(
             self.sample.number,
@@ -86,7 +86,8 @@ class Scorer:
 
         Returns:
             Results in the order of the batch. A sample that could not be loaded keeps its error, one that a filter
-            leaves out has a reason. If a function of the user's fails for a sample, the sample has its error.
+            leaves out has a reason. One that lacks an input, or that a function of the user's fails for, has the
+            reason as its error, and the scores that do not need it.
 
         Raises:
             RuntimeError: if a network's features are not finite.
@@ -96,8 +97,9 @@ class Scorer:
         none = dict.fromkeys(self.run.columns)
         masked: dict[int, _Masked] = {}
         for number, made in self._masked([loaded for loaded in batch if isinstance(loaded, LoadedSample)]).items():
-            if isinstance(made, str):
-                results[number] = SampleResult(number, none, {}, error=made)
+            masks_lack = [made.sample.lacks[name] for name in MASKS if name in made.sample.lacks]
+            if self.run.min_coverage is not None and masks_lack:
+                results[number] = made.result(none, error="; ".join(masks_lack))
             elif left_out := self._left_out(made.sample):
                 undecided = undecided_orientation(made.sample)
                 results[number] = made.result(none, left_out=left_out, orientation_undecided=undecided)
@@ -105,10 +107,10 @@ class Scorer:
                 masked[number] = made
         pairs = [made.sample for made in masked.values()]
         scores: dict[str, dict[int, float]] = {}
+        errors: dict[str, dict[int, str]] = {}
         for name, function in self.functions.items():
-            scores[name], errors = _function_scores(function, pairs)
-            results |= {number: masked[number].result(none, error=error) for number, error in errors.items()}
-            pairs = [pair for pair in pairs if pair.number not in errors]
+            given = [pair for pair in pairs if _has_inputs(pair, name)]
+            scores[name], errors[name] = _function_scores(function, given)
         for name in self.run.scores:
             if name in self.baselines:
                 scores[name] = self._baseline_scores(self.baselines[name], pairs)
@@ -121,14 +123,30 @@ class Scorer:
                 {name: scores[name].get(pair.number) for name in self.run.columns},
                 stripped_prompt=texts.get("stripped", ""),
                 prompt_tokens_cut=self._cut_tokens(pair, list(texts.values())),
+                error="; ".join(
+                    dict.fromkeys(
+                        reason
+                        for name in self.run.columns
+                        if pair.number not in scores[name]
+                        for reason in self._reasons(pair, name, errors.get(name, {}))
+                    )
+                ),
                 orientation_undecided=undecided_orientation(pair),
             )
         return [results[loaded.number] for loaded in batch]
 
+    def _reasons(self, pair: LoadedSample, column: str, errors: Mapping[int, str]) -> Iterator[str]:
+        """Why a pair lacks a score; nothing if it is not meant to have it, as styles of DreamBench++ have no PF."""
+        if pair.number in errors:
+            yield errors[pair.number]
+        for name in (*inputs_of(column), *inputs_of(column, self.run.mask_source)):
+            if name in pair.lacks:
+                yield pair.lacks[name]
+
     def _texts(self, pair: LoadedSample) -> dict[str, str]:
         """The texts that prompt following embeds of a pair, by the setting ``prompts``."""
         prompt = pair.sample.prompt
-        if prompt is None or "pf" not in self.run.scores:
+        if prompt is None or "prompt" in pair.lacks or "pf" not in self.run.scores:
             return {}
         texts = {"stripped": strip_subject(prompt, pair.sample.subject), "full": prompt}
         return {name: texts[name] for name in self.run.prompts}
@@ -136,30 +154,37 @@ class Scorer:
     def _cut_tokens(self, pair: LoadedSample, texts: Sequence[str]) -> int | None:
         """Number of tokens that the text networks of the run have ignored, see SampleResult."""
         counts = self.backbone.cut_tokens(texts)
-        if pair.sample.prompt is not None:
+        if pair.sample.prompt is not None and "prompt" not in pair.lacks:
             baselines = [baseline for baseline in self.baselines.values() if baseline.kind == "text"]
             counts += [count for baseline in baselines for count in baseline.cut_tokens([pair.sample.prompt])]
         return max(counts, default=None)
 
-    def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked | str]:
-        """All pairs, with the masks that they lack and the run makes, or the reason why one cannot be made."""
-        masked: dict[int, _Masked | str] = {pair.number: _Masked(pair) for pair in pairs}
+    def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
+        """All pairs, with the masks that they lack and the run makes; a pair still lacks one that cannot be made."""
+        masked = {pair.number: _Masked(pair) for pair in pairs}
         if self.segmenter is not None:
             return masked | self._segmented(pairs, self.segmenter)
         return masked | self._transferred(pairs) if "generated_mask" in self.run.made_masks else masked
 
-    def _segmented(self, pairs: Sequence[LoadedSample], segmenter: Segmenter) -> dict[int, _Masked | str]:
+    def _segmented(self, pairs: Sequence[LoadedSample], segmenter: Segmenter) -> dict[int, _Masked]:
         """The pairs without a mask that the run makes, with those from their nouns, by the sample's number."""
-        tasks = [(pair, which) for pair in pairs for which in WHICH if lacks_mask(pair.sample, which, self.run)]
+        tasks = [
+            (pair, which)
+            for pair in pairs
+            for which in WHICH
+            if lacks_mask(pair.sample, which, self.run)
+            and f"{which}_mask" not in pair.lacks
+            and getattr(pair, which) is not None
+        ]
         images = [getattr(pair, which).pixels for pair, which in tasks]
         found = segmented(segmenter, images, [getattr(pair.sample, f"{which}_noun") for pair, which in tasks])
-        made: dict[int, _Masked | str] = {}
+        made: dict[int, _Masked] = {}
         for (pair, which), result in zip(tasks, found, strict=True):
             known = made.get(pair.number, _Masked(pair))
-            if isinstance(known, str):
-                continue
             if isinstance(result, ValueError):
-                made[pair.number] = f"{which}_image {getattr(pair.sample, f'{which}_image')}: {result}"
+                reason = f"{which}_image {named(getattr(pair.sample, f'{which}_image'))}: {result}"
+                lacking = replace(known.sample, lacks={**known.sample.lacks, f"{which}_mask": reason})
+                made[pair.number] = replace(known, sample=lacking)
                 continue
             confidence = result.score if result.coverage > 0 else None
             made[pair.number] = _Masked(
@@ -168,13 +193,20 @@ class Scorer:
             )
         return made
 
-    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked | str]:
+    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
         """The pairs without a mask of the generated image, with one from their reference, by the sample's number."""
-        chosen = [pair for pair in pairs if pair.generated.mask is None and pair.reference.mask is not None]
+        chosen = [
+            pair
+            for pair in pairs
+            if pair.generated.mask is None
+            and "generated_mask" not in pair.lacks
+            and pair.reference is not None
+            and pair.reference.mask is not None
+        ]
         if not chosen:
             return {}
-        references = ImageBatch(tuple(pair.reference.pixels for pair in chosen))
-        reference_masks = MaskBatch(tuple(pair.reference.mask for pair in chosen if pair.reference.mask is not None))
+        references = ImageBatch(tuple(_reference(pair).pixels for pair in chosen))
+        reference_masks = _masks([_reference(pair) for pair in chosen])
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
         found = transfer_masks(generated, references, reference_masks, **self.settings)
         return {
@@ -197,8 +229,9 @@ class Scorer:
     def _check(self, pair: LoadedSample) -> float:
         key = (pair.sample.reference_image, pair.sample.reference_mask)
         if key not in self.checks:
-            masks = MaskBatch(() if pair.reference.mask is None else (pair.reference.mask,))
-            self.checks[key] = float(check_transfer(ImageBatch((pair.reference.pixels,)), masks, **self.settings))
+            reference = _reference(pair)
+            masks = _masks([reference])
+            self.checks[key] = float(check_transfer(ImageBatch((reference.pixels,)), masks, **self.settings))
         return self.checks[key]
 
     @property
@@ -213,20 +246,20 @@ class Scorer:
     def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
         for name, image in (("reference_mask", pair.reference), ("generated_mask", pair.generated)):
-            if minimum is not None and image.coverage is not None and image.coverage <= minimum:
+            if minimum is not None and image is not None and image.coverage is not None and image.coverage <= minimum:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
     def _baseline_scores(self, baseline: Baseline, pairs: Sequence[LoadedSample]) -> dict[int, float]:
         """Scores by the sample's number, of the pairs that have the input of a baseline."""
-        pairs = [pair for pair in pairs if baseline.kind == "image" or pair.sample.prompt is not None]
+        pairs = [pair for pair in pairs if _has_inputs(pair, baseline.name)]
         if not pairs:
             return {}
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         if baseline.kind == "text":
             scores = baseline.score_texts(generated, [pair.sample.prompt or "" for pair in pairs])
         else:
-            scores = baseline.score(generated, ImageBatch(tuple(pair.reference.pixels for pair in pairs)))
+            scores = baseline.score(generated, ImageBatch(tuple(_reference(pair).pixels for pair in pairs)))
         return dict(zip((pair.number for pair in pairs), scores, strict=True))
 
     def _masc_scores(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, dict[int, float]]:
@@ -250,12 +283,11 @@ class Scorer:
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         needed = {name for column in columns for name in inputs_of(column)}
         reference_masks, generated_masks = (
-            MaskBatch(tuple(getattr(pair, which).mask for pair in pairs)) if f"{which}_mask" in needed else None
-            for which in WHICH
+            _masks([getattr(pair, which) for pair in pairs]) if f"{which}_mask" in needed else None for which in WHICH
         )
         settings = self.settings
         if columns[0] in CP_COLUMNS:
-            references = ImageBatch(tuple(pair.reference.pixels for pair in pairs))
+            references = ImageBatch(tuple(_reference(pair).pixels for pair in pairs))
             aggregations = [CP_COLUMNS[column] for column in columns]
             preserved = concept_preservation_variants(
                 generated, references, reference_masks, generated_masks, aggregations=aggregations, **settings
@@ -346,19 +378,29 @@ def load_scorer(
 def _has_inputs(pair: LoadedSample, column: str) -> bool:
     """Whether a pair has what a column needs; a sample without a subject keeps its prompt."""
     given = {
-        "reference_mask": pair.reference.mask is not None,
+        "reference_image": pair.reference is not None,
+        "reference_mask": pair.reference is not None and pair.reference.mask is not None,
         "generated_mask": pair.generated.mask is not None,
         "prompt": pair.sample.prompt is not None,
     }
-    return all(given.get(name, True) for name in inputs_of(column))
+    return all(given.get(name, True) and name not in pair.lacks for name in inputs_of(column))
+
+
+def _reference(pair: LoadedSample) -> LoadedImage:
+    assert pair.reference is not None, "only pairs with a reference have a score that needs it"
+    return pair.reference
+
+
+def _masks(images: Sequence[LoadedImage]) -> MaskBatch:
+    return MaskBatch(tuple(image.mask for image in images if image.mask is not None))
 
 
 def undecided_orientation(pair: LoadedSample) -> list[str]:
     """The pair's images that may be turned against their masks."""
     images = ((pair.generated, pair.sample.generated_image), (pair.reference, pair.sample.reference_image))
-    return [file for image, file in images if image.orientation_undecided]
+    return [file for image, file in images if image is not None and image.orientation_undecided]
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:
     split = (name.split("_", 1) for name in MEASURES)
-    return {f"{which}_{measure}": getattr(getattr(pair, which), measure) for which, measure in split}
+    return {f"{which}_{measure}": getattr(getattr(pair, which), measure, None) for which, measure in split}

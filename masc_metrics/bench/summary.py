@@ -17,7 +17,7 @@ from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean,
 from masc_metrics.bench.run import PF_COLUMNS
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
-from masc_metrics.bench.tables import text_table
+from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, text_table
 from masc_metrics.prompts import holds_subject
 from masc_metrics.segmenters.segmenter import ALMOST_FULL
 from masc_metrics.transfer import TRUSTED_IOU
@@ -60,7 +60,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
     scored = [
         (sample, [result.scores.get(name) for name in scores])
         for sample, result in zip(samples, results, strict=True)
-        if not result.error and not result.left_out
+        if not result.left_out and (not result.error or _has_score(result))
     ]
     values_NS = np.array([values for _, values in scored], dtype=np.float64).reshape(len(scored), len(scores))
     concepts = [sample.concept or sample.reference_image for sample, _ in scored]
@@ -79,6 +79,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
     return {
         "samples": len(samples),
         "failed": sum(bool(result.error) for result in results),
+        "failed_in_part": sum(bool(result.error) and _has_score(result) for result in results),
         "left_out": sum(bool(result.left_out) for result in results),
         "masks": {which: _mask_counts(results, which) for which in WHICH},
         "prompts_cut": sum(bool(result.prompt_tokens_cut) for result in results),
@@ -91,6 +92,10 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "all": _figures(values_NS, concepts_N, scores),
         "by": by,
     }
+
+
+def _has_score(result: SampleResult) -> bool:
+    return any(value is not None for value in result.scores.values())
 
 
 def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         lines.append(
             f"{samples.source}: {len(unstripped)} of {len(followed)} prompts do not contain their subject as separate "
             f"words, so nothing was stripped from them; spell it as in the prompt; the first is in line {first.line}: "
-            f"{first.subject!r} in {first.prompt!r}"
+            f"{quoted(first.subject)} in {quoted(first.prompt)}"
         )
     if cut := [(sample, result) for sample, result in rows if result.prompt_tokens_cut]:
         first, most = max(cut, key=lambda row: row[1].prompt_tokens_cut or 0)
@@ -279,7 +284,7 @@ def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:
 
 
 def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iterator[str]:
-    label = f"{samples.source}, line {sample.line} (sample {sample.sample_id})"
+    label = f"{samples.source}, line {sample.line} (sample {sample.sample_id[:LONGEST_QUOTE]})"
     if result.error:
         yield f"{label}: {result.error}"
     for name, value in result.scores.items():

@@ -1,22 +1,59 @@
-"""Tables in files: rows read from CSV, JSON Lines and Parquet, and written to CSV and Parquet; tables as text."""
+"""Tables in files: rows read and written as CSV, tab-separated text, JSON Lines and Parquet; tables as text.
+
+A Parquet file may hold pictures in its cells. They are not read with the rows: a cell is then the picture's place, such
+as ``samples.parquet#reference_image:0``, and :func:`stored_picture` reads that one picture.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import itertools
 import json
+import math
 import os
+import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import IO
+from typing import IO, Any
 
 Cells = Mapping[str, str | float | None]
 
+READ = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Endings of tables that are read; a file with any other ending is read as CSV, unless it is of a known kind."""
 
-_OTHER_FORMATS = (".json", ".ods", ".xls", ".xlsx")
+WRITTEN = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Endings of tables that are written."""
+
+_SAVE_AS = "save it as .csv, .tsv, .jsonl or .parquet"
+
+_OTHER_ENDINGS = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), f"is a spreadsheet; {_SAVE_AS}"),
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz"), "is compressed; unpack it first"),
+    **dict.fromkeys((".arrow", ".feather", ".pkl", ".pickle"), f"is not a table that can be read; {_SAVE_AS}"),
+}
+
+_CONTENTS = {
+    b"PK\x03\x04": f"is a spreadsheet or a ZIP archive; {_SAVE_AS}",
+    b"\xd0\xcf\x11\xe0": f"is a spreadsheet; {_SAVE_AS}",
+    b"\x1f\x8b": "is compressed; unpack it first",
+    b"PAR1": "is Parquet; rename it to end with .parquet",
+    b"\xff\xfe": "is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16; save it as UTF-8",
+}
+"""What files of text are that begin so, and the remedy."""
+
+LONGEST_QUOTE = 200
+"""Characters of a cell that an error text quotes at most."""
+
+_PICTURE_ROWS, _TEXT_ROWS = 16, 2**16  # of Parquet in memory at a time, with and without pictures
+_PLACE = re.compile(r"(?P<file>.*\.parquet)#(?P<column>.*):(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +61,7 @@ class Row:
     """One row of a file.
 
     Attributes:
-        line: line of the file on which it begins, from 1; in Parquet the number of the row.
+        line: line of the file on which it begins, from 1; in Parquet and in a JSON array the number of the row.
         cells: text by column; None for a missing or null cell.
     """
 
@@ -32,32 +69,81 @@ class Row:
     cells: Mapping[str, str | None]
 
 
-def read_rows(file: Path, needed: Sequence[str] = ()) -> list[Row]:
-    """Read all rows of a file: .jsonl or .ndjson, .parquet, and CSV in UTF-8 for any other suffix.
+def read_rows(
+    file: Path, needed: Sequence[str] = (), *, texts: Collection[str] = (), pictures: Collection[str] = ()
+) -> list[Row]:
+    """Read all rows of a file: CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet.
 
-    It must have the ``needed`` columns.
+    Numbers become text, such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and
+    bytes become their place in the file.
+
+    Args:
+        file: its ending says its format, see ``READ``.
+        needed: columns that it must have.
+        texts: columns that hold text or numbers if they are there, as those of ``needed``; anything else in them is an
+            error.
+        pictures: columns whose cells may be pictures in Parquet: bytes, or Hugging Face's ``{"bytes", "path"}``. Equal
+            pictures of a column have one place.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed or lacks a column; the text names the file, the line and the remedy.
+        ValueError: if it is malformed, lacks a column, or holds something else than text; the text names the file, the
+            line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
     suffix = file.suffix.lower()
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
-    if suffix in _OTHER_FORMATS:
-        raise ValueError(f"{file} is not a table that can be read; save it as .csv, .jsonl or .parquet")
-    if suffix in (".jsonl", ".ndjson"):
-        return list(_json_rows(file, needed))
+    if suffix in _OTHER_ENDINGS:
+        raise ValueError(f"{file} {_OTHER_ENDINGS[suffix]}")
+    plain = {*needed, *texts}
     if suffix == ".parquet":
-        return list(_parquet_rows(file, needed))
-    return list(_csv_rows(file, needed))
+        return list(_parquet_rows(file, needed, plain, pictures))
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    for beginning, kind in _CONTENTS.items():
+        if head.startswith(beginning):
+            raise ValueError(f"{file} {kind}")
+    if suffix in (".jsonl", ".ndjson"):
+        return list(_json_rows(file, needed, plain))
+    if suffix == ".json":
+        return list(_json_array_rows(file, needed, plain))
+    return list(_csv_rows(file, needed, "\t" if suffix == ".tsv" else ","))
 
 
 def text_of(row: Row, name: str) -> str:
     """Text of a cell without surrounding space; empty for a missing cell, and for the NaN that dataframes write."""
     text = (row.cells.get(name) or "").strip()
     return "" if text in ("nan", "NaN") else text
+
+
+def quoted(cell: object) -> str:
+    """A cell as error texts quote it: at most 200 characters of it, control characters escaped."""
+    text = ascii(cell) if isinstance(cell, str) and not cell.isprintable() else repr(cell)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Text for the terminal: control characters, which could move the cursor or clear the screen, are escaped."""
+    return "".join(
+        character.encode("unicode_escape", "backslashreplace").decode()
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
+        else character
+        for character in text
+    )
+
+
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that change the direction of the text after them."""
+
+
+def file_in(folder: Path, cell: str) -> str:
+    """File that a cell names, relative to a folder. Backslashes of Windows are read if only that names a file."""
+    file = os.path.join(folder, cell)
+    if "\\" in cell and os.sep == "/" and not os.path.exists(file):
+        turned = os.path.join(folder, cell.replace("\\", "/"))
+        return turned if os.path.exists(turned) else file
+    return file
 
 
 def pyarrow_parquet() -> ModuleType:
@@ -74,26 +160,37 @@ def pyarrow_parquet() -> ModuleType:
     return module
 
 
-def _check_columns(file: Path, names: list[str], needed: Sequence[str], remedy: str) -> None:
+def _check_columns(file: Path, names: Sequence[str], needed: Sequence[str], remedy: str) -> None:
     missing = [name for name in needed if name not in names]
     if missing:
         raise ValueError(
-            f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {remedy}; its columns are {names}"
+            f"{file} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; {remedy}; its columns are "
+            f"{quoted(list(names))}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"{file} has two columns of one name: {names}; rename one")
+        raise ValueError(f"{file} has two columns of one name: {quoted(list(names))}; rename one")
 
 
-def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
+def _column_name(name: str) -> str:
+    return name.strip("\ufeff \t\r\n")  # spreadsheets and joined files leave spaces and byte order marks
+
+
+def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row]:
+    tabs = separator == "\t"
+    kind, cells_of = ("tab-separated text", "tab") if tabs else ("CSV", "comma")
     with file.open(encoding="utf-8-sig", newline="") as stream:
         # Not strict, an unclosed quote would swallow the rest of the file as one cell.
-        reader = csv.reader(stream, skipinitialspace=True, strict=True)
+        reader = csv.reader(stream, delimiter=separator, skipinitialspace=not tabs, strict=True)
         try:
-            names = next(reader, [])
-            separator = next((each for each in (";", "\t") if len(names) == 1 and each in names[0]), None)
-            remedy = f"give a comma-separated header line with {', '.join(needed)}"
-            if separator:
-                remedy = f"its cells are separated by {separator!r}; {remedy}"
+            names = [_column_name(name) for name in next(reader, [])]
+            other = next((each for each in (";", "\t", ",") if len(names) == 1 and each in names[0]), None)
+            remedy = f"give a {cells_of}-separated header line with {', '.join(needed)}"
+            if names and names[0].startswith(("{", "[")):
+                remedy = f"it looks like JSON: rename it to end with .jsonl or .json, or {remedy}"
+            elif other:
+                remedy = (
+                    f"its cells are separated by {other!r}; {remedy}{', or name it .tsv' if other == chr(9) else ''}"
+                )
             _check_columns(file, names, needed, remedy)
             for cells in reader:
                 if not cells:  # an empty line
@@ -101,60 +198,182 @@ def _csv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
                 line = reader.line_num - sum(cell.count("\n") for cell in cells)
                 if len(cells) != len(names):
                     remedy = (
-                        "quote cells that hold a comma" if len(cells) > len(names) else "leave a cell empty for none"
+                        f"quote cells that hold a {cells_of}"
+                        if len(cells) > len(names)
+                        else "leave a cell empty for none"
                     )
                     raise ValueError(f"{file}, line {line} has {len(cells)} cells for {len(names)} columns; {remedy}")
                 yield Row(line, dict(zip(names, cells, strict=True)))
         except (csv.Error, UnicodeDecodeError) as error:
             hint = "; close the open quote" if "unexpected end" in str(error) else ""
             if isinstance(error, UnicodeDecodeError):
-                hint = "; save it as CSV UTF-8"
+                hint = f"; save it as {kind} UTF-8"
             raise ValueError(
-                f"{file} cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}{hint}"
+                f"{file} cannot be read as {kind} in UTF-8 after line {reader.line_num}: {error}{hint}"
             ) from error
 
 
-def _json_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
+def _json_rows(file: Path, needed: Sequence[str], texts: Collection[str]) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="\n") as stream:
         line = 0
         try:
             for line, text in enumerate(stream, start=1):
                 if text.strip():
-                    yield Row(line, _json_cells(f"{file}, line {line}", text, needed))
+                    yield Row(line, _json_cells(f"{file}, line {line}", _parsed(file, line, text), needed, texts))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{file} cannot be read as JSON Lines in UTF-8 after line {line}: {error}") from error
+            raise ValueError(
+                f"{file} cannot be read as JSON Lines in UTF-8 after line {line}: {error}; save it as UTF-8"
+            ) from error
 
 
-def _json_cells(label: str, text: str, needed: Sequence[str]) -> dict[str, str | None]:
+def _parsed(file: Path, line: int, text: str) -> object:
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{label} is not valid JSON: {error}; give one object per line") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        array = line == 1 and text.lstrip().startswith("[")
+        remedy = "an array of objects must end with .json" if array else "give one object per line"
+        raise ValueError(f"{file}, line {line} is not valid JSON: {error}; {remedy}") from error
+
+
+def _json_array_rows(file: Path, needed: Sequence[str], texts: Collection[str]) -> Iterator[Row]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
+        remedy = "if it has one object per line, rename it to end with .jsonl"
+        raise ValueError(f"{file} cannot be read as JSON in UTF-8: {error}; {remedy}") from error
+    if not isinstance(values, list):
+        raise ValueError(f"{file} holds a JSON {type(values).__name__}; give an array of objects, one per row")
+    for line, value in enumerate(values, start=1):
+        yield Row(line, _json_cells(f"{file}, row {line}", value, needed, texts))
+
+
+def _json_cells(label: str, values: object, needed: Sequence[str], texts: Collection[str]) -> dict[str, str | None]:
     if not isinstance(values, dict):
         raise ValueError(f"{label} holds a JSON {type(values).__name__}; give one object per line")
-    missing = [name for name in needed if name not in values]
+    named = {_column_name(name): value for name, value in values.items()}
+    missing = [name for name in needed if name not in named]
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
-    for name in needed:
-        if isinstance(values[name], (bool, list, dict)):
-            raise ValueError(f"{label}: {name} is a JSON {type(values[name]).__name__}; give text")
-    return {name: _text(value) for name, value in values.items()}
+    return {name: _text(value, f"{label}: {name} is a JSON", name in texts) for name, value in named.items()}
 
 
-def _parquet_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:
+def _text(value: object, label: str, must_be_text: bool) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, (bool, list, dict, bytes)):  # numbers and dates
+        return str(value)
+    if must_be_text:
+        raise ValueError(f"{label} {type(value).__name__}; give text")
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _parquet_rows(
+    file: Path, needed: Sequence[str], texts: Collection[str], pictures: Collection[str]
+) -> Iterator[Row]:
     parquet = pyarrow_parquet()
     file.open("rb").close()  # pyarrow raises errors of its own for a missing file
     try:
-        table = parquet.ParquetFile(file).read()  # read_table would add columns for folders such as seed=3
+        with parquet.ParquetFile(file) as table:  # read_table would add columns for folders such as seed=3
+            schema = table.schema_arrow
+            names = [_column_name(name) for name in schema.names]
+            _check_columns(file, names, needed, f"give {', '.join(needed)}")
+            stored = {
+                name
+                for name, kind in zip(names, schema.types, strict=True)
+                if _holds_bytes(kind) and (name in pictures or name not in texts)
+            }
+            place_of: dict[tuple[str, bytes], str] = {}
+            lines = itertools.count(1)
+            for batch in table.iter_batches(batch_size=_PICTURE_ROWS if stored else _TEXT_ROWS):
+                columns = [
+                    batch.column(index) if name in stored else batch.column(index).to_pylist()
+                    for index, name in enumerate(names)
+                ]
+                for index, line in zip(range(batch.num_rows), lines, strict=False):
+                    cells: dict[str, str | None] = {}
+                    for name, column in zip(names, columns, strict=True):
+                        if name in stored:
+                            cells[name] = _place(column[index].as_py(), file, name, line - 1, place_of)
+                        else:
+                            cells[name] = _text(column[index], f"{file}, row {line}: {name} is a", name in texts)
+                    yield Row(line, cells)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from both
+        if str(error).startswith(str(file)):
+            raise
         raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
-    _check_columns(file, list(table.column_names), needed, f"give {', '.join(needed)}")
-    for line, values in enumerate(table.to_pylist(), start=1):
-        yield Row(line, {name: _text(value) for name, value in values.items()})
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
+
+
+def _content(cell: Any) -> bytes | None:
+    """Bytes of a cell of bytes, or of ``{"bytes", "path"}``."""
+    content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content
+
+
+def _place(cell: Any, file: Path, column: str, row: int, place_of: dict[tuple[str, bytes], str]) -> str | None:
+    content = _content(cell)
+    if content is None:
+        path: str | None = cell.get("path") if isinstance(cell, dict) else None
+        return path
+    digest = hashlib.sha256(content).digest()
+    return place_of.setdefault((column, digest), f"{file.name}#{column}:{row}")
+
+
+def stored_picture(place: str) -> bytes | None:
+    """Bytes of the picture at a place in a Parquet file, from row 0; None for the name of a file.
+
+    Raises:
+        OSError: if there is no picture, or the file cannot be read.
+        ImportError: if pyarrow is not installed.
+    """
+    found = _PLACE.fullmatch(place)
+    if not found or os.path.exists(place):
+        return None
+    # By process, because one that is forked would share the file's position.
+    return _pictures(os.getpid(), found["file"], found["column"]).read(int(found["row"]))
+
+
+@lru_cache(maxsize=4)
+def _pictures(process: int, file: str, column: str) -> _Pictures:
+    return _Pictures(Path(file), column)
+
+
+class _Pictures:
+    """The pictures in a column, read forward in small batches, so that a few are in memory at a time."""
+
+    def __init__(self, file: Path, column: str) -> None:
+        file.open("rb").close()
+        self._table = pyarrow_parquet().ParquetFile(file)
+        self._columns = [name for name in self._table.schema_arrow.names if _column_name(name) == column]
+        self._file, self._column = file, column
+        self._begin()
+
+    def _begin(self) -> None:
+        # Without threads, because image-loading workers are forked.
+        self._batches = self._table.iter_batches(batch_size=_PICTURE_ROWS, columns=self._columns, use_threads=False)
+        self._batch: Any = None
+        self._first = self._next = 0
+
+    def read(self, row: int) -> bytes:
+        if row < self._first:
+            self._begin()
+        while row >= self._next:
+            self._batch = next(self._batches, None)
+            if self._batch is None or not self._columns:
+                self._begin()
+                raise OSError(f"{self._file} has no picture in column {self._column}, row {row}")
+            self._first, self._next = self._next, self._next + self._batch.num_rows
+        content = _content(self._batch.column(0)[row - self._first].as_py())
+        if content is None:
+            raise OSError(f"{self._file} has no picture in column {self._column}, row {row}")
+        return content
 
 
 def is_parquet(file: Path) -> bool:
@@ -162,26 +381,35 @@ def is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
 
 
-def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
-    """Write rows to a Parquet file if the name ends with .parquet, else to CSV.
+def check_table_name(option: str, out: Path) -> None:
+    """Raise ValueError unless a table can be written under this name, and ImportError without pyarrow for Parquet."""
+    if out.suffix.lower() not in WRITTEN:
+        *others, last = WRITTEN
+        raise ValueError(f"{option} is {out}; give a name that ends with {', '.join(others)} or {last}")
+    if is_parquet(out):
+        pyarrow_parquet()
 
-    The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV, None is
-    an empty cell; in Parquet it is null, and ``numbers`` are the columns that hold numbers. NaN is nan in both.
+
+def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
+    """Write rows as the name says: .parquet, .jsonl or .ndjson, .tsv, or .csv.
+
+    The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV and
+    tab-separated text, None is an empty cell; elsewhere it is null. ``numbers`` are the columns that hold numbers. NaN
+    is nan everywhere; in JSON, which has no such number, it is the text "nan".
 
     Raises:
         OSError: if the file cannot be written.
+        ValueError: for any other name.
         ImportError: for Parquet without pyarrow.
     """
+    check_table_name("the table's file", file)
     # File names may hold bytes, and JSON halves of surrogate pairs, that UTF-8 cannot encode.
     cells = [[_encodable(row[name]) for name in columns] for row in rows]
-    if not is_parquet(file):
-        text = io.StringIO(newline="")
-        csv.writer(text).writerow(columns)
-        csv.writer(text).writerows(
-            [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line] for line in cells
-        )
+    suffix = file.suffix.lower()
+    if suffix != ".parquet":
+        text = _json_text(cells, columns) if suffix in (".jsonl", ".ndjson") else _csv_text(cells, columns, suffix)
         with replacing(file) as stream:
-            stream.write(text.getvalue().encode())
+            stream.write(text.encode())
         return
     parquet = pyarrow_parquet()
     import pyarrow
@@ -190,6 +418,25 @@ def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbe
     table = pyarrow.Table.from_pylist([dict(zip(columns, line, strict=True)) for line in cells], schema=schema)
     with replacing(file) as stream:
         parquet.write_table(table, stream)
+
+
+def _json_text(cells: Sequence[Sequence[str | float | None]], columns: Sequence[str]) -> str:
+    lines = (
+        {
+            name: "nan" if isinstance(cell, float) and math.isnan(cell) else cell
+            for name, cell in zip(columns, line, strict=True)
+        }
+        for line in cells
+    )
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+def _csv_text(cells: Sequence[Sequence[str | float | None]], columns: Sequence[str], suffix: str) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",")
+    writer.writerow(columns)
+    writer.writerows([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line] for line in cells)
+    return text.getvalue()
 
 
 def _encodable(cell: str | float | None) -> str | float | None:
@@ -219,5 +466,6 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table with columns of equal width."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,8 +1,6 @@
 """Scores of images, masks and prompts: one for each sample, as accumulated by the metric classes."""
 
 from masc_metrics.functional.following import (
-    DEFAULT_POOLING,
-    Pooling,
     PromptScores,
     background_maps,
     check_pooling,
@@ -11,14 +9,13 @@ from masc_metrics.functional.following import (
     prompt_following_variants,
 )
 from masc_metrics.functional.preservation import (
-    DEFAULT_AGGREGATION,
-    Aggregation,
     concept_preservation,
     concept_preservation_variants,
     match_maps,
 )
 from masc_metrics.functional.sensitivity import MaskSensitivity, mask_sensitivity
 from masc_metrics.functional.transferring import Refiner, check_transfer, transfer_masks
+from masc_metrics.settings import DEFAULT_AGGREGATION, DEFAULT_POOLING, Aggregation, Pooling
 
 __all__ = [
     "DEFAULT_AGGREGATION",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from masc_metrics.arguments import (
     check_sequence,
     check_type,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional.encoding import (
     all_images,
     check_settings,
@@ -38,15 +38,15 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_POOLING, Pooling
 from masc_metrics.transfer import (
     TransferredMasks,
 )
 
-Pooling = Literal["background", "full", "foreground"]
-DEFAULT_POOLING: Pooling = "background"
 
-
+@eager
 def prompt_following(
     generated_images: Images,
     generated_masks: Masks | None,
@@ -137,6 +137,7 @@ class PromptScores:
     cut_tokens: tuple[int, ...]
 
 
+@eager
 def prompt_following_variants(
     generated_images: Images,
     generated_masks: Masks | None,

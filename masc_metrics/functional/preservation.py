@@ -6,7 +6,7 @@ Shape suffixes: B samples, N patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from masc_metrics.arguments import (
     check_choice,
     check_sequence,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, SigLIP2Backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional.encoding import check_pairs, check_settings, coverage_of, encoded_pairs, finite, in_order
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
@@ -24,17 +24,17 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
+from masc_metrics.precision import eager
 from masc_metrics.scores import (
     best_cosine,
     masked_max_cosine,
     mutual_recall,
     weighted_max_cosine,
 )
-
-Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
-DEFAULT_AGGREGATION: Aggregation = "masked"
+from masc_metrics.settings import DEFAULT_AGGREGATION, DEFAULT_ENCODE_BATCH_SIZE, Aggregation
 
 
+@eager
 def concept_preservation(
     generated_images: Images,
     reference_images: Images,
@@ -78,6 +78,7 @@ def concept_preservation(
     )[DEFAULT_AGGREGATION]
 
 
+@eager
 def concept_preservation_variants(
     generated_images: Images,
     reference_images: Images,
@@ -162,6 +163,7 @@ def concept_preservation_variants(
     return {aggregation: in_order(parts, backbone) for aggregation, parts in scored.items()}
 
 
+@eager
 def match_maps(
     generated_images: Images,
     reference_images: Images,

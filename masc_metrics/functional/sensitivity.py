@@ -16,7 +16,7 @@ from masc_metrics.arguments import (
     check_sequence,
     check_type,
 )
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import (
     check_pairs,
     check_settings,
@@ -37,11 +37,13 @@ from masc_metrics.masks import (
     check_masks,
     perturb,
 )
+from masc_metrics.precision import eager
 from masc_metrics.references import References
 from masc_metrics.scores import (
     best_cosine,
     weighted_mean,
 )
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class MaskSensitivity:
     pf: dict[Perturbation, Tensor]
 
 
+@eager
 def mask_sensitivity(
     generated_images: Images,
     generated_masks: Masks,

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE, PatchFeatures, SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import all_images, check_settings, coverage_of, each_image, encoded, finite
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.precision import to_device
+from masc_metrics.precision import eager, to_device
 from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.transfer import (
     TransferredMasks,
     find_subject,
@@ -45,6 +46,7 @@ class Refiner(Protocol):
         """
 
 
+@eager
 def transfer_masks(
     generated_images: Images,
     reference_images: ReferenceImages,
@@ -98,6 +100,7 @@ def transfer_masks(
     return TransferredMasks(masks, found.confidence_B)
 
 
+@eager
 def check_transfer(
     reference_images: ReferenceImages,
     reference_masks: ReferenceMasks,

@@ -26,7 +26,7 @@ from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
 from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.segmenters.segmenter import SEGMENTERS
+from masc_metrics.settings import SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU
 
 Segment = Callable[[Any, list[str]], Masks]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.precision import to_device
-from masc_metrics.reading import check_folder, load_json, read_network, read_tokenizer
+from masc_metrics.reading import check_folder, check_token_ids, load_json, read_network, read_tokenizer
 from masc_metrics.segmenters.preparation import (
     CLIP,
     HALF,
@@ -154,6 +154,7 @@ class TextNetwork(Network):
         """Arguments of the model for texts, padded to the length of the network so that batches are alike."""
         options = {"padding": "max_length", "max_length": self.text_length, **options}
         encoded = self.tokenizer(list(texts), return_tensors="pt", **options)  # check_text has seen them
+        check_token_ids(encoded["input_ids"], int(self.model.config.text_config.vocab_size), self.folder)
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: to_device(encoded[name], self.device) for name in names if name in encoded}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from masc_metrics.images import MAX_UINT8, ImageProcessing, normalise, resize_all
 from masc_metrics.precision import to_device
-from masc_metrics.reading import PROCESSOR_FILES, load_json, readable
+from masc_metrics.reading import PROCESSOR_FILES, check_normalisation, load_json, readable
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -43,10 +43,12 @@ def read_processing(folder: Path, mean_std: tuple[Sequence[float], Sequence[floa
     """
     file, values = _processor_values(folder)
     with readable(file, "image processor"):
-        (r, g, b), (dr, dg, db) = (
-            map(float, values.get(name, default))
+        mean, std = (
+            tuple(map(float, values.get(name, default)))
             for name, default in zip(("image_mean", "image_std"), mean_std, strict=True)
         )
+    check_normalisation(file, mean, std)
+    (r, g, b), (dr, dg, db) = mean, std
     # Patches of one pixel, so that grids are sizes in pixels.
     return ImageProcessing(patch_size=1, mean=(r, g, b), std=(dr, dg, db), resample="bilinear", fixed_size=None)
 

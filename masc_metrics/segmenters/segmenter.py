@@ -6,7 +6,6 @@ Shape suffixes: H, W sides in pixels.
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,17 @@ from masc_metrics.arguments import check_choice, check_positive, check_type
 from masc_metrics.cache import FeatureCache, content_digests
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
-from masc_metrics.precision import DEFAULT_DTYPE, check_device, check_dtype, default_dtype, to_device, without_autocast
+from masc_metrics.locks import Lock
+from masc_metrics.precision import (
+    DEFAULT_DTYPE,
+    Dtype,
+    check_device,
+    check_dtype,
+    default_dtype,
+    eager,
+    to_device,
+    without_autocast,
+)
 from masc_metrics.prompts import check_texts
 from masc_metrics.segmenters.networks import (
     Boxes,
@@ -38,11 +47,10 @@ from masc_metrics.segmenters.networks import (
     TextNetwork,
     check_transformers,
 )
+from masc_metrics.settings import DEFAULT_SEGMENTER, DEFAULT_SEGMENTER_BATCH_SIZE, SEGMENTERS
 
 _Network = TypeVar("_Network", bound=Network)
 
-DEFAULT_SEGMENTER = "sam3"
-DEFAULT_BATCH_SIZE = 4
 DEFAULT_MASK_CACHE_BYTES = 64 * 2**20
 """About 500 masks of 1024 x 1024 pixels."""
 
@@ -88,9 +96,6 @@ _KINDS: Mapping[str, _Kind] = {
     "grounded_sam2": _Kind(GroundingDino, "IDEA-Research/grounding-dino-base", 0.3, _sentence, _SAM2),
     "owlv2_sam2": _Kind(Owlv2, "google/owlv2-base-patch16-ensemble", 0.2, _photo, _SAM2),
 }
-
-SEGMENTERS = tuple(_KINDS)
-"""Names of the segmenters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,7 @@ class Segmenter:
         """
         return self._segment(images, nouns)
 
+    @eager
     def masks_in_boxes(
         self, images: Images, boxes: Sequence[Tensor], points: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
@@ -244,6 +250,7 @@ class Segmenter:
                 masks += [to_device(each.mask_HW, image.device) for each, image in zip(found, part, strict=True)]
         return masks
 
+    @eager
     def load(self) -> Mapping[str, str | None]:
         """Read the networks now instead of at the first call, on the device of the settings.
 
@@ -270,6 +277,12 @@ class Segmenter:
         return network, shared_network(Sam2, settings.mask_source, device, settings.dtype)
 
     def _segment(self, images: Images, nouns: Sequence[str]) -> list[Segmentation]:
+        results = self._marked(images, nouns)
+        self._warn_of_full_masks(results, nouns)
+        return results
+
+    @eager
+    def _marked(self, images: Images, nouns: Sequence[str]) -> list[Segmentation]:
         pictures = check_images(images, "images").images
         texts = self._texts(nouns, len(pictures))
         device = self.settings.device or pictures[0].device
@@ -299,9 +312,7 @@ class Segmenter:
                     for index, result in zip(part, found, strict=True):
                         packed[keys[index]] = _packed(result)
                         self.cache.put(keys[index], packed[keys[index]])
-            results = [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]
-        self._warn_of_full_masks(results, nouns)
-        return results
+            return [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]
 
     def _texts(self, nouns: Sequence[str], count: int) -> list[str]:
         check_texts(nouns, "nouns")
@@ -368,7 +379,7 @@ def _unpacked(packed: Tensor, picture: Tensor) -> Segmentation:
     return Segmentation(to_device(torch.from_numpy(pixels), picture.device), score, instances, float(pixels.mean()))
 
 
-_lock = threading.RLock()
+_lock = Lock()
 _segmenters: dict[SegmenterSettings, Segmenter] = {}
 _networks: dict[Hashable, Network] = {}
 
@@ -407,9 +418,9 @@ def load_segmenter(
     checkpoint: str | os.PathLike[str] | None = None,
     mask_checkpoint: str | os.PathLike[str] | None = None,
     threshold: float | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype = DEFAULT_DTYPE,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: str | int | torch.device | None = None,
+    dtype: Dtype = DEFAULT_DTYPE,
+    batch_size: int = DEFAULT_SEGMENTER_BATCH_SIZE,
     revision: str | None = None,
     mask_revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -429,7 +440,7 @@ def load_segmenter(
             0.5 for "sam3" and "clipseg", 0.3 for "grounded_sam2", 0.2 for "owlv2_sam2".
         device: device of the networks; by default the device of the pictures, so that under several GPUs each process
             uses its own. PIL images are on the CPU.
-        dtype: precision of the networks, independent of autocast and of the default dtype.
+        dtype: precision of the networks, a torch.dtype or its name; independent of autocast and of the default dtype.
         batch_size: maximum number of pictures in one pass.
         revision: branch, tag or commit of ``checkpoint`` on the hub.
         mask_revision: branch, tag or commit of ``mask_checkpoint``.
@@ -455,7 +466,7 @@ def load_segmenter(
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; give a number in (0, 1)")
     check_positive("batch_size", batch_size)
-    check_dtype(dtype)
+    checked_dtype = check_dtype(dtype)
 
     for argument, given in (("checkpoint", checkpoint), ("mask_checkpoint", mask_checkpoint)):
         if given is not None:
@@ -475,7 +486,7 @@ def load_segmenter(
             mask_source=mask_source,
             threshold=kind.threshold if threshold is None else float(threshold),
             device=None if device is None else check_device(device),
-            dtype=dtype,
+            dtype=checked_dtype,
             batch_size=batch_size,
         )
     )

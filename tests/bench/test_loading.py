@@ -1,22 +1,25 @@
-"""The EXIF orientation of images and of their masks."""
+"""Files of images and masks: their formats, and the EXIF orientation of both."""
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from support.benchmark_trees import orida_tree
 from support.sample_lists import rows, written
 
 from masc_metrics import load_backbone
 from masc_metrics.bench.datasets.orida import read_orida
-from masc_metrics.bench.loading import LoadedImage, LoadedSample, Loader
+from masc_metrics.bench.loading import MAX_PIXELS, LoadedImage, LoadedSample, Loader, open_image
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import Sample
 from masc_metrics.cli import main
+from masc_metrics.images import PICTURE_SUFFIXES
 
 QUARTER, HALF = 6, 3
 
@@ -121,3 +124,94 @@ def test_transparent_pixels_keep_their_colours(tmp_path: Path) -> None:
     image = str(tmp_path / "image.png")
     pixels = load(Sample(1, "1", image, None, image, None, None, None)).generated.pixels
     assert pixels[:, 0, 0].tolist() == [10, 20, 30]
+
+
+# Formats
+
+SAVED = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+
+
+def saved(kind: str, size: tuple[int, int] = (12, 10)) -> bytes:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    picture.save(stream, format=kind)
+    return stream.getvalue()
+
+
+def test_formats_that_are_read_are_listed() -> None:
+    assert set(SAVED) == set(PICTURE_SUFFIXES)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_picture_of_a_listed_format_is_read_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.png").write_bytes(saved(kind))
+    assert open_image(tmp_path / "a.png", "image").size == (12, 10)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "SGI", "DDS", "MSP", "XBM", "SPIDER", "ICNS"])
+def test_content_of_any_other_format_is_refused_under_every_name(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*arguments: object, **settings: object) -> None:
+        raise AssertionError(f"a program was started: {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    mode = {"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")
+    stream = io.BytesIO()
+    Image.new(mode, (32, 32)).save(stream, format=kind)
+    for ending in (".png", ".eps", ".jpg"):
+        (tmp_path / f"a{ending}").write_bytes(stream.getvalue())
+        with pytest.raises(
+            OSError, match=r"cannot be read as an image .it is not a complete picture of the formats PNG, "
+        ):
+            open_image(tmp_path / f"a{ending}", "image")
+
+
+def test_damaged_pictures_are_read_or_refused_with_their_name(tmp_path: Path) -> None:
+    generator = np.random.default_rng(7)
+    file = tmp_path / "a.png"
+    texts: list[str] = []
+    sizes: list[int] = []
+    for kind in SAVED:
+        original = np.frombuffer(saved(kind), np.uint8)
+        for _ in range(40):
+            damaged = original.copy()
+            for position in generator.integers(0, min(len(damaged), 200), size=generator.integers(1, 5)):
+                damaged[position] = generator.integers(256)
+            cut = generator.integers(1, len(damaged) + 1) if generator.random() < 0.3 else len(damaged)
+            file.write_bytes(damaged[:cut].tobytes())
+            try:
+                image = open_image(file, "generated_image")
+            except OSError as error:
+                texts.append(str(error))
+            else:
+                sizes.append(image.width * image.height)
+                image.convert("RGB")
+    assert all(text.startswith(f"generated_image {file}: cannot be read as an image (") for text in texts)
+    assert max(len(text) for text in texts) < 300 + len(str(file))
+    assert max(sizes) <= MAX_PIXELS
+    assert min(len(texts), len(sizes)) > 20, "some bytes matter, and some do not"
+
+
+def lacks(folder: Path) -> str:
+    """Why the file mask.png cannot be the mask of image.png."""
+    image = str(folder / "image.png")
+    return load(Sample(1, "1", image, None, image, str(folder / "mask.png"), None, None)).lacks["reference_mask"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_mask_that_cannot_be_read_is_refused_with_advice_for_files(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
+    Image.new(mode, (20, 20)).save(tmp_path / "mask.png")
+    assert "mask.png has an alpha channel" in lacks(tmp_path)
+    assert lacks(tmp_path).endswith("save it without, white on the subject and black elsewhere")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "mask.png")
+    assert lacks(tmp_path).endswith("is coloured; give a black and white mask, white on the subject")
+    Image.fromarray(np.full((20, 20), 3, np.uint8)).save(tmp_path / "mask.png")
+    assert lacks(tmp_path).endswith("if they are labels, save a mask that is white on the subject")
+
+
+def test_windows_path_of_no_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\\b\.png: no such file; write its path with / instead of"):
+        open_image(tmp_path / "a\\b.png", "image")

@@ -23,6 +23,8 @@ from masc_metrics.cli import main
 from masc_metrics.plots import Tile
 from masc_metrics.segmenters import load_segmenter, release_segmenters
 
+IMAGES = ("generated_image", "reference_image")
+
 
 @pytest.fixture(scope="module")
 def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -80,6 +82,35 @@ def test_missing_masks_are_made_and_listed(clipseg: Path, tmp_path: Path, capsys
             )
             assert (record["segmenter"], record["checkpoint"], record["threshold"]) == ("clipseg", str(clipseg), 0.5)
             assert record["commits"] == {str(clipseg): None}
+
+
+def test_pictures_in_parquet_are_masked_as_files_are(clipseg: Path, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    samples = without_masks(tmp_path / "list", 3)
+    rows = [
+        row | {name: {"bytes": (samples.parent / row[name]).read_bytes(), "path": None} for name in IMAGES}
+        for row in read(samples)
+    ]
+    stored = samples.with_name("stored.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stored)
+    for file, out in ((samples, tmp_path / "of_files"), (stored, tmp_path / "of_pictures")):
+        assert run(file, out, clipseg) == 0
+    of_files = read_samples(tmp_path / "of_files" / "samples.csv").samples
+    of_pictures = read_samples(tmp_path / "of_pictures" / "samples.parquet").samples
+    assert [Path(sample.generated_image).name for sample in of_pictures] == [
+        f"stored.parquet#generated_image:{row}" for row in range(3)
+    ]
+    for one, other in zip(of_files, of_pictures, strict=True):
+        for which in ("reference", "generated"):
+            masks = [open_image(Path(getattr(sample, f"{which}_mask")), which) for sample in (one, other)]
+            assert masks[0].tobytes() == masks[1].tobytes()
+            records = [
+                json.loads(Path(getattr(sample, f"{which}_mask")).with_suffix(".json").read_text())
+                for sample in (one, other)
+            ]
+            assert records[0]["image_sha256"] == records[1]["image_sha256"] is not None
 
 
 def test_existing_masks_with_the_same_settings_are_kept(

@@ -6,7 +6,9 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from support.processes import command, started_command
-from support.sample_lists import lines_in, rows, wait_for, written
+from support.sample_lists import lines_in, rows, wait_for, write_csv, written
 
 from masc_metrics.bench import loading
 from masc_metrics.bench.distributed import rank_share
@@ -116,11 +118,53 @@ def test_killed_rank_leaves_no_process_and_loses_no_result(tmp_path: Path, expec
         wait_for(4, tmp_path / "scores.csv.run", process)
         process.kill()  # the first rank; the second rank and the four workers are its descendants
         _, error = process.communicate(timeout=30)  # returns when the last of them has closed its stderr
-    assert "another rank ended before its part was done" in error.decode()
-    kept = lines_in(tmp_path / "scores.csv.run")
-    assert 12 <= kept < 24, "the second rank has finished its part"
+    assert "rank 1 ends, because the process that started it has ended" in error.decode()
+    assert 4 <= lines_in(tmp_path / "scores.csv.run") < 24
     assert score(samples) == 0
     assert len(rows(tmp_path / "scores.csv")) == 24
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_rank_ends_within_five_seconds_of_the_first_also_while_it_starts(tmp_path: Path, end: signal.Signals) -> None:
+    samples = written(tmp_path, 24)
+    arguments = ["score", str(samples), "--out", str(tmp_path / "scores.csv"), *TINY, "--devices", "2"]
+    with started_command(arguments, tmp_path) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(end)
+        process.communicate(timeout=5)  # returns when the second rank has closed its stderr
+    assert score(samples) == 0
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("crash", ["ENOSPC", "SIGKILL"])
+def test_a_run_that_ends_at_any_file_operation_can_go_on(tmp_path: Path, crash: str) -> None:
+    program = Path(__file__).parents[1] / "support" / "crash_points.py"
+    result = subprocess.run(
+        [sys.executable, str(program), crash, str(written(tmp_path, 6))], capture_output=True, text=True, timeout=150
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout) > 15, "points"
+
+
+def test_a_folder_that_is_removed_during_the_run_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, folder, real = written(tmp_path, 8), tmp_path / "scores.csv.run", Scorer.score
+
+    def removed(self: Scorer, batch: Any) -> Any:
+        shutil.rmtree(folder)
+        return real(self, batch)
+
+    monkeypatch.setattr(Scorer, "score", removed)
+    assert score(samples, "--batch-size", "4") == 2
+    printed = capsys.readouterr().err
+    assert f"{folder}, the folder of this unfinished run, was removed\n" in printed
+    assert "kept" not in printed
 
 
 @patched_workers
@@ -326,11 +370,15 @@ def test_bad_samples_have_a_reason_and_the_others_scores(
         strict=False,
     ):
         assert reason in row["error"]
-        assert row["cp"] == row["pf"] == ""
+        assert row["pf"] == ""
+    assert [row["cp"] for row in written_rows[:3]] == [""] * 3, "without a generated image"
+    for row, before in zip(written_rows[3:6], expected[3:6], strict=True):
+        assert float(row["cp"]) == pytest.approx(float(before["cp"]), abs=2e-6), "a bad generated mask costs no CP"
     assert_same(written_rows[6:], expected[6:])
     printed = capsys.readouterr()
-    assert "6 of 24 rows failed" in printed.err
-    assert summary_of(tmp_path)["failed"] == 6
+    assert "6 of 24 rows failed, 3 of them only in some scores" in printed.err
+    assert [summary_of(tmp_path)[name] for name in ("failed", "failed_in_part")] == [6, 3]
+    assert summary_of(tmp_path)["all"]["cp"]["n"] == 21
     monkeypatch.setattr(loading, "MAX_PIXELS", 48 * 48 - 1)
     assert score(samples, "--workers", "0") == 3
     assert all(
@@ -441,13 +489,102 @@ def test_broken_prompt_is_an_error_of_its_row(tmp_path: Path) -> None:
     samples.write_text("\n".join(lines))
     assert score(samples) == 3
     errors = [row["error"] for row in rows(tmp_path / "scores.csv")]
-    assert errors == ["", "prompt 'half \\ud800 of a pair' holds half of a surrogate pair; repair its encoding", ""]
+    assert errors == ["", "prompt 'half \\ud800 of a pair' contains half of a surrogate pair; repair its encoding", ""]
 
 
 def test_checkpoint_of_an_unused_baseline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples = written(tmp_path, 2)
     assert score(samples, "--baseline-model", "clip-i=somewhere") == 2
     assert "--baseline-model names clip-i, which --scores does not; add it there" in capsys.readouterr().err
+
+
+def without_cells(samples: Path, names: tuple[str, ...], rows_without: slice) -> list[dict[str, str]]:
+    """The list's rows, some with empty cells."""
+    listed = rows(samples)
+    for row in listed[rows_without]:
+        row |= dict.fromkeys(names, "")
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("scores", "needed"),
+    [
+        ("cp", {"reference_image", "reference_mask"}),
+        ("pf", {"generated_mask", "prompt", "subject"}),
+        ("siglip2-i", {"reference_image"}),
+        ("siglip2-t", {"prompt"}),
+        ("pf --pooling full --prompts full", {"prompt"}),
+        ("cp --aggregation global", {"reference_image"}),
+        ("pf --mask-source transfer", {"reference_image", "reference_mask", "prompt", "subject"}),
+    ],
+)
+def test_score_needs_only_its_inputs_and_an_absent_one_is_an_error_before_the_run(
+    scores: str, needed: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = rows(written(tmp_path, 2))
+    column, options = scores.split()[0], scores.split()[1:]
+    alone = write_csv(tmp_path / "alone.csv", [{n: row[n] for n in ("generated_image", *needed)} for row in listed])
+    everything = write_csv(tmp_path / "everything.csv", listed)
+    for file in (alone, everything):
+        assert score(file, "--scores", column, *options, out=f"{file.stem}_scores.csv") == 0
+    found, full = (rows(tmp_path / f"{name}_scores.csv") for name in ("alone", "everything"))
+    (name,) = (name for name in found[0] if name.split("_")[0] == column and found[0][name])
+    if "transfer" not in options:  # a given mask wins over a transferred one
+        assert [row[name] for row in found] == [row[name] for row in full]
+    for missing in needed:
+        kept = [{n: row[n] for n in ("generated_image", *(needed - {missing}))} for row in listed]
+        assert score(write_csv(tmp_path / "less.csv", kept), "--scores", column, *options, out="less_scores.csv") == 2
+        assert f"less.csv lacks the column {missing}; give" in capsys.readouterr().err
+        assert not (tmp_path / "less_scores.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "reason"),
+    [
+        ("generated_mask", "pf", "generated_mask is empty; give a file, or --mask-source transfer"),
+        ("prompt", "pf", "prompt is empty; give the text that generated_image "),
+        ("reference_mask", "cp", "reference_mask is empty; give a file"),
+        ("reference_image", "cp", "reference_image is empty; give a file"),
+    ],
+)
+def test_empty_cell_costs_only_the_score_that_needs_it(
+    name: str, lost: str, reason: str, tmp_path: Path, listed: Path, expected: list[dict[str, str]]
+) -> None:
+    samples = written(tmp_path, 24)
+    write_csv(samples, without_cells(samples, (name,), slice(1, 3)))
+    assert score(samples) == 3
+    found = rows(tmp_path / "scores.csv")
+    kept = "cp" if lost == "pf" else "pf"
+    assert [float(row[kept]) for row in found] == pytest.approx([float(row[kept]) for row in expected], abs=2e-6)
+    assert [index for index, row in enumerate(found) if not row[lost]] == [1, 2]
+    assert [reason in row["error"] for row in found[:4]] == [False, True, True, False]
+    write_csv(samples, without_cells(samples, (name,), slice(None)))
+    assert score(samples) == (3 if name == "prompt" else 2), "a column that is empty in all rows is an absent one"
+
+
+def test_unreadable_inputs_that_no_score_needs_are_no_error(tmp_path: Path, expected: list[dict[str, str]]) -> None:
+    samples = written(tmp_path, 24)
+    for row in (listed := rows(samples)):
+        row |= {"generated_mask": "nowhere.png", "prompt": "", "subject": ""}
+    assert score(write_csv(samples, listed), "--scores", "cp") == 0
+    assert_same_column("cp", rows(tmp_path / "scores.csv"), expected)
+    samples = written(tmp_path, 24)
+    for row in (listed := rows(samples)):
+        row |= {"reference_image": "nowhere.png", "reference_mask": "nowhere.png"}
+    assert score(write_csv(samples, listed), "--scores", "pf") == 0
+    assert_same_column("pf", rows(tmp_path / "scores.csv"), expected)
+
+
+def test_filter_by_coverage_needs_the_masks_that_are_named(tmp_path: Path) -> None:
+    samples = written(tmp_path, 3)
+    (tmp_path / "out" / "1_mask.png").unlink()
+    assert score(samples, "--scores", "cp", "--min-coverage", "0.01") == 3
+    assert [bool(row["cp"]) for row in rows(tmp_path / "scores.csv")] == [True, False, True]
+
+
+def assert_same_column(name: str, found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    assert [float(row[name]) for row in found] == pytest.approx([float(row[name]) for row in expected], abs=2e-6)
+    assert not any(row["error"] for row in found)
 
 
 def test_cp_needs_neither_generated_masks_nor_prompts(tmp_path: Path, expected: list[dict[str, str]]) -> None:

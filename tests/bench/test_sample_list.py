@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.sample_lists import rows, written
 
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
+from masc_metrics.images import PICTURE_SUFFIXES
 
 
 @pytest.fixture
@@ -143,16 +145,19 @@ def test_folder_gives_the_scores_of_a_list(listed: Path, folder: Path, tmp_path:
         assert found["stripped_prompt"] == row["stripped_prompt"]
 
 
-def test_files_missing_in_a_folder_are_errors_of_their_samples(folder: Path) -> None:
+def test_samples_lack_files_that_are_missing_in_a_folder(folder: Path) -> None:
     (folder / "star" / "reference_mask.png").unlink()
     (folder / "ball" / "B" / "s1_mask.png").unlink()
     (folder / "ball" / "A" / "s4.txt").unlink()
     (folder / "box" / "subject.txt").unlink()
     by_id = {sample.sample_id: sample for sample in read_samples(folder).samples}
-    assert by_id["star/A/s0"].error == f"missing {folder / 'star' / 'reference_mask.png'}"
-    assert by_id["ball/B/s1"].error == f"missing {folder / 'ball' / 'B' / 's1_mask.png'}"
-    assert by_id["ball/A/s4"].error == f"missing {folder / 'ball' / 'A' / 's4.txt'}"
-    assert (by_id["box/A/s2"].error, by_id["box/A/s2"].subject) == ("", None)
+    for sample_id, column, file in (
+        ("star/A/s0", "reference_mask", folder / "star" / "reference_mask.png"),
+        ("ball/B/s1", "generated_mask", folder / "ball" / "B" / "s1_mask.png"),
+        ("ball/A/s4", "prompt", folder / "ball" / "A" / "s4.txt"),
+    ):
+        assert by_id[sample_id].lacks == {column: f"{column} is missing: {file}"}
+    assert (by_id["box/A/s2"].lacks, by_id["box/A/s2"].subject) == ({}, None)
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no generated images; the layout is"):
@@ -199,8 +204,8 @@ def test_image_of_a_sample_is_never_overwritten(listed: Path, capsys: pytest.Cap
 def test_folder_needs_only_what_the_scores_need(folder: Path) -> None:
     for file in [*folder.glob("*/*/*_mask.png"), *folder.glob("*/*/*.txt")]:
         file.unlink()
-    assert not any(sample.error for sample in read_samples(folder, ("cp",)).samples)
-    assert all(sample.error for sample in read_samples(folder, ("pf",)).samples)
+    assert not any(sample.lacks for sample in read_samples(folder, ("cp",)).samples)
+    assert all({*sample.lacks} == {"generated_mask", "prompt"} for sample in read_samples(folder, ("pf",)).samples)
 
 
 def test_two_images_of_one_name_in_a_folder_are_refused(folder: Path) -> None:
@@ -208,3 +213,45 @@ def test_two_images_of_one_name_in_a_folder_are_refused(folder: Path) -> None:
     shutil.copy(image, image.with_suffix(".jpg"))
     with pytest.raises(ValueError, match="have one name; rename or remove one"):
         read_samples(folder)
+
+
+def test_folder_takes_every_picture_format_that_is_read(folder: Path) -> None:
+    method = folder / "ball" / "A"
+    with Image.open(method / "s4.png") as image:
+        picture = image.convert("RGB")
+    expected = len(read_samples(folder).samples)
+    endings = [ending for endings in PICTURE_SUFFIXES.values() for ending in endings]
+    for ending in endings:
+        name = f"{ending[1:]}_picture"
+        kind = {".apng": "PNG", ".j2k": "JPEG2000", ".jpx": "JPEG2000", ".jpe": "JPEG"}.get(ending)
+        picture.save(method / f"{name}{ending.upper()}", format=kind)
+        shutil.copy(method / "s4_mask.png", method / f"{name}_mask.png")
+        (method / f"{name}.txt").write_text("a ball")
+    read = read_samples(folder)
+    assert len(read.samples) == expected + len(endings)
+    assert not any(sample.lacks or sample.sample_id.endswith("_mask") for sample in read.samples)
+    assert read.notes == ()
+    out = folder / "scores.csv"
+    options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "0")
+    assert main(["score", str(folder), "--out", str(out), *options]) == 0
+    assert all(row["cp"] and row["pf"] for row in rows(out))
+
+
+def test_what_a_folder_leaves_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = folder / "ball" / "A"
+    for name in ("1.heic", "2.psd", "readme.md", ".hidden.heic"):
+        (method / name).write_bytes(b"")
+    for name in ("1_mask.png", "2_mask.png"):
+        shutil.copy(method / "s4_mask.png", method / name)
+    read = read_samples(folder)
+    assert not any("_mask" in sample.sample_id for sample in read.samples)
+    pictures, masks = read.notes
+    assert pictures.startswith(f"{folder}: left out 3 files, the first is: {method / '1.heic'}; images are read from ")
+    assert ".avif, .bmp, .gif" in pictures
+    assert (
+        masks
+        == f"{folder}: left out 2 files, the first is: {method / '1_mask.png'}; it is the mask of no image beside it"
+    )
+    options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "0")
+    assert main(["score", str(folder), "--out", str(folder / "scores.csv"), *options]) == 0
+    assert set(read.notes) <= set(capsys.readouterr().err.splitlines())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
 import pickle
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -16,7 +20,8 @@ from support.batches import CP_ARGUMENTS, PATCHES, PF_ARGUMENTS, batch, counted_
 from support.checkpoints import build_checkpoint
 from torch import Tensor
 
-from masc_metrics import SigLIP2Backbone, load_backbone, onednn, release_backbones
+from masc_metrics import MaSCConceptPreservation, SigLIP2Backbone, load_backbone, onednn, release_backbones
+from masc_metrics import backbone as backbone_module
 from masc_metrics.cache import FeatureCache, content_digests
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.towers import VisionTower
@@ -331,7 +336,8 @@ def test_the_network_is_frozen(backbone: SigLIP2Backbone) -> None:
     assert not any(p.requires_grad for p in backbone._vision.network.parameters())
     assert not backbone._vision.network.training
     picture = torch.rand(1, 3, 32, 32, requires_grad=True)
-    assert not backbone.encode_images(picture).tokens_BND.requires_grad
+    with pytest.warns(UserWarning, match="images require gradients"):
+        assert not backbone.encode_images(picture).tokens_BND.requires_grad
 
 
 # --- sharing ---
@@ -446,6 +452,52 @@ def test_threads_read_and_encode_once(checkpoint: Path) -> None:
         )
     assert counts["images"] == 3
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_processes_forked_while_another_thread_encodes_can_encode(backbone: SigLIP2Backbone) -> None:
+    encode(backbone, images(1))
+    held, forked = Event(), Event()
+
+    def hold() -> None:
+        with backbone._lock, backbone.cache._lock, backbone_module._shared_lock:
+            held.set()
+            forked.wait()
+
+    def child() -> None:
+        torch.set_num_threads(1)  # the threads of OpenMP are not forked
+        load_backbone(backbone.source.model)
+        assert len(backbone.cache) == 0, "entries may be half changed"
+        encode(backbone, images(1))
+
+    thread = Thread(target=hold)
+    thread.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about threads and fork
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    forked.set()
+    thread.join()
+    process.join(timeout=60)
+    process.kill()
+    assert process.exitcode == 0
+    assert len(backbone.cache) == 1, "the parent's cache is kept"
+
+
+def test_images_that_require_gradients_are_warned_about_once(backbone: SigLIP2Backbone) -> None:
+    arguments = only(batch(1), CP_ARGUMENTS)
+    arguments["generated_images"] = (arguments["generated_images"] / 255).requires_grad_()
+    settings = {"backbone": backbone, "max_num_patches": PATCHES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            expected = concept_preservation(**arguments, **settings)
+        MaSCConceptPreservation(backbone, max_num_patches=PATCHES)(**arguments)  # it says is_differentiable = False
+    with pytest.warns(UserWarning, match=r"no.* flow through the frozen network, .*; give image.detach\(\)") as caught:
+        scores = [concept_preservation(**arguments, **settings) for _ in range(2)]
+    assert len(caught) == 1
+    assert all(score.equal(expected) and not score.requires_grad for score in scores)
 
 
 def test_each_distinct_text_is_encoded_once(backbone: SigLIP2Backbone) -> None:
@@ -576,21 +628,29 @@ def test_digests_depend_on_content_order_and_position() -> None:
     assert len({tuple(row) for row in content_digests(bytes_).tolist()}) == 40
 
 
-def test_reading_the_network_preserves_the_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some versions of transformers initialise random weights before they read the real ones."""
+def test_reading_the_network_does_not_touch_the_random_state(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some versions of transformers initialise random weights first, while a training may draw in another thread."""
     import transformers
+
+    drawn: list[Tensor] = []
 
     for name in ("Siglip2VisionModel", "Siglip2TextModel"):
         tower = getattr(transformers, name)
 
         def drawing(cls: Any, *args: Any, read: Any = tower.from_pretrained.__func__, **kwargs: Any) -> Any:
-            torch.rand(1)
+            torch.rand(1), torch.randint(3, (2,)), torch.randperm(3), torch.nn.Linear(2, 2)
+            training = Thread(target=lambda: drawn.append(torch.rand(1)))
+            training.start()
+            training.join()
             return read(cls, *args, **kwargs)
 
         monkeypatch.setattr(tower, "from_pretrained", classmethod(drawing))
     before = torch.get_rng_state()
     load_backbone(checkpoint).load(text_tower=True)
-    assert torch.equal(torch.get_rng_state(), before)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    assert drawn == [torch.rand(1), torch.rand(1)]
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_pooling_excludes_padding(backbone: SigLIP2Backbone) -> None:
@@ -618,7 +678,7 @@ def test_images_of_equal_pixels_but_different_shape_are_distinct(backbone: SigLI
 @pytest.mark.parametrize("value", [None, 1.5, float("nan"), "64", True])
 def test_max_bytes_must_be_an_integer(backbone: SigLIP2Backbone, value: object) -> None:
     before = backbone.cache.max_bytes
-    with pytest.raises(TypeError, match=r"max_bytes is .*; give an integer"):
+    with pytest.raises(TypeError, match=r"max_bytes is .*; give (an|the) integer"):
         backbone.cache.max_bytes = value  # type: ignore[assignment]
     assert backbone.cache.max_bytes == before
 

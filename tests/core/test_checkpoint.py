@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import pickle
 import shutil
 import subprocess
@@ -10,11 +12,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from support.checkpoints import build_checkpoint
 from support.hub import COMMIT, GATED, OPEN, Hub, running
 
 from masc_metrics import MaSCConceptPreservation, load_backbone
 from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
+from masc_metrics.reading import read_network, read_tokenizer
 
 LIMIT_S = 90
 NOWHERE = "http://127.0.0.1:9"
@@ -97,6 +106,22 @@ def test_interrupted_downloads_are_downloaded_again_or_reported(hub: Hub, tmp_pa
     assert "'model.safetensors'" in output(python(hub, tmp_path, program))
 
 
+def test_downloads_with_other_bytes_than_the_hubs_are_refused_and_removed(hub: Hub, tmp_path: Path) -> None:
+    program = (
+        "from masc_metrics import load_backbone\n"
+        "try:\n"
+        "    print(load_backbone().checkpoint.commit)\n"
+        "except OSError as error:\n"
+        "    print(error)"
+    )
+    for file in ("model.safetensors", "config.json"):
+        hub.damaged = {file}
+        answer = output(python(hub, tmp_path / file, program))
+        assert f"{file} arrived with other bytes than the hub has, and was removed" in answer
+    hub.damaged = set()
+    assert output(python(hub, tmp_path / file, program)) == f"{COMMIT}\n"
+
+
 def test_prefetch_prints_a_folder_that_works_offline(hub: Hub, tmp_path: Path) -> None:
     cache = tmp_path / "elsewhere"
     prefetch = (
@@ -112,8 +137,10 @@ def test_prefetch_prints_a_folder_that_works_offline(hub: Hub, tmp_path: Path) -
 def test_errors_for_unavailable_checkpoints_say_how_to_get_them(hub: Hub, tmp_path: Path) -> None:
     program = f"""
 import json
+import logging
 from masc_metrics import load_backbone
 from masc_metrics.checkpoint import CheckpointSource
+from masc_metrics.hub import fetch
 def error(model, **settings):
     try:
         load_backbone(model, **settings)
@@ -202,6 +229,103 @@ def test_errors_for_invalid_folders_name_folder_and_problem(checkpoint: Path, tm
     assert "cannot be read as a SigLIP2 checkpoint" in error(wide, ValueError)
 
 
+def test_files_of_a_checkpoint_load_no_code_and_no_other_files(checkpoint: Path, tmp_path: Path) -> None:
+    def refused(name: str, values: dict[str, object], copied: Path = checkpoint) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(copied, folder)
+        file = folder / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | values))
+        with pytest.raises(ValueError, match=str(folder)) as caught:
+            load_backbone(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value).partition(str(folder))[2]
+
+    sharded = build_checkpoint(tmp_path / "sharded", max_shard_size="100KB")
+    for shard in ("pytorch_model.bin", "../model.safetensors", 3):
+        text = refused("model.safetensors.index.json", {"weight_map": {"head.weight": shard}}, sharded)
+        assert text.endswith(f"names {shard!r}; only *.safetensors files of its folder are read")
+    assert "has no weight_map" in refused("model.safetensors.index.json", {"weight_map": []}, sharded)
+    assert "holds an adapter" in refused("adapter_config.json", {"base_model_name_or_path": "someone/else"})
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    for values, entry in (
+        ({"_attn_implementation": "owner/kernel"}, "_attn_implementation 'owner/kernel'"),
+        ({"attn_implementation": {"vision_config": "owner/kernel"}}, "attn_implementation 'owner/kernel'"),
+        ({"vision_config": vision | {"_attn_implementation": "a/b"}}, "vision_config._attn_implementation 'a/b'"),
+        ({"transformers_weights": "weights.bin"}, "transformers_weights"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config"),
+        ({"vision_config": vision | {"use_pretrained_backbone": True, "backbone": "a/b"}}, "backbone 'a/b'"),
+    ):
+        assert entry in refused("config.json", values)
+
+
+def test_values_that_no_network_can_have_are_errors_of_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    def error(folder: Path) -> str:
+        with pytest.raises(ValueError, match=str(folder)) as caught:
+            load_backbone(folder).load(text_tower=True).encode_texts(["a cat"])
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def changed(name: str, **values: object) -> Path:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(checkpoint, folder)
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        return folder
+
+    for std in ([0.5, 0, 0.5], [0.5, -1, 0.5], [0.5, float("nan"), 0.5]):
+        assert "image_std above 0" in error(changed("preprocessor_config.json", image_std=std))
+    assert "rescale_factor 0.0" in error(changed("preprocessor_config.json", rescale_factor=0))
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    assert "vision_config.patch_size 0" in error(changed("config.json", vision_config=vision | {"patch_size": 0}))
+    nested = changed("config.json")
+    (nested / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert "nested too deeply" in error(nested)
+
+    integers = changed("config.json")
+    weights = load_file(integers / "model.safetensors")
+    name = next(name for name in weights if "vision_model.encoder" in name and name.endswith("weight"))
+    save_file(weights | {name: weights[name].round().to(torch.int8)}, integers / "model.safetensors", {"format": "pt"})
+    assert f"1 weights of its vision tower that are not in floating point, such as {name} in I8" in error(integers)
+
+    foreign = build_checkpoint(tmp_path / "foreign", vocab_size=8)
+    assert "has a tokenizer that gives the id" in error(foreign)
+    assert "but its network has 8 embeddings" in error(foreign)
+
+
+def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class CompilerError(RuntimeError):
+        pass
+
+    for error, is_blamed in (
+        (KeyError("patch_size"), True),
+        (RuntimeError("size mismatch"), True),
+        (OSError("Error no file named model.safetensors"), True),
+        (CompilerError("fake tensor"), False),
+        (MemoryError(), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), False),
+        (RuntimeError("Too many open files (os error 24)"), False),
+        (PermissionError(errno.EACCES, "Permission denied", "model.safetensors"), False),
+        (ImportError("sentencepiece is missing"), False),
+        (DeprecationWarning("a warning turned into an error"), False),
+    ):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(transformers.Siglip2VisionModel, "from_pretrained", fail)
+        with pytest.raises(ValueError if is_blamed else type(error)) as caught:
+            read_network(
+                checkpoint, "Siglip2VisionModel", torch.device("cpu"), torch.float32, kind="checkpoint", part="a tower"
+            )
+        assert (caught.value is not error) == is_blamed
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+        with pytest.raises(OSError if is_blamed else type(error)) as caught:
+            read_tokenizer(checkpoint, ["tokenizer.json"], "save it")
+        assert (caught.value is not error) == is_blamed
+
+
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
@@ -232,7 +356,9 @@ def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) 
         ("warp", ValueError, "device 'warp' is not available"),
         ("cuda:99", ValueError, "device 'cuda:99' is not available"),
         ("meta", ValueError, "device 'meta' cannot compute values"),
+        (99, ValueError, "device '99' is not available"),
         (None, TypeError, "device is a NoneType; give a string"),
+        (True, TypeError, "device is a bool; give a string"),
     ],
 )
 def test_errors_for_unavailable_devices_name_the_device(
@@ -240,3 +366,18 @@ def test_errors_for_unavailable_devices_name_the_device(
 ) -> None:
     with pytest.raises(error, match=f"^{message}"):
         load_backbone(checkpoint, device=device)  # type: ignore[arg-type]
+
+
+def test_warnings_of_the_client_are_hidden_while_it_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")  # it says five times that it tries again
+    shown = []
+
+    def failing(*_: object, **__: object) -> str:
+        shown.append(client.isEnabledFor(logging.WARNING))
+        raise LocalEntryNotFoundError("no internet")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing)
+    with pytest.raises(ConnectionError, match="downloads are disabled"):
+        fetch("someone/model", "main", str(tmp_path), local_files_only=True)
+    assert shown == [False]
+    assert client.isEnabledFor(logging.WARNING)

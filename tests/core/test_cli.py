@@ -20,6 +20,8 @@ from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
+from masc_metrics.bench.options import any_of, device_name
+from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
@@ -135,8 +137,8 @@ def test_bad_rows_are_reported_by_line_and_the_others_are_scored(
     written = read(out)
     assert len(written) == len(mixed)
     scored = [row for row in written if not row["error"]]
-    assert [float(row["cp"]) for row in scored] == pytest.approx([float(row["cp"]) for row in expected], abs=1e-6)
-    assert [float(row["pf"]) for row in scored] == pytest.approx([float(row["pf"]) for row in expected], abs=1e-6)
+    for name in ("cp", "pf"):
+        assert [float(row[name]) for row in scored] == pytest.approx([float(row[name]) for row in expected], abs=1e-6)
     errors = [row["error"] for row in written if row["error"]]
     for error, part in zip(
         errors,
@@ -153,11 +155,15 @@ def test_bad_rows_are_reported_by_line_and_the_others_are_scored(
         strict=True,
     ):
         assert part in error
-    assert all(row["cp"] == row["pf"] == "" for row in written if row["error"])
+    failed = [(row["cp"] != "", row["pf"] != "") for row in written if row["error"]]
+    only_cp, only_pf, none = (True, False), (False, True), (False, False)
+    assert failed == [none, only_cp, only_cp, only_pf, none, only_pf, only_cp, none]
+    scores_of_first = [row["cp"] for row in written if row["error"] and row["cp"]][:2]
+    assert [float(value) for value in scores_of_first] == pytest.approx([float(expected[0]["cp"])] * 2, abs=1e-6)
     for line, part in [(2, "nowhere.png"), (4, "(50, 400)"), (5, "prompt is empty"), (9, "cut.png")]:
         assert any(f"samples.csv, line {line} (sample" in text and part in text for text in printed.err.splitlines())
-    assert "8 of 12 rows failed; the others are in" in printed.err
-    assert "4 samples of 4 concepts" in printed.out
+    assert "8 of 12 rows failed, 5 of them only in some scores; the others are in" in printed.err
+    assert re.search(r"CP .* 7 samples", printed.out), "four good rows, and three whose generated mask or prompt is bad"
 
 
 def test_sample_ids_are_kept(tmp_path: Path, rows: list[dict[str, str]], checkpoint: Path) -> None:
@@ -294,7 +300,7 @@ def test_images_are_rotated_by_their_exif_orientation(
             "its cells are separated by ';'; give a comma-separated header",
         ),
         (["score", "nowhere.csv", "--out", "o.csv"], 2, "nowhere.csv: no such file"),
-        (["score", "samples.xlsx", "--out", "o.csv"], 2, "save it as .csv, .jsonl or .parquet"),
+        (["score", "samples.xlsx", "--out", "o.csv"], 2, "is a spreadsheet; save it as .csv, .tsv, .jsonl"),
         (["score", "one.csv", "--out", "/proc/o.csv"], 2, "--out is /proc/o.csv, which cannot be written"),
         (["score", "one.csv", "--out", "o.csv", "--device", "meta"], 2, "device 'meta' cannot compute values"),
         (["score", "one.csv", "--out", "missing/o.csv"], 2, "but the folder missing does not exist; create it first"),
@@ -321,7 +327,7 @@ def test_images_are_rotated_by_their_exif_orientation(
         (["score", "one.csv", "--config", "twice.yaml"], 2, "twice.yaml has 'batch-size' twice; give each option once"),
         (["score", "one.csv", "--config", "empty.yaml"], 2, "empty.yaml is empty; give a mapping of options to values"),
         (["score", "one.csv", "--config", "a.yaml", "--config", "b.yaml"], 2, "--config is given 2 times"),
-        (["score", "one.csv", "--out", "o.xlsx"], 2, "--out is o.xlsx; give a name that ends with .csv or .parquet"),
+        (["score", "one.csv", "--out", "o.xlsx"], 2, "give a name that ends with .csv, .tsv, .jsonl, .nd"),
         (
             ["score", "one.csv", "--out", "o.csv", "--num-nodes", "2"],
             2,
@@ -371,6 +377,29 @@ def test_unusable_arguments_are_reported_in_one_line(
     assert printed.out == ""
     assert Path("one.csv").read_text() == before
     assert not Path("o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("gpu", "cuda"), ("gpu:1", "cuda:1"), ("0", "cuda:0"), ("CUDA", "cuda"), ("CUDA:2", "cuda:2"), ("CPU", "cpu")],
+)
+def test_common_words_for_a_device_are_understood(given: str, meant: str) -> None:
+    assert device_name(given) == meant
+
+
+def test_names_of_scores_are_understood_in_capitals_and_others_get_a_hint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert _score_names("CP, Pf,CLIP-I,cp") == ("cp", "pf", "clip-i")
+    for option, wrong, right in (
+        ("--scores", "clip_i", "clip-i"),
+        ("--scores", "dinoi", "dino-i"),
+        ("--pooling", "foregroun", "foreground"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["score", "a.csv", "--out", str(tmp_path / "o.csv"), option, wrong])
+        assert f"(did you mean {right}?)" in capsys.readouterr().err
+    assert any_of("masked", "mutual-recall")("MASKED,mutual-recall") == ("masked", "mutual-recall")
 
 
 def test_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:

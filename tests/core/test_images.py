@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,8 +160,16 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.full((1, 3, 8, 8), torch.nan), ValueError, r"images\[0\] contains NaN or infinite values"),
     (torch.full((1, 3, 8, 8), torch.inf), ValueError, r"images\[0\] contains NaN or infinite values"),
     (Image.new("RGB", (8, 8)), TypeError, "images is a single PIL image; put it into a list"),
-    ("cat.png", TypeError, "images is a str; give"),
-    (["cat.png"], TypeError, r"images\[0\] is a str; give a \(3, H, W\) tensor or a PIL image"),
+    ("cat.png", TypeError, r"images is a str; give .*; PIL.Image.open\(path\) reads a file"),
+    (["cat.png"], TypeError, r"images\[0\] is a str; give a \(3, H, W\) tensor or a PIL image; PIL.Image.open\(path\)"),
+    ([b"\x89PNG"], TypeError, r"images\[0\] is a bytes.*PIL.Image.open\(io.BytesIO\(image\)\)"),
+    (SimpleNamespace(images=[]), TypeError, r"images is a SimpleNamespace.*; take its attribute .images"),
+    ({"images": []}, TypeError, "images is a dict.*; take its entry 'images'"),
+    ([{"image": None}], TypeError, r"images\[0\] is a dict.*; take its entry 'image'"),
+    ([[torch.zeros(3, 8, 8)]], TypeError, r"images\[0\] is a list.*\[image for each in images for image in each\]"),
+    ([[[0, 1], [1, 0]]], TypeError, r"images\[0\] is a list.*torch.tensor\(image\)"),
+    (np.zeros((1, 8, 8, 4)), TypeError, r"images is a ndarray.*\(array\[..., :3\]\).permute\(0, 3, 1, 2\)"),
+    ([np.zeros((8, 8))], TypeError, r"images\[0\] is a ndarray.*\(array\)\[None\].expand\(3, -1, -1\)"),
     (np.zeros((1, 8, 8, 3)), TypeError, r"images is a ndarray.*from_numpy\(array\).permute\(0, 3, 1, 2\)"),
     (np.zeros((1, 3, 8, 8)), TypeError, r"images is a ndarray.*from_numpy\(array\) converts"),
     ([np.zeros((8, 8, 3))], TypeError, r"images\[0\] is a ndarray.*from_numpy\(array\).permute\(2, 0, 1\)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -124,7 +126,10 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (np.zeros((2, 8, 8)), TypeError, "masks is a ndarray"),
     ([np.zeros((8, 8))] * 2, TypeError, r"masks\[0\] is a ndarray.*torch.from_numpy\(mask\)"),
     (Image.new("L", (8, 8)), TypeError, "masks is a single PIL image"),
-    ("mask.png", TypeError, "masks is a str"),
+    ("mask.png", TypeError, r"masks is a str; .*; \[PIL.Image.open\(masks\)\] converts it"),
+    (torch.zeros(2, 8, 8, 1), ValueError, r"masks\[0\] has shape \(8, 8, 1\); .*: mask\[..., 0\]"),
+    (torch.zeros(2, 5, 8, 8), ValueError, r"masks\[0\] has shape \(5, 8, 8\); .*mask.any\(0\) if it holds instances"),
+    (np.zeros((2, 8, 8, 1)), TypeError, r"masks is a ndarray; .*from_numpy\(masks\[..., 0\]\) converts it"),
     (None, TypeError, "masks is a NoneType"),
     (
         [Image.new("RGBA", (8, 8))] * 2,
@@ -136,6 +141,71 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.zeros(2, 8, 8).to(torch.float8_e5m2), TypeError, r"masks\[0\] is torch.float8_e5m2"),
     ([Image.new("RGB", (8, 8), "red")] * 2, ValueError, r"masks\[0\] has PIL mode 'RGB' and is coloured"),
 ]
+
+
+_PLANE = np.array([[False, True], [False, True]])
+_OTHER = np.array([[True, False], [False, False]])
+_POLYGONS = [[0.0, 0.0, 4.0, 0.0, 4.0, 4.0]]
+_TRUTH = torch.from_numpy(_PLANE | _OTHER)
+_FORMS: dict[str, object] = {
+    "array": _PLANE | _OTHER,
+    "array (H, W, 1)": (_PLANE | _OTHER)[..., None],
+    "array (N, H, W)": np.stack([_PLANE, _OTHER]),
+    "numbers": [[1, 1], [0, 1]],
+    "list of arrays": [_PLANE, _OTHER],
+    "list of tensors": [torch.from_numpy(_PLANE), torch.from_numpy(_OTHER)],
+    "SAM's dicts": [{"segmentation": _PLANE, "area": 2}, {"segmentation": _OTHER, "area": 1}],
+    "SAM's dict": {"segmentation": _PLANE | _OTHER, "area": 3},
+    "dict of instances": {"masks": torch.stack([torch.from_numpy(_PLANE), torch.from_numpy(_OTHER)])},
+}
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_errors_for_other_forms_of_masks_give_code_that_converts_them(form: str) -> None:
+    value = _FORMS[form]
+    with pytest.raises(TypeError, match=r"^masks\[0\] is a ") as caught:
+        check_masks([value], "masks", [(2, 2)])  # type: ignore[list-item]
+    code = str(caught.value).partition("PIL image; ")[2].removesuffix(" converts it")
+    converted = eval(code, {"torch": torch, "numpy": np, "mask": value})
+    assert check_masks([converted], "masks", [(2, 2)])[0].bool().equal(_TRUTH)
+
+
+@pytest.mark.parametrize("form", ["SAM's dicts", "list of arrays", "list of tensors", "stack"])
+def test_errors_for_instances_instead_of_one_mask_give_code_that_joins_them(form: str) -> None:
+    value = torch.stack([torch.from_numpy(_PLANE), torch.from_numpy(_OTHER)]) if form == "stack" else _FORMS[form]
+    with pytest.raises(
+        ValueError, match=r"^masks holds 2 masks for 1 images; give one mask for each, such as"
+    ) as caught:
+        check_masks(value, "masks", [(2, 2)])  # type: ignore[arg-type]
+    code = str(caught.value).partition("such as ")[2].removesuffix(" for the instances of one subject")
+    converted = eval(code, {"torch": torch, "numpy": np, "masks": value})
+    assert check_masks(converted, "masks", [(2, 2)])[0].equal(_TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ({"size": [2, 2], "counts": "01"}, "torch.from_numpy(pycocotools.mask.decode(mask))"),
+        (
+            {"size": [2, 2], "counts": [0, 1, 1, 2]},
+            "torch.from_numpy(pycocotools.mask.decode(pycocotools.mask.frPyObjects(mask, *mask['size'])))",
+        ),
+        (
+            _POLYGONS,
+            "torch.from_numpy(pycocotools.mask.decode(pycocotools.mask.frPyObjects(mask, height, width)).any(-1))",
+        ),
+        (
+            {"segmentation": _POLYGONS, "category_id": 1},
+            "torch.from_numpy(pycocotools.mask.decode(pycocotools.mask.frPyObjects(mask['segmentation'], height, "
+            "width)).any(-1))",
+        ),
+        (Path("mask.png"), "PIL.Image.open(mask)"),
+    ],
+)
+def test_errors_for_coco_masks_and_files_name_the_function_that_reads_them(value: object, code: str) -> None:
+    with pytest.raises(TypeError, match=r"^masks\[0\] is a ") as caught:
+        check_masks([value], "masks", [(2, 2)])  # type: ignore[list-item]
+    assert str(caught.value).endswith(f"PIL image; {code} converts it")
 
 
 @pytest.mark.parametrize(("value", "error", "message"), WRONG, ids=[message[:40] for *_, message in WRONG])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
-from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, load_backbone
+from masc_metrics import MaSCConceptPreservation, MaSCPromptFollowing, load_backbone, release_backbones
 from masc_metrics import backbone as backbone_module
 from masc_metrics.functional import concept_preservation, prompt_following
 from masc_metrics.sample_metric import SampleMetric
@@ -607,6 +609,104 @@ def test_repeated_forwards_keep_no_graph_and_constant_memory(kind: Kind) -> None
     assert set(sizes.values()) == {0, 1}
 
 
+class Computing(nn.Module):
+    """A module that computes something and holds a metric, alone and in a collection."""
+
+    def __init__(self, metric: SampleMetric) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.metric = metric
+        self.metrics = MetricCollection({"metric": copy.deepcopy(metric)})
+
+    def forward(self, values: Tensor) -> Tensor:
+        doubled: Tensor = 2 * self.linear(values)
+        return doubled
+
+    def step(self, values: Tensor, arguments: dict[str, Any]) -> Tensor:
+        self.metric.update(**arguments)
+        self.metrics(**arguments)
+        return self(values)
+
+
+def test_compiled_code_gives_equal_scores_and_reads_the_checkpoint(kind: Kind) -> None:
+    expected = kind.metric()
+    expected.update(**kind.batch(2))
+    function = kind.function(**kind.batch(2), backbone=expected.backbone)
+    release_backbones()
+    host = Computing(kind.metric())
+    compiled = torch.compile(host.step, backend="aot_eager")
+    assert compiled(torch.ones(1, 3), kind.batch(2)).equal(host(torch.ones(1, 3)))
+    assert host.metric.compute().equal(expected.compute())
+    assert host.metrics.compute()["metric"].equal(expected.compute())
+    release_backbones()
+
+    def score() -> Tensor:
+        source = expected.backbone.source.model
+        return 1 * kind.function(**kind.batch(2), backbone=load_backbone(source))
+
+    assert torch.compile(score, backend="aot_eager")().equal(function)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_modules_that_hold_metrics_can_be_scripted(kind: Kind) -> None:
+    host, values = Computing(kind.metric()), torch.ones(1, 3)
+    for _ in ("before the checkpoint is read", "afterwards"):
+        scripted = torch.jit.script(host)  # type: ignore[no-untyped-call]
+        assert scripted(values).equal(host(values))
+        host.step(values, kind.batch(1))
+
+
+def test_dtypes_are_given_as_names_too(kind: Kind) -> None:
+    for name in ("bfloat16", "torch.bfloat16"):
+        metric = kind.metric(dtype=name)
+        assert metric.backbone is kind.metric(dtype=torch.bfloat16).backbone
+        assert load_backbone(metric.backbone.source.model, dtype=name) is metric.backbone
+    assert kind.metric(dtype="float32").backbone is kind.metric().backbone
+
+
+def test_pickles_of_older_versions_without_some_counts_are_restored_with_zeros(kind: Kind) -> None:
+    metric = kind.metric()
+    metric.update(**kind.batch(2))
+    state = copy.deepcopy(metric.__getstate__())
+    missing = ["undefined_sum"]
+    if kind.name == "pf":
+        missing += ["transferred_sum", "empty_mask_sum", "cut_prompt_sum", "unstripped_sum"]
+    for name in missing:
+        for names in (state, state["_defaults"], state["_persistent"], state["_reductions"]):
+            del names[name]
+    del state["_warned"]
+    old = object.__new__(type(metric))
+    old.__setstate__(state)
+    assert old.compute().equal(metric.compute())
+    assert [int(getattr(old, name)) for name in missing] == [0] * len(missing)
+    old.update(**kind.undefined_batch(1))
+    with pytest.warns(UserWarning, match="1 of 3 samples are undefined"):
+        assert old.compute().equal(metric.compute())
+    restored = pickle.loads(pickle.dumps(old))
+    assert restored.undefined_count == 1
+    old.reset()
+    assert old.undefined_count == 0
+
+
+def test_updates_of_several_threads_all_count(kind: Kind) -> None:
+    inside: list[int] = []
+
+    class Slow(type(kind.metric())):  # type: ignore[misc]
+        def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
+            inside.append(1)
+            time.sleep(0.02)
+            assert len(inside) == 1
+            super().accumulate(scores_B, ids)
+            inside.pop()
+
+    metric = Slow(kind.metric().backbone, max_num_patches=PATCHES)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(metric.update, **kind.batch(1, seed)) for seed in range(8)]:
+            done.result()
+    assert metric.update_count == 8
+    assert int(metric.sample_count) == 8
+
+
 # --- invalid input ---
 
 BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
@@ -697,10 +797,17 @@ def test_invalid_input_is_rejected_before_the_checkpoint_is_read(kind: Kind, tmp
     [
         ({"reduction": "sum"}, ValueError, "reduction is 'sum'; give 'mean' or 'none'"),
         ({"max_num_patches": 0}, ValueError, "max_num_patches is 0; give at least 1"),
-        ({"max_num_patches": 64.0}, TypeError, r"max_num_patches is 64\.0, a float; give an integer"),
+        ({"max_num_patches": 64.0}, TypeError, r"max_num_patches is 64\.0, a float; give the integer 64"),
+        ({"max_num_patches": "64"}, TypeError, "max_num_patches is '64', a str; give the integer 64"),
+        ({"max_num_patches": 64.5}, TypeError, r"max_num_patches is 64\.5, a float; give an integer"),
         ({"encode_batch_size": -1}, ValueError, "encode_batch_size is -1"),
-        ({"dtype": "float32"}, TypeError, "dtype is 'float32'; give torch.float32"),
-        ({"dtype": torch.int8}, TypeError, "dtype is torch.int8"),
+        (
+            {"dtype": "bf16"},
+            ValueError,
+            "dtype is 'bf16'; give float32, bfloat16 or float16, as a torch.dtype or a str",
+        ),
+        ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; give float32, bfloat16 or float16"),
+        ({"dtype": 16}, TypeError, "dtype is a int; give float32, bfloat16 or float16"),
         ({"model_name_or_path": 3}, TypeError, "model_name_or_path is a int"),
         ({"no_such_setting": 3}, ValueError, "Unexpected keyword arguments: `no_such_setting`"),
     ],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import json
 import pickle
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,9 +34,11 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 import masc_metrics.segmenters.segmenter as segmenter_module
 from masc_metrics import load_backbone
 from masc_metrics.functional import transfer_masks
+from masc_metrics.precision import DTYPES
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter, release_segmenters
 from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
+from masc_metrics.settings import DEFAULT_SEGMENTER, DTYPE_NAMES, SEGMENTERS
 
 CPU = torch.device("cpu")
 NOUNS = ["dog", "a cat", "cup", "dog", "pig"]
@@ -342,6 +346,38 @@ def test_bfloat16_networks_segment(name: str, tiny: Callable[..., Segmenter]) ->
     assert all(next(network.model.parameters()).dtype == torch.bfloat16 for network in networks().values())
 
 
+def test_compiled_code_gives_equal_masks_and_reads_the_checkpoints(name: str, tiny: Callable[..., Segmenter]) -> None:
+    picture = pictures()[:1]
+    expected = tiny(name)(picture, ["dog"])
+    release_segmenters()
+    segment = tiny(name)
+    compiled = torch.compile(lambda: segment(picture, ["dog"]), backend="aot_eager")
+    assert equal(compiled(), expected)
+
+
+def test_files_of_a_checkpoint_load_no_code_and_fit_together(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    def error(name: str, values: dict[str, object]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(folder_of("clipseg"), folder)
+        file = folder / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | values))
+        with pytest.raises(ValueError, match=str(folder)) as caught:
+            load_segmenter("clipseg", checkpoint=folder, dtype="float32")(pictures()[:1], ["dog"])
+        return str(caught.value)
+
+    kernel = {"_attn_implementation": "owner/kernel"}
+    assert "_attn_implementation 'owner/kernel', code that is not transformers' own" in error("config.json", kernel)
+    assert "image_std above 0" in error("preprocessor_config.json", {"image_std": [0, 1, 1]})
+    folder = tmp_path / "small"
+    shutil.copytree(folder_of("clipseg"), folder)
+    segment = load_segmenter("clipseg", checkpoint=folder)
+    segment(pictures()[:1], ["dog"])
+    (network,) = networks().values()
+    network.model.config.text_config.vocab_size = 4  # as if the tokenizer were another checkpoint's
+    with pytest.raises(ValueError, match=r"has a tokenizer that gives the id .*, but its network has 4 embeddings"):
+        segment(pictures()[:1], ["cat"])
+
+
 def test_a_segmenter_is_a_recipe(tiny: Callable[..., Segmenter], tmp_path: Path) -> None:
     segment = tiny("clipseg")
     masks = segment(pictures(), NOUNS)
@@ -539,7 +575,7 @@ def test_wrong_settings_are_errors_that_name_them() -> None:
     assert error(ValueError, "clipseg", threshold=1.5) == "threshold is 1.5; give a number in (0, 1)"
     assert error(TypeError, "clipseg", threshold="high") == "threshold is a str; give a number in (0, 1)"
     assert "batch_size is 0" in error(ValueError, "clipseg", batch_size=0)
-    assert "dtype is torch.float64" in error(TypeError, "clipseg", dtype=torch.float64)
+    assert "dtype is torch.float64" in error(ValueError, "clipseg", dtype=torch.float64)
     assert "device 'meta'" in error(ValueError, "clipseg", device="meta")
     assert error(TypeError, "clipseg", checkpoint=3) == "checkpoint is a int; give a hub id or a local folder"
     assert error(ValueError, "clipseg", checkpoint=" ") == "checkpoint is empty; give a hub id or a local folder"
@@ -710,3 +746,12 @@ def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -
     assert any(changed)
     with pytest.raises(ValueError, match="'clipseg' has no SAM 2"):
         transfer_masks(shown, references, marked, **encoder, refine=tiny("clipseg"))
+
+
+def test_names_on_the_command_line_are_those_of_the_segmenters() -> None:
+    assert tuple(segmenter_module._KINDS) == SEGMENTERS
+    assert DEFAULT_SEGMENTER in SEGMENTERS
+
+
+def test_dtypes_on_the_command_line_are_those_of_the_networks() -> None:
+    assert tuple(DTYPES) == DTYPE_NAMES

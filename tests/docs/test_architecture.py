@@ -22,7 +22,9 @@ PACKAGE = Path(masc_metrics.__file__).parent
 # are listed. Optional modules follow the core.
 CORE = [
     "arguments",
+    "settings",
     "grid",
+    "locks",
     "precision",
     "images",
     "masks",
@@ -30,8 +32,8 @@ CORE = [
     "scores",
     "references",
     "transfer",
-    "hub",
     "reading",
+    "hub",
     "checkpoint",
     "onednn",
     "towers",
@@ -44,7 +46,9 @@ CORE = [
 ]
 BENCH = [
     "bench/options",
+    "bench/sample",
     "bench/run",
+    "bench/commands",
     "bench/baselines",
     "bench",
     "bench/agreement",
@@ -113,6 +117,16 @@ def test_development_page_lists_every_file() -> None:
             assert file.name in page, f"{file.name} is missing in docs/development.md"
 
 
+def test_files_of_pictures_are_opened_at_one_place_with_its_formats() -> None:
+    opening = [
+        file.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert opening == ["images.py"], "use images.open_picture"
+
+
 def test_file_names_say_what_a_file_contains() -> None:
     for file in FILES:
         assert "util" not in file.stem
@@ -138,6 +152,21 @@ def test_importing_the_package_imports_no_heavy_dependencies() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["sensitivity", "--help"], ["--version"]])
+def test_help_of_the_command_line_imports_no_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from masc_metrics.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'torchmetrics', 'transformers', 'numpy', 'PIL', 'scipy'}\n"
+        "    print(end.code, sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines()[-1] == "0 []"
 
 
 SURFACE = {

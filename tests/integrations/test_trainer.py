@@ -57,6 +57,49 @@ def logged(run: Any) -> dict[str, float]:
     return {name: value.item() for name, value in run.callback_metrics.items() if "val/" in name}
 
 
+def test_compiled_modules_fit_with_the_metrics(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    """The checkpoint is read in compiled code. ``self.log`` is not, because torch 2.13 cannot compile it."""
+
+    class Model(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(4, 2)
+            self.masc = collection(checkpoint)
+
+        def training_step(self, values: torch.Tensor, index: int) -> torch.Tensor:
+            return self.net(values).square().mean()  # type: ignore[no-any-return]
+
+        def validation_step(self, values: dict[str, Any], index: int) -> None:
+            self.masc.update(**{name: values[name] for name in NAMES})
+
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict(self.masc.compute())
+            self.masc.reset()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    run = trainer(lightning, tmp_path)
+    run.fit(torch.compile(Model(), backend="aot_eager"), noise(), loader())
+    assert logged(run) == pytest.approx(expected(checkpoint), abs=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_modules_with_the_metrics_become_torchscript(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    class Model(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(4, 2)
+            self.masc = collection(checkpoint)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.net(values)  # type: ignore[no-any-return]
+
+    model = Model()
+    model.masc.update(**batch(1))
+    assert model.to_torchscript()(torch.ones(1, 4)).equal(model(torch.ones(1, 4)))
+
+
 def saved(lightning: ModuleType, folder: Path, metrics: MetricCollection | None, **settings: Any) -> Path:
     run = trainer(lightning, folder, enable_checkpointing=True, **settings)
     run.fit(toy(lightning, metrics), noise(), loader())

@@ -18,10 +18,14 @@ OPEN, GATED = "google/siglip2-so400m-patch16-naflex", "someone/gated"
 
 
 class Hub:
-    """Serves a checkpoint folder as ``OPEN``, rejects ``GATED`` as gated, and any other name as missing."""
+    """Serves a checkpoint folder as ``OPEN``, rejects ``GATED`` as gated, and any other name as missing.
+
+    The files named in ``damaged`` arrive with one bit changed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.damaged: set[str] = set()
         self.requests: Counter[tuple[str, str]] = Counter()
         hub = self
 
@@ -82,7 +86,12 @@ class Hub:
             headers["X-Error-Code"], headers["X-Error-Message"] = "GatedRepo", "Access to it is restricted"
             return 403, b"{}"
         body = (self.folder / file).read_bytes()
-        headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
+        # As the real hub: SHA-256 of large files, the git hash of small ones.
+        git = hashlib.sha1(f"blob {len(body)}\0".encode() + body)
+        checksum = hashlib.sha256(body) if file.endswith(".safetensors") else git
+        headers["ETag"] = f'"{checksum.hexdigest()}"'
+        if file in self.damaged:
+            body = body[:-1] + bytes([body[-1] ^ 1])
         headers["Content-Type"] = "application/octet-stream"
         if file.endswith(".safetensors"):
             time.sleep(0.5)  # long enough for all processes of a test to request it

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for when it is run as a pr
 import numpy as np
 from PIL import Image
 
-from masc_metrics.scenes import SCENES, caption, random_subject, render
+from masc_metrics.scenes import SCENES, Picture, caption, random_subject, render
 from support.sample_lists import write_csv
 
 DAMAGES = {"LoRA rank 4": (1, 2), "LoRA rank 64": (0, 1), "overfitted": (0,)}

@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from masc_metrics.bench.agreement.protocols import PROTOCOLS, STATISTICS, agreement
-from masc_metrics.bench.agreement.ratings import RATED_SCORES, SEEDS, Scores, read_ratings, read_scores
+from masc_metrics.bench.agreement.protocols import STATISTICS, agreement
+from masc_metrics.bench.agreement.ratings import Scores, read_ratings, read_scores
 from masc_metrics.bench.agreement.report import Agreement, Estimate
-from masc_metrics.bench.intervals import REPLICATES
-from masc_metrics.bench.options import Command, non_negative_integer, option
+from masc_metrics.bench.commands import AgreementOptions
 from masc_metrics.bench.run_folder import check_json_file
 from masc_metrics.bench.score_command import UNUSABLE, fail
-from masc_metrics.bench.tables import replacing, text_table
+from masc_metrics.bench.tables import printable, replacing, text_table
 
 _JUDGE = ":judge"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-
-
-@dataclass(frozen=True, slots=True)
-class AgreementOptions:
-    """Options of ``masc-metrics agreement``.
-
-    Attributes:
-        scores: files or folders of scores, each as [NAME=]PATH: CSV or Parquet with the columns method, key and the
-            scores, or a folder of <method>.json as of DreamBench++. NAME:judge=PATH is a judge that rates 0..4, whose
-            ratings are divided by 4; so are folders in data_gpt_rating and data_human_rating. All other scores are
-            scaled by their range. With --protocol dreambench-plus one NAME may be repeated, once per run.
-        ratings: data_human_rating of DreamBench++, or a table (CSV, Parquet, JSON Lines) with the columns method, key
-            and one per group of raters.
-        score: score that people rated.
-        column: further column of the score files to use as a scorer; repeatable.
-        group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
-        protocol: protocol of the analysis.
-        seeds: how several seeds of one key are combined; the last is that of the last file name, as text.
-        keys_of: comma-separated scorers whose common keys are used, for the other scorers as far as they have them, and
-            whose range is over these keys, rated or not; only for --protocol pooled (default: the keys that all scorers
-            and groups have).
-        replicates: number of bootstrap resamples.
-        seed: random seed of the resamples.
-        compare: two scorers to test against each other; repeatable (default: both, if there are two).
-        out: JSON file to write all results to.
-        without_styles: leave out the collections style_* (default for pf by the protocol pooled).
-        with_styles: keep the collections style_* (default otherwise).
-    """
-
-    scores: tuple[str, ...] = option(positional=True, nargs="+", metavar="SCORES")
-    ratings: Path = option(positional=True, type=Path, metavar="RATINGS")
-    score: str = option(choices=RATED_SCORES)
-    column: tuple[str, ...] = option((), action="append", metavar="NAME")
-    group: tuple[str, ...] = option((), action="append", metavar="NAME")
-    protocol: str = option(PROTOCOLS[0], choices=PROTOCOLS)
-    seeds: str = option(SEEDS[0], choices=SEEDS)
-    keys_of: tuple[str, ...] = option((), type=_names, metavar="NAME[,NAME]")
-    replicates: int = option(REPLICATES, type=non_negative_integer, metavar="N")
-    seed: int = option(0, type=non_negative_integer, metavar="N")
-    compare: tuple[tuple[str, str], ...] = option((), action="append", nargs=2, metavar=("A", "B"))
-    out: Path | None = option(None, type=Path, metavar="FILE.json")
-    without_styles: bool = option(False)
-    with_styles: bool = option(False)
-
-
-def _agreement(options: AgreementOptions) -> int:
+def agree(options: AgreementOptions) -> int:
+    """Run ``masc-metrics agreement``; returns the exit code."""
     try:
         _check_options(options)
         scorers = _read_scorers(options)
@@ -86,21 +38,10 @@ def _agreement(options: AgreementOptions) -> int:
             with replacing(options.out) as stream:
                 stream.write(report.to_json().encode())
         for line in _report_lines(report):
-            print(line)
+            print(printable(line))
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return 0
-
-
-AGREEMENT = Command(
-    name="agreement",
-    summary="agreement of scores with human ratings",
-    description="Compute Krippendorff's alpha (interval level), Pearson's r, Spearman's rho, Kendall's tau-b and the "
-    "AUC of high against low ratings, with bootstrap intervals over concepts, and paired tests of two scorers. "
-    "Give options before SCORES or after RATINGS, not between. Exit codes: 0 success, 2 arguments or files unusable.",
-    options=(AgreementOptions,),
-    run=_agreement,
-)
 
 
 def _check_options(options: AgreementOptions) -> None:
@@ -173,6 +114,12 @@ def _report_lines(report: Agreement) -> Iterator[str]:
     for scorer in report.scorers:
         ends = (f"{end.end} {end.value:.4g} ({end.method}, {end.key})" for end in scorer.extremes if end.rank == 1)
         yield f"{scorer.name}: {', '.join(ends)}"
+    for source in report.sources:
+        if source["averaged_keys"]:
+            yield (
+                f"averaged in {source['path']}: {source['averaged_keys']} keys of {source['name']} have several "
+                "numbers; their mean counts (--seeds last takes the last)"
+            )
     for dropped in report.dropped:
         yield f"left out of {dropped.source}: {dropped.count} x {dropped.reason}"
 

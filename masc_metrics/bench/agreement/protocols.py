@@ -17,7 +17,7 @@ import numpy as np
 
 from masc_metrics.arguments import check_choice, check_integer
 from masc_metrics.bench.agreement.names import concept_of
-from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, RATED_SCORES, Scores
+from masc_metrics.bench.agreement.ratings import HIGHEST_RATING, Scores
 from masc_metrics.bench.agreement.report import (
     Agreement,
     AlphaPair,
@@ -36,7 +36,8 @@ from masc_metrics.bench.agreement.statistics import (
     rating_resamples,
     rating_statistics,
 )
-from masc_metrics.bench.intervals import CONFIDENCE, REPLICATES, Numbers, concept_weights, percentile_interval
+from masc_metrics.bench.commands import PROTOCOLS, RATED_SCORES, REPLICATES
+from masc_metrics.bench.intervals import CONFIDENCE, Numbers, concept_weights, percentile_interval
 
 SampleKey = tuple[str, str]
 """Method and key."""
@@ -46,7 +47,6 @@ class TooFewKeysError(ValueError):
     """Scorers and groups share fewer than two keys."""
 
 
-PROTOCOLS = ("pooled", "dreambench-plus")
 STATISTICS = ("alpha", "r", "rho", "tau", "auc")
 
 _EXTREMES = 3  # at each end
@@ -140,7 +140,10 @@ def agreement(
         methods=tuple(sorted({method for method, _ in kept})),
         key_set_sha256=hashlib.sha256(json.dumps(kept, ensure_ascii=False).encode()).hexdigest(),
         dropped=tuple(dropped),
-        sources=tuple({"name": part.name, "path": part.source, "seeds": part.seeds} for part in (*scorers, *groups)),
+        sources=tuple(
+            {"name": part.name, "path": part.source, "seeds": part.seeds, "averaged_keys": part.averaged}
+            for part in (*scorers, *groups)
+        ),
         replicates=len(sample.weights_RC),
         seed=seed,
         confidence=CONFIDENCE,

@@ -16,19 +16,14 @@ from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name, sample_key
-from masc_metrics.bench.tables import Row, read_rows
-
-RATED_SCORES = ("cp", "pf")
-"""Scores that people rated, in the order of a ``[cp, pf]`` pair."""
-
-SEEDS = ("mean", "last")
-"""How several numbers of one (method, key) are combined."""
+from masc_metrics.bench.commands import RATED_SCORES, SEEDS
+from masc_metrics.bench.tables import LONGEST_QUOTE, READ, Row, quoted, read_rows
 
 HIGHEST_RATING = 4.0
 
 _RATING_FOLDERS = {"data_gpt_rating", "data_human_rating"}
 
-_TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
+_TABLES = tuple(ending for ending in READ if ending != ".json")  # .json holds ratings by key, as of DreamBench++
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +38,7 @@ class Scores:
         source: the file or folder.
         seeds: how several numbers of one (method, key) were combined, one of ``SEEDS``.
         column: column of the table; empty for JSON.
+        averaged: number of (method, key) whose several numbers were averaged.
     """
 
     name: str
@@ -52,6 +48,7 @@ class Scores:
     source: str
     seeds: str
     column: str = ""
+    averaged: int = 0
 
 
 def read_scores(
@@ -211,12 +208,14 @@ def _scores(
             dropped["empty" if number is None else undefined] += 1
             continue
         if highest is not None and not 0 <= number <= highest:
-            raise ValueError(f"{label}: {cell!r} is not a rating from 0 to {highest:g}; correct it, or leave it empty")
+            raise ValueError(
+                f"{label}: {quoted(cell)} is not a rating from 0 to {highest:g}; correct it, or leave it empty"
+            )
         short = method_name(method)
         if spellings.setdefault(short, method) != method:
             raise ValueError(
-                f"{label}: the methods {spellings[short]!r} and {method!r} are both {short!r} without their run "
-                "settings; rename one, or give them in separate files"
+                f"{label}: the methods {quoted(spellings[short])} and {quoted(method)} are both {quoted(short)} "
+                "without their run settings; rename one, or give them in separate files"
             )
         pair = (short, sample_key(key))
         if seeds == "last" and pair in numbers:
@@ -230,7 +229,8 @@ def _scores(
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items()) or "it is empty"
         raise ValueError(f"{source} holds no number for {(column or name)!r} ({reasons}); check the file and the name")
     values = {pair: math.fsum(of_key) / len(of_key) for pair, of_key in numbers.items()}
-    return Scores(name, values, highest is not None, dict(dropped), str(source), seeds, column)
+    averaged = sum(len(of_key) > 1 for of_key in numbers.values())
+    return Scores(name, values, highest is not None, dict(dropped), str(source), seeds, column, averaged)
 
 
 def _number(cell: object, label: str) -> float | None:
@@ -242,13 +242,15 @@ def _number(cell: object, label: str) -> float | None:
     except (ValueError, OverflowError):
         number = math.inf
     if math.isinf(number):
-        raise ValueError(f"{label}: {cell!r} is not a finite number; correct it, or leave it empty (null in JSON)")
+        raise ValueError(
+            f"{label}: {quoted(cell)} is not a finite number; correct it, or leave it empty (null in JSON)"
+        )
     return number
 
 
 def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
     """Rows of a table, and its columns except method and key; in JSON Lines a later row may add columns."""
-    rows = read_rows(file, ("method", "key"))
+    rows = read_rows(file, ("method", "key"), texts=("generated_image",), pictures=("generated_image",))
     if not rows:
         raise ValueError(f"{file} lists no {what}; give one row per sample below the header line")
     return rows, list(dict.fromkeys(name for row in rows for name in row.cells if name not in ("method", "key")))
@@ -257,7 +259,7 @@ def _table(file: Path, what: str) -> tuple[list[Row], list[str]]:
 def _table_cells(file: Path, rows: Iterable[Row], column: str) -> Iterator[_Cell]:
     for row in rows:
         method, key = (row.cells.get(name) or "" for name in ("method", "key"))
-        label = f"{file}, line {row.line}, method {method}, key {key}, column {column}"
+        label = f"{file}, line {row.line}, method {method[:LONGEST_QUOTE]}, key {key[:LONGEST_QUOTE]}, column {column}"
         generated = Path(row.cells.get("generated_image") or key).name
         no_patch = column == "cp" and _number(row.cells.get("reference_subject_patches"), label) == 0
         undefined = f"{_UNDEFINED}: reference mask that covers no patch by more than half" if no_patch else _UNDEFINED
@@ -284,9 +286,9 @@ def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> I
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds a JSON {type(content).__name__}; give a mapping of keys to numbers")
         for key, value in content.items():
-            label = f"{file}, key {key}"
+            label = f"{file}, key {key[:LONGEST_QUOTE]}"
             if isinstance(value, list):
                 if len(value) != len(RATED_SCORES):
-                    raise ValueError(f"{label}: {value} is not a pair of numbers; give one number, or [cp, pf]")
+                    raise ValueError(f"{label}: {quoted(value)} is not a pair of numbers; give one number, or [cp, pf]")
                 value = value[RATED_SCORES.index(score)]
             yield _Cell(method, key, value, label, "" if of_raters else key)

@@ -187,7 +187,7 @@ class Agreement:
     methods: tuple[str, ...]
     key_set_sha256: str
     dropped: tuple[Dropped, ...]
-    sources: tuple[Mapping[str, str], ...]
+    sources: tuple[Mapping[str, str | int], ...]
     replicates: int
     seed: int
     confidence: float

@@ -6,7 +6,6 @@ Shape suffixes: B images or texts; H, W image sides in pixels; D embedding width
 from __future__ import annotations
 
 import hashlib
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +25,12 @@ from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.cache import FeatureCache
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import MAX_UINT8, ImageBatch
+from masc_metrics.locks import Lock
 from masc_metrics.precision import to_device, without_autocast
 from masc_metrics.reading import (
     PROCESSOR_FILES,
     check_folder,
+    check_token_ids,
     load_json,
     quiet_transformers,
     read_network,
@@ -64,7 +65,7 @@ class EmbeddingNetwork(ABC):
     def __init__(self, checkpoint: str, commit: str | None, device: torch.device) -> None:
         self.checkpoint, self.commit, self.device = checkpoint, commit, device
         self.cache, self.text_cache = FeatureCache(_CACHE_BYTES), FeatureCache(_CACHE_BYTES)
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def image_embeddings(self, images: Sequence[Tensor], batch_size: int) -> Tensor:
         """Embed (3, H, W) images, as (B, D) float32; only distinct ones that are not in the cache are encoded."""
@@ -221,6 +222,7 @@ class CLIPNetwork(CheckpointNetwork):
         tokens = self._tokenizer(
             texts, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
         )
+        check_token_ids(tokens["input_ids"], self._network.config.text_config.vocab_size, self._folder)
         pooled_BD = self._network.text_model(
             **{name: to_device(tokens[name], self.device) for name in ("input_ids", "attention_mask")}
         ).pooler_output
@@ -349,7 +351,7 @@ def _find(baseline: str, source: CheckpointSource, model_type: str) -> tuple[Pat
 
 
 _shared: WeakValueDictionary[Hashable, EmbeddingNetwork] = WeakValueDictionary()
-_shared_lock = threading.Lock()
+_shared_lock = Lock()
 
 
 def shared_network(key: Hashable, make: Callable[[], EmbeddingNetwork]) -> EmbeddingNetwork:

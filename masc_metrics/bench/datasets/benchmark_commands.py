@@ -5,59 +5,24 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from masc_metrics.bench.agreement.statistics import none_if_nan
+from masc_metrics.bench.commands import DreamBenchPlusInput, OridaInput
 from masc_metrics.bench.datasets import dreambench_plus, orida
-from masc_metrics.bench.options import Command, option, positive_integer
-from masc_metrics.bench.run import MASK_SOURCES, Run
+from masc_metrics.bench.run import MASK_SOURCES, Run, inputs_of
 from masc_metrics.bench.run_folder import write_json
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
+from masc_metrics.bench.tables import printable
 
 _SHOWN = 20  # missing files printed one by one
 
 _LARGEST_WIDTH = 1152  # of a patch's features, in the largest SigLIP2 checkpoint in use
 
 
-@dataclass(frozen=True, slots=True)
-class DreamBenchPlusInput:
-    """Input of ``masc-metrics dreambench-plus``.
-
-    Attributes:
-        root: folder with images, captions, samples and masks.
-        method: short name or folder name of a method; repeatable (default: all in samples).
-        masks: folder with refs and samples (default: ROOT/masks).
-        pf_without: samples that prompt following leaves out; the paper leaves out style-collections.
-        allow_missing: score an incomplete folder.
-    """
-
-    root: Path = option(type=Path, positional=True)
-    method: tuple[str, ...] = option((), action="append")
-    masks: Path | None = option(None, type=Path, metavar="FOLDER")
-    pf_without: dreambench_plus.PfWithout = option(dreambench_plus.PF_WITHOUT[0], choices=dreambench_plus.PF_WITHOUT)
-    allow_missing: bool = option(False)
-
-
-@dataclass(frozen=True, slots=True)
-class OridaInput:
-    """Input of ``masc-metrics orida``.
-
-    Attributes:
-        root: folder that holds train, or train itself.
-        subjects: largest number of subjects.
-        backgrounds: images per subject.
-        cross_pairs: pairs of two subjects (default: as many as of one, which is 2250 in full).
-    """
-
-    root: Path = option(type=Path, positional=True)
-    subjects: int = option(50, type=positive_integer, metavar="N")
-    backgrounds: int = option(10, type=positive_integer, metavar="N")
-    cross_pairs: int | None = option(None, type=positive_integer, metavar="N")
-
-
-def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
+def dreambench_plus_scores(source: DreamBenchPlusInput, run: Run) -> int:
+    """Run ``masc-metrics dreambench-plus``; returns the exit code."""
     try:
         check_out(run, source.root)
         tree = dreambench_plus.read_dreambench_plus(
@@ -69,7 +34,7 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
             prompt_following="pf" in run.scores,
         )
         for path, purpose in tree.missing[:_SHOWN]:
-            print(f"missing: {path}: {purpose}", file=sys.stderr)
+            print(printable(f"missing: {path}: {purpose}"), file=sys.stderr)
         if len(tree.missing) > _SHOWN:
             counts = Counter(purpose for _, purpose in tree.missing)
             listing = ", ".join(f"{count} x {purpose}" for purpose, count in counts.items())
@@ -77,28 +42,19 @@ def _dreambench_plus(source: DreamBenchPlusInput, run: Run) -> int:
         if tree.missing and not source.allow_missing:
             raise ValueError(f"{source.root} is incomplete; complete it, or give --allow-missing")
         for note in tree.notes:
-            print(f"{source.root}: {note}", file=sys.stderr)
+            print(printable(f"{source.root}: {note}"), file=sys.stderr)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     return score_list(SampleList(tree.samples, source.root), run).exit_code
 
 
-DREAMBENCH_PLUS = Command(
-    name="dreambench-plus",
-    summary="score methods on DreamBench++",
-    description="Score generated images in the folder layout of DreamBench++, see docs/benchmarks.md. A pair is "
-    "skipped if either mask marks at most --min-coverage of its pixels. Exit codes: as of score.",
-    options=(DreamBenchPlusInput, Run),
-    run=_dreambench_plus,
-    defaults={"min_coverage": dreambench_plus.MIN_COVERAGE},
-)
-
-
-def _orida(source: OridaInput, run: Run) -> int:
+def orida_scores(source: OridaInput, run: Run) -> int:
+    """Run ``masc-metrics orida``; returns the exit code."""
     try:
         check_out(run, source.root)
-        if "pf" in run.scores:
-            raise ValueError("--scores names pf, but ORIDa has no prompts; leave it out")
+        for score in run.scores:
+            if "prompt" in inputs_of({"pf": "pf"}.get(score, score)):
+                raise ValueError(f"--scores names {score}, but ORIDa has no prompts; leave it out")
         if run.mask_source != MASK_SOURCES[0]:
             raise ValueError(f"--mask-source is {run.mask_source}, but ORIDa's pairs have their masks; leave it out")
         if "mutual-recall" in run.aggregation:
@@ -111,7 +67,7 @@ def _orida(source: OridaInput, run: Run) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     for line in (*pairs.skipped, *pairs.notes):
-        print(f"{source.root}: {line}", file=sys.stderr)
+        print(printable(f"{source.root}: {line}"), file=sys.stderr)
     if run.cache_mib is None:
         run = replace(run, cache_mib=_mib_of_all_features(pairs, run))
     finished = score_list(SampleList(pairs.samples, source.root), run)
@@ -142,14 +98,3 @@ def _mib_of_all_features(pairs: orida.Orida, run: Run) -> int:
     images = {file for sample in pairs.samples for file in (sample.generated_image, sample.reference_image)}
     features = len(images) * run.max_num_patches * _LARGEST_WIDTH * run.torch_dtype.itemsize
     return -(-features // 2**20)
-
-
-ORIDA = Command(
-    name="orida",
-    summary="separate same from different subjects on ORIDa",
-    description="Score pairs of photographs, of one subject and of two, by concept preservation, and compute the AUC "
-    "of the first against the second, see docs/benchmarks.md. Exit codes: as of score.",
-    options=(OridaInput, Run),
-    run=_orida,
-    defaults={"scores": ("cp",)},
-)

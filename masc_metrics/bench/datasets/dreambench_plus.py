@@ -9,25 +9,31 @@
 
 A category path is ``live_subject/animal``, ``live_subject/human``, ``object`` or ``style``; a collection is named by
 its category path, NN and the subject: ``live_subject_animal_00_kitten``. A caption file's first line is the subject,
-the others are prompts 0..8. Images may be .jpg, .jpeg, .png or .webp, in this order of preference; masks are .png.
+the others are prompts 0..8. Images may be .jpg, .jpeg, .png, .webp or another
+format of :data:`masc_metrics.images.PICTURE_SUFFIXES`, in this order of preference; masks are .png.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.bench.agreement.names import method_name
+from masc_metrics.bench.commands import PF_WITHOUT, PfWithout
 from masc_metrics.bench.run import MADE_MASKS, MASK_SOURCES
 from masc_metrics.bench.sample import Sample
+from masc_metrics.images import PICTURE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = tuple(
+    dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", *itertools.chain.from_iterable(PICTURE_SUFFIXES.values())))
+)
 """In order of preference, if there are images with several of them."""
 
 CATEGORY_PATHS = {
@@ -40,17 +46,11 @@ CATEGORY_PATHS = {
 
 _COLLECTION_NAME = re.compile(rf"({'|'.join(CATEGORY_PATHS)})_(\d+)(?:_(.*))?", re.DOTALL)
 
-MIN_COVERAGE = 0.05
-"""The paper's filter: a pair is skipped if either mask has at most 5 % non-zero pixels at native size."""
-
 PROMPTS = 9
 """Number of prompts of a collection without a caption file."""
 
 STYLE_PROMPTS = range(4, 7)
 """Prompts that ask for a style; 0..3 are photorealistic, 7 and 8 imaginative."""
-
-PfWithout = Literal["style-collections", "style-prompts", "both", "nothing"]
-PF_WITHOUT: tuple[PfWithout, ...] = get_args(PfWithout)
 
 _IMAGE = re.compile(r"(0|[1-9]\d*)_(\d+)")
 _SETTINGS = re.compile(r"_(gs|scale|step|seed)(\d+(?:_\d+)*)")

@@ -23,7 +23,7 @@ from masc_metrics.arguments import check_choice, check_positive
 from masc_metrics.bench.agreement.statistics import auc
 from masc_metrics.bench.loading import open_image
 from masc_metrics.bench.sample import Sample
-from masc_metrics.bench.tables import read_rows
+from masc_metrics.bench.tables import LONGEST_QUOTE, read_rows
 
 MIN_COVERAGE = 0.005
 """A mask with at most this share of non-zero pixels counts as empty."""
@@ -182,7 +182,7 @@ def same_against_cross(table: Path, score: str) -> SameAgainstCross:
     scores: dict[str, list[float]] = {SAME: [], CROSS: []}
     for row in read_rows(table, ("category", score)):
         category = row.cells["category"] or ""
-        check_choice(f"{table}, line {row.line}: category", category, (SAME, CROSS))
+        check_choice(f"{table}, line {row.line}: category", category[:LONGEST_QUOTE], (SAME, CROSS))
         scores[category].append(float(row.cells[score] or "nan"))
     same, cross = (np.array([value for value in values if not math.isnan(value)]) for values in scores.values())
     same_mean, cross_mean = (float(side.mean()) if len(side) else math.nan for side in (same, cross))

@@ -19,7 +19,7 @@ from masc_metrics.bench.intervals import ONE_CONCEPT
 from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
 from masc_metrics.bench.run import NOT_COMPARED
-from masc_metrics.bench.sample import FILES, MEASURES
+from masc_metrics.bench.sample import FILES, NUMBERS
 
 TEXT_BYTES = 12_000_000
 """Texts of a table take at most about this much of the file; the longest are cut."""
@@ -27,7 +27,6 @@ TEXT_BYTES = 12_000_000
 _TEXT_LENGTHS = (10_000, 1000, 400, 200, 100, 50, 25)
 _SHOWN_REASONS = 100
 _SCORE_NAMES = {"cp": "Concept preservation", "pf": "Prompt following"}
-_NUMBERS = (*MEASURES, "mask_confidence", "mask_check", "reference_mask_confidence", "prompt_tokens_cut")
 _DERIVED = ("sample_id", "method", "concept")
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
@@ -82,7 +81,7 @@ def write_page(
         lstrip_blocks=True,
     )
     states = [table.state(number) for number in range(len(table.rows))]
-    problems = [number for number, state in enumerate(states) if state in ("failed", "left out")]
+    problems = [number for number, state in enumerate(states) if state in ("failed", "incomplete", "left out")]
     safe = jinja2.utils.markupsafe.Markup
     parts = environment.get_template("page.html").generate(
         version=masc_metrics.__version__,
@@ -129,7 +128,7 @@ def _blocks(pictures: Iterable[Pictures]) -> Iterator[dict[str, Any]]:
 
 def _data(table: ScoredTable, states: Sequence[str], groups: Sequence[Group]) -> dict[str, Any]:
     header = dict.fromkeys(name for row in table.rows for name in row.cells)
-    numbers = [name for name in _NUMBERS if name in header and name not in table.scores]
+    numbers = [name for name in NUMBERS if name in header and name not in table.scores]
     others = [name for name in header if name not in (*table.scores, *numbers, *_DERIVED)]
     count = len(table.rows)
     texts: dict[str, list[str]] = {

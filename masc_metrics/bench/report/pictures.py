@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone
-from masc_metrics.bench.loading import LoadedImage, LoadedSample, Loader
+from masc_metrics.bench.loading import LoadedReference, LoadedSample, Loader, named
 from masc_metrics.bench.report.rows import ScoredTable
 from masc_metrics.bench.run import Run
+from masc_metrics.bench.sample import FILES
 from masc_metrics.functional import background_maps, match_maps, transfer_masks
 from masc_metrics.images import ImageProcessing
 from masc_metrics.plots.drawing import background_map, heat_map, outlined, picture_and_mask
@@ -60,7 +61,7 @@ class Illustrator:
     table: ScoredTable
     max_num_patches: int = 1
     backbone: SigLIP2Backbone | None = None
-    references: dict[tuple[str, str | None], LoadedImage] = field(default_factory=dict)
+    references: dict[tuple[str, str | None], LoadedReference] = field(default_factory=dict)
 
     def small(self, number: int) -> Pictures:
         """The images of a sample, small, with the outlines of the masks that are files."""
@@ -77,24 +78,25 @@ class Illustrator:
         if not maps or self.backbone is None:
             return Pictures(number, self._images(loaded, loaded.generated.mask, SIDE), ())
         settings: dict[str, Any] = {"backbone": self.backbone, "max_num_patches": self.max_num_patches}
-        generated, reference = [loaded.generated.pixels], [loaded.reference.pixels]
-        generated_mask, reference_mask = loaded.generated.mask, loaded.reference.mask
+        generated = [loaded.generated.pixels]
+        reference = [] if loaded.reference is None else [loaded.reference.pixels]
+        generated_mask, reference_mask = (loaded.mask_of(which) for which in ("generated", "reference"))
         if generated_mask is None and reference_mask is not None and self._cell(number, "mask_source") == "transferred":
             generated_mask = transfer_masks(generated, reference, [reference_mask], **settings).masks[0].cpu()
         images = self._images(loaded, generated_mask, SIDE)
-        notes = []
+        notes = list(loaded.lacks.values())
         if reference_mask is not None:
             (found,) = match_maps(generated, reference, [reference_mask], **settings)
-            images["match"] = _data_uri(heat_map(_pixels(loaded.reference.pixels), found, 0.0), SIDE)
+            images["match"] = _data_uri(heat_map(_pixels(reference[0]), found, 0.0), SIDE)
             notes += self._check(number, float(found.nanmean()))
-        else:
+        elif not loaded.lacks.keys() & {"reference_image", "reference_mask"}:
             notes.append(self._no_mask(number, "reference"))
         if generated_mask is not None:
             (weights,) = background_maps(generated, [generated_mask], **settings)
             images["background"] = _data_uri(background_map(_pixels(loaded.generated.pixels), weights), SIDE)
-        else:
+        elif "generated_mask" not in loaded.lacks:
             notes.append(self._no_mask(number, "generated"))
-        return Pictures(number, images, tuple(notes))
+        return Pictures(number, images, tuple(self._relative(number, note) for note in notes))
 
     def _cell(self, number: int, column: str) -> str:
         return self.table.text(number, column)
@@ -124,18 +126,23 @@ class Illustrator:
         loaded = Loader([sample], processing, run, [[0]]).load(0, self.references)
         if isinstance(loaded, LoadedSample):
             return loaded
-        text = loaded.error
-        for name in ("generated_image", "generated_mask", "reference_image", "reference_mask"):
+        return f"No pictures: {self._relative(number, loaded.error)}"
+
+    def _relative(self, number: int, text: str) -> str:
+        """A text with files relative to the table."""
+        sample = self.table.sample(number)
+        for name in FILES:
             if file := getattr(sample, name):
-                text = text.replace(file, self._cell(number, name))
-        return f"No pictures: {text}"
+                text = text.replace(named(file), named(self._cell(number, name)))
+        return text
 
     def _images(self, loaded: LoadedSample, generated_mask: Tensor | None, side: int) -> dict[str, str]:
-        masks = {"reference": loaded.reference.mask, "generated": generated_mask}
-        images: dict[str, LoadedImage] = {"reference": loaded.reference, "generated": loaded.generated}
+        masks = {"reference": loaded.mask_of("reference"), "generated": generated_mask}
+        images = {"reference": loaded.reference, "generated": loaded.generated}
         return {
             which: _data_uri(outlined(*picture_and_mask(image.pixels, masks[which], which, f"{which}_mask")), side)
             for which, image in images.items()
+            if image is not None
         }
 
 

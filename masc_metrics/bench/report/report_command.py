@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.bench.commands import ReportOptions
 from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, read_methods
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
 from masc_metrics.bench.report.page import jinja, write_page
 from masc_metrics.bench.report.pictures import Illustrator, Pictures
 from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, read_table
@@ -28,35 +27,8 @@ PICTURED_ROWS = 400
 """In a table of at most as many samples every one has pictures, in a longer one only the chosen samples."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReportOptions:
-    """Options of ``masc-metrics report``.
-
-    Attributes:
-        scores: table of scores, as the scoring commands write it, with its summary next to it.
-        out: HTML file to write.
-        samples: number of samples in each list of the worst, the best, and those on which methods differ most.
-        maps: draw match maps and background maps of at most N samples, with the run's checkpoint and settings; 0
-            needs no checkpoint.
-        a: compare every other method with this one (default: every pair of methods).
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
-        cache_dir: folder for downloaded checkpoints (default: that of the run).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
-    """
-
-    scores: Path = option(type=Path, positional=True)
-    out: Path = option(type=Path, metavar="FILE.html")
-    samples: int = option(8, type=positive_integer, metavar="N")
-    maps: int = option(60, type=non_negative_integer, metavar="N")
-    a: str | None = option(None, metavar="METHOD")
-    device: str | None = option(None)
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
-
-
-def _report(options: ReportOptions) -> int:
+def report(options: ReportOptions) -> int:
+    """Run ``masc-metrics report``; returns the exit code."""
     try:
         check_html_file(options.out, [options.scores])
         jinja()
@@ -168,15 +140,3 @@ def _in_turn(lists: Sequence[Sequence[int]]) -> Iterator[int]:
     """The first of each list, then the second of each, and so on, so that a limit leaves something of each."""
     for position in range(max(map(len, lists), default=0)):
         yield from (each[position] for each in lists if position < len(each))
-
-
-REPORT = Command(
-    name="report",
-    summary="show where methods differ, in one HTML file",
-    description="Write a table of scores as one HTML file that opens in any browser and loads nothing: means and "
-    "paired comparisons of the methods; the worst and the best samples, and those on which methods differ most, with "
-    "their images, masks, match maps and background maps; all samples, to sort and filter; the run's settings. Exit "
-    "codes: 0 success, 1 checkpoint not available or another than the run's, 2 arguments or table unusable.",
-    options=(ReportOptions,),
-    run=_report,
-)

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_metrics.bench.compare import cell_of, number_in
+from masc_metrics.bench.compare import TEXTS, cell_of, number_in
 from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.run import CP_COLUMNS, MASC_SCORES, PF_COLUMNS, SCORE_NAMES
 from masc_metrics.bench.sample import FILES, Sample
-from masc_metrics.bench.tables import Row, read_rows, text_of
+from masc_metrics.bench.tables import Row, file_in, read_rows, text_of
 
 _KNOWN_SCORES = tuple(dict.fromkeys((*SCORE_NAMES, *CP_COLUMNS, *PF_COLUMNS)))
 
-STATES = ("scored", "undefined", "not scored", "left out", "failed")
-"""What became of a sample: all of its scores are defined, one is undefined, it has none, it was skipped, it failed."""
+STATES = ("scored", "undefined", "not scored", "left out", "incomplete", "failed")
+"""What became of a sample: all of its scores are defined, one is undefined, it has none, it was skipped, an error left
+it without some of its scores, or without all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +60,32 @@ class ScoredTable:
         text = text_of(row, column) if column not in ("prompt", "subject") else row.cells.get(column) or ""
         folder = self.file.parent
         if column in FILES:
-            return os.path.relpath(folder / text, folder) if text else ""
+            return os.path.relpath(file_in(folder, text), folder) if text else ""
         if column in ("error", "left_out"):
             for name in FILES:
                 if file := text_of(row, name):
-                    text = text.replace(os.path.abspath(folder / file), os.path.relpath(folder / file, folder))
+                    text = text.replace(os.path.abspath(file_in(folder, file)), self.text(number, name))
             text = text.replace(f"{folder.resolve()}{os.sep}", "")
         return text
 
     def state(self, number: int) -> str:
         """One of ``STATES``."""
         row = self.rows[number]
+        has_scores = not np.isnan(self.values_NS[number]).all()
         if text_of(row, "error"):
-            return "failed"
+            return "incomplete" if has_scores else "failed"
         if text_of(row, "left_out"):
             return "left out"
         # An undefined score is written as nan, one that is not computed as an empty cell.
-        if any(math.isnan(value) and row.cells.get(name) for name, value in self._scores(number)):
+        values = zip(self.scores, self.values_NS[number].tolist(), strict=True)
+        if any(math.isnan(value) and row.cells.get(name) for name, value in values):
             return "undefined"
-        return "scored" if any(not math.isnan(value) for _, value in self._scores(number)) else "not scored"
-
-    def _scores(self, number: int) -> list[tuple[str, float]]:
-        return list(zip(self.scores, self.values_NS[number].tolist(), strict=True))
+        return "scored" if has_scores else "not scored"
 
     def sample(self, number: int) -> Sample:
         """A row as a sample whose files can be loaded; paths are as the table's folder is given."""
         row = self.rows[number]
-        files = {name: os.path.join(self.file.parent, text_of(row, name)) for name in FILES if text_of(row, name)}
+        files = {name: file_in(self.file.parent, text_of(row, name)) for name in FILES if text_of(row, name)}
         return Sample(
             line=row.line,
             sample_id=self.sample_id(number),
@@ -109,7 +109,7 @@ def read_table(file: Path, scores: Sequence[str] = ()) -> ScoredTable:
         OSError: if it cannot be read.
         ValueError: if it is malformed, has no rows or no score, or a score is not a number.
     """
-    rows = tuple(read_rows(file, scores))
+    rows = tuple(read_rows(file, scores, texts=TEXTS))
     if not rows:
         raise ValueError(f"{file} has no rows; give a table of scores")
     header = dict.fromkeys(name for row in rows for name in row.cells)

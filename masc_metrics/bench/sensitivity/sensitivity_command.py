@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masc_metrics.backbone import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.bench.agreement.protocols import alpha_pair
 from masc_metrics.bench.agreement.ratings import Scores, read_ratings
+from masc_metrics.bench.commands import SensitivityOptions
 from masc_metrics.bench.distributed import Ranks, fastest_device
-from masc_metrics.bench.loading import LoadedSample, loaded_batches
-from masc_metrics.bench.options import Command, non_negative_integer, option, positive_integer
-from masc_metrics.bench.run import DEFAULT_WORKERS, DTYPES, MASC_SCORES, Run
+from masc_metrics.bench.loading import Loaded, LoadedSample, loaded_batches
+from masc_metrics.bench.run import MASC_SCORES
 from masc_metrics.bench.run_folder import check_json_file, check_png_file, write_json
 from masc_metrics.bench.runner import errors_of_the_machine, settings_of
 from masc_metrics.bench.sample import FILES, Sample, SampleResult
@@ -37,100 +35,15 @@ from masc_metrics.bench.sensitivity.moves import (
 )
 from masc_metrics.bench.sensitivity.plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
-from masc_metrics.bench.tables import text_table
-from masc_metrics.checkpoint import DEFAULT_MODEL
+from masc_metrics.bench.tables import printable, text_table
 from masc_metrics.functional import mask_sensitivity
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch
-from masc_metrics.masks import PIXEL_KINDS, MaskBatch, Perturbation
+from masc_metrics.masks import MaskBatch, Perturbation
 from masc_metrics.precision import check_device
 
-_DROPOUT = (0.1, 0.2)
 
-
-def _pixels(text: str) -> tuple[int, ...]:
-    found = tuple(dict.fromkeys(positive_integer(part.strip()) for part in text.split(",")))
-    return tuple(sorted(found))
-
-
-def _score_and_ratings(text: str) -> tuple[str | None, Path]:
-    """Score and path of ``[score=]path``; a path that exists may hold an equals sign."""
-    score, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
-        return None, Path(text)
-    if score not in MASC_SCORES or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is not [SCORE=]RATINGS with SCORE one of {', '.join(MASC_SCORES)}")
-    return score, Path(path)
-
-
-@dataclass(frozen=True, slots=True)
-class SensitivityOptions:
-    """Options of ``masc-metrics sensitivity``.
-
-    Attributes:
-        samples: CSV, JSON Lines or Parquet file that lists the samples with both masks, or a folder of them.
-        out: JSON file to write all results to.
-        plot: PNG file to draw the moves into; needs matplotlib.
-        ratings: human ratings, to report Krippendorff's alpha with and without wrong masks, as agreement computes it by
-            the protocol pooled: data_human_rating of DreamBench++, or cp=TABLE or pf=TABLE, a table with the columns
-            method, key and one per group of raters; repeatable.
-        group: column or folder of the ratings that is a group of raters; repeatable (default: all but method and key).
-        pixels: comma-separated amounts of dilation, erosion, jitter and shift, in pixels of the masks.
-        limit: score only N samples of the list, drawn with --seed (default: all).
-        seed: random seed of the perturbations, of --limit and of the intervals of alpha.
-        model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
-        revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
-        dtype: precision of the network.
-        max_num_patches: patch budget per image.
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
-        workers: image-loading worker processes.
-        batch_size: samples loaded, encoded and scored at a time.
-        cache_mib: memory for features of images that recur, in MiB (default: 512).
-        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
-    """
-
-    samples: Path = option(type=Path, positional=True)
-    out: Path = option(type=Path, metavar="FILE.json")
-    plot: Path | None = option(None, type=Path, metavar="FILE.png")
-    ratings: tuple[tuple[str | None, Path], ...] = option(
-        (), type=_score_and_ratings, action="append", metavar="[SCORE=]RATINGS"
-    )
-    group: tuple[str, ...] = option((), action="append", metavar="NAME")
-    pixels: tuple[int, ...] = option((2, 5, 10, 20), type=_pixels, metavar="N[,N]")
-    limit: int | None = option(None, type=positive_integer, metavar="N")
-    seed: int = option(0, type=non_negative_integer, metavar="N")
-    model: str = option(DEFAULT_MODEL)
-    revision: str | None = option(None)
-    dtype: str = option("float32", choices=DTYPES)
-    max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
-    device: str | None = option(None)
-    workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")
-    batch_size: int = option(DEFAULT_ENCODE_BATCH_SIZE, type=positive_integer, metavar="N")
-    cache_mib: int | None = option(None, type=non_negative_integer, metavar="N")
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
-
-    @property
-    def run(self) -> Run:
-        """The same settings, as everything that scores takes them."""
-        shared = {item.name for item in fields(self)} & {item.name for item in fields(Run)}
-        return Run(**{name: getattr(self, name) for name in shared})
-
-    @property
-    def perturbations(self) -> tuple[Perturbation, ...]:
-        """What is made wrong with the masks."""
-        return (
-            *(Perturbation(kind, amount) for kind in PIXEL_KINDS for amount in self.pixels),
-            *(Perturbation("dropout", share) for share in _DROPOUT),
-            Perturbation("bounding-box"),
-            Perturbation("transferred"),
-        )
-
-
-def _sensitivity(options: SensitivityOptions) -> int:
+def sensitivity(options: SensitivityOptions) -> int:
+    """Run ``masc-metrics sensitivity``; returns the exit code."""
     try:
         samples = _drawn(read_samples(options.samples, transferable=False), options)
         check_json_file(options.out, [options.samples, *(path for _, path in options.ratings)])
@@ -148,8 +61,8 @@ def _sensitivity(options: SensitivityOptions) -> int:
         return fail(NO_CHECKPOINT, error)
     try:
         results, scores = _scored(samples, scorer, options)
-        for line in row_warnings(samples, results):
-            print(line, file=sys.stderr)
+        for line in (*samples.notes, *row_warnings(samples, results)):
+            print(printable(line), file=sys.stderr)
         failed = [(sample, result) for sample, result in zip(samples.samples, results, strict=True) if result.error]
         moved = moves(scores, ratings, options.seed)
         alphas = {
@@ -187,7 +100,7 @@ def _sensitivity(options: SensitivityOptions) -> int:
         print(line)
     print()
     for line in sentences(moved):
-        print(line)
+        print(printable(line))
     for score, alpha in alphas.items():
         if alpha is not None:
             value = "undefined" if alpha.alphas[0] is None else f"{alpha.alphas[0]:.3f}"
@@ -255,6 +168,8 @@ def _scored(
     processing = scorer.backbone.checkpoint.processing
     with errors_of_the_machine(), tqdm(total=len(numbers), unit="sample", disable=options.quiet) as bar:
         for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
+            # Each sample needs all of its inputs: moves of CP and of PF are means over the same samples.
+            batch = [_complete(loaded) for loaded in batch]
             pairs = [loaded for loaded in batch if isinstance(loaded, LoadedSample)]
             found: dict[int, SampleResult] = {}
             if pairs:
@@ -279,12 +194,21 @@ def _scored(
     )
 
 
+def _complete(loaded: Loaded) -> Loaded:
+    """A sample that has all inputs, or the result of one that fails."""
+    if isinstance(loaded, LoadedSample) and loaded.lacks:
+        reasons = "; ".join(dict.fromkeys(loaded.lacks.values()))
+        return SampleResult(loaded.number, dict.fromkeys(MASC_SCORES), {}, error=reasons)
+    return loaded
+
+
 def _arguments(pairs: Sequence[LoadedSample]) -> dict[str, Any]:
+    references = [pair.reference for pair in pairs if pair.reference is not None]
     return {
         "generated_images": ImageBatch(tuple(pair.generated.pixels for pair in pairs)),
         "generated_masks": MaskBatch(tuple(pair.generated.mask for pair in pairs if pair.generated.mask is not None)),
-        "reference_images": ImageBatch(tuple(pair.reference.pixels for pair in pairs)),
-        "reference_masks": MaskBatch(tuple(pair.reference.mask for pair in pairs if pair.reference.mask is not None)),
+        "reference_images": ImageBatch(tuple(reference.pixels for reference in references)),
+        "reference_masks": MaskBatch(tuple(reference.mask for reference in references if reference.mask is not None)),
         "prompts": [pair.sample.prompt or "" for pair in pairs],
         "subjects": [pair.sample.subject for pair in pairs],
     }
@@ -307,16 +231,3 @@ def _score_row(sample: Sample, number: int, scores: SampleScores) -> dict[str, A
             for score in MASC_SCORES
         },
     }
-
-
-SENSITIVITY = Command(
-    name="sensitivity",
-    summary="tell how much wrong masks matter",
-    description="Score the samples of a list with its masks and with wrong ones: dilated, eroded, jittered, shifted, "
-    "with holes, bounding boxes, and masks transferred from the references. Prints for each kind how far CP (wrong "
-    "reference masks) and PF (wrong generated masks) move, and whether the ranking of the methods changes; every image "
-    "is encoded once. Exit codes: 0 success, 1 checkpoint not available, 2 arguments or list unusable, 3 some rows "
-    "failed, 130 interrupted.",
-    options=(SensitivityOptions,),
-    run=_sensitivity,
-)

@@ -149,7 +149,12 @@ def test_keys_can_be_those_of_named_scorers(run: Run, capsys: pytest.CaptureFixt
 def test_file_name_may_hold_an_equals_sign(run: Run) -> None:
     Path("scores.csv").rename("run=2.csv")
     assert run("run=2.csv", "ratings.csv", "--score", "cp", "--out", "found.json") == 0
-    assert read("found.json")["sources"][0] == {"name": "cp", "path": "run=2.csv", "seeds": "mean"}
+    assert read("found.json")["sources"][0] == {
+        "name": "cp",
+        "path": "run=2.csv",
+        "seeds": "mean",
+        "averaged_keys": 0,
+    }
 
 
 def test_two_scorers_are_compared_by_default(run: Run) -> None:
@@ -188,6 +193,23 @@ def test_seeds_are_averaged_or_the_last_counts(run: Run) -> None:
         assert run("scores.csv", "ratings.csv", "--score", "cp", "--seeds", rule, "--out", "found.json") == 0
         highest.append(read("found.json")["scorers"][0]["scaling_range"][1])
     assert highest == [pytest.approx((99 + SCORERS["good"][KEYS[-1]]) / 2), 99]
+
+
+def test_several_numbers_of_one_key_are_counted_where_they_are_averaged(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubled = [*KEYS, KEYS[0], KEYS[0], KEYS[3]]
+    table("twice.csv", {group.name: group.values for group in GROUPS}, keys=doubled)
+    assert run("scores.csv", "ratings.csv", "--score", "cp") == 0
+    assert "averaged" not in capsys.readouterr().out
+    assert run("scores.csv", "twice.csv", "--score", "cp", "--out", "found.json") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("averaged")]
+    assert lines == [
+        f"averaged in twice.csv: 2 keys of {group.name} have several numbers; their mean counts (--seeds last takes "
+        "the last)"
+        for group in GROUPS
+    ]
+    assert [source["averaged_keys"] for source in read("found.json")["sources"]] == [0, 2, 2]
 
 
 def test_undefined_statistics_are_explained_below_the_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

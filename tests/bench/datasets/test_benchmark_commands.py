@@ -182,8 +182,9 @@ def test_orida_separates_same_from_different_subjects(tmp_path: Path, capsys: py
     result = json.loads((tmp_path / "scores.auc.json").read_text())["cp"]
     assert result["auc"] == pytest.approx(wins, abs=1e-9)
     assert f"AUC {wins:.4f}  18 pairs of one subject against 20 of two" in capsys.readouterr().out
-    assert main([*arguments, "--scores", "cp,pf", *TINY]) == 2
-    assert "ORIDa has no prompts" in capsys.readouterr().err
+    for score in ("pf", "clip-t", "siglip2-t"):
+        assert main([*arguments, "--scores", f"cp,{score}", *TINY]) == 2
+        assert f"--scores names {score}, but ORIDa has no prompts; leave it out" in capsys.readouterr().err
 
 
 def test_concept_preservation_alone_needs_no_captions(

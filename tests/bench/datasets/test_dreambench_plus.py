@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from support.benchmark_trees import COLLECTIONS, METHODS, dreambench_plus_tree, prompts_of
 
+from masc_metrics.bench.commands import DREAMBENCH_PLUS_MIN_COVERAGE, PF_WITHOUT
 from masc_metrics.bench.datasets.dreambench_plus import (
-    MIN_COVERAGE,
-    PF_WITHOUT,
     STYLE_PROMPTS,
     DreamBenchPlus,
     PfWithout,
@@ -90,7 +89,7 @@ def test_masks_of_the_tree_are_exact_and_pass_the_filter(full: Path) -> None:
                 assert marked.size == image.size
                 pixels = np.asarray(marked)
             assert set(np.unique(pixels)) == {0, 255}
-            assert np.count_nonzero(pixels) / pixels.size > MIN_COVERAGE
+            assert np.count_nonzero(pixels) / pixels.size > DREAMBENCH_PLUS_MIN_COVERAGE
 
 
 @pytest.mark.parametrize("pf_without", PF_WITHOUT)

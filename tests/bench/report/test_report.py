@@ -67,8 +67,16 @@ def test_samples_of_one_key_that_differ_most_between_methods_come_first(tmp_path
 
 
 def test_states_tell_undefined_scores_from_those_that_are_not_computed(tmp_path: Path) -> None:
-    found = read_table(table(tmp_path, ("a", "1", "0.3"), ("a", "2", "nan"), ("a", "3", ""), ("a", "4", "", "broken")))
-    assert [found.state(number) for number in range(4)] == ["scored", "undefined", "not scored", "failed"]
+    cells = [
+        ("a", "1", "0.3"),
+        ("a", "2", "nan"),
+        ("a", "3", ""),
+        ("a", "4", "", "broken"),
+        ("a", "5", "0.3", "no mask"),
+    ]
+    found = read_table(table(tmp_path, *cells))
+    expected = ["scored", "undefined", "not scored", "failed", "incomplete"]
+    assert [found.state(number) for number in range(5)] == expected
 
 
 def test_pictures_and_maps_are_those_of_the_run(scored: Path) -> None:
