@@ -21,7 +21,7 @@ _MAX_SIDE = 2 * CELL  # in pixels, before an image is scaled into its cell
 _OUTLINE = (255, 0, 200)
 
 # From a low to a high cosine; distinguishable with colour blindness and in greyscale.
-_HEAT = np.array([(36, 12, 70), (98, 24, 116), (168, 46, 96), (228, 92, 48), (250, 178, 40), (252, 252, 160)], float)
+HEAT = np.array([(36, 12, 70), (98, 24, 116), (168, 46, 96), (228, 92, 48), (250, 178, 40), (252, 252, 160)], float)
 
 
 def thumbnail(image: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def outlined(image: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.
 
 def colours(unit: NDArray[np.floating]) -> NDArray[np.floating]:
     """Colours of values in [0, 1], (..., 3) in 0..255; values outside have the colour of the nearer end."""
-    position = np.clip(unit, 0, 1) * (len(_HEAT) - 1)
-    return np.stack([np.interp(position, np.arange(len(_HEAT)), _HEAT[:, channel]) for channel in range(3)], axis=-1)
+    position = np.clip(unit, 0, 1) * (len(HEAT) - 1)
+    return np.stack([np.interp(position, np.arange(len(HEAT)), HEAT[:, channel]) for channel in range(3)], axis=-1)
 
 
 def heat_map(reference: NDArray[np.uint8], found: Tensor, lowest: float) -> NDArray[np.uint8]:
