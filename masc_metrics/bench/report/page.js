@@ -37,7 +37,7 @@
   const figures = (row) => {
     const list = element("div", { class: "pictures" });
     for (const [kind, source] of Object.entries(pictures.get(row)?.images ?? {})) {
-      const image = element("img", { src: source, alt: `${KINDS[kind]} of sample ${text("sample_id", row)}`, loading: "lazy" });
+      const image = element("img", { src: source, alt: `${KINDS[kind]} of sample ${text("sample_id", row)}` });
       list.append(element("figure", {}, image, element("figcaption", {}, KINDS[kind])));
     }
     return list;
