@@ -8,6 +8,7 @@ from masc_metrics.functional.following import (
     prompt_following,
     prompt_following_variants,
 )
+from masc_metrics.functional.gallery import ConceptAnchors, concept_anchors, concept_matrix
 from masc_metrics.functional.preservation import (
     concept_preservation,
     concept_preservation_variants,
@@ -21,6 +22,7 @@ __all__ = [
     "DEFAULT_AGGREGATION",
     "DEFAULT_POOLING",
     "Aggregation",
+    "ConceptAnchors",
     "MaskSensitivity",
     "Pooling",
     "PromptScores",
@@ -28,6 +30,8 @@ __all__ = [
     "background_maps",
     "check_pooling",
     "check_transfer",
+    "concept_anchors",
+    "concept_matrix",
     "concept_preservation",
     "concept_preservation_variants",
     "cut_prompt",

@@ -34,11 +34,12 @@
     block.remove();
   }
 
+  const label = (kind) => kind.replace(/^\w+/, (word) => KINDS[word]);
   const figures = (row) => {
     const list = element("div", { class: "pictures" });
     for (const [kind, source] of Object.entries(pictures.get(row)?.images ?? {})) {
-      const image = element("img", { src: source, alt: `${KINDS[kind]} of sample ${text("sample_id", row)}` });
-      list.append(element("figure", {}, image, element("figcaption", {}, KINDS[kind])));
+      const image = element("img", { src: source, alt: `${label(kind)} of sample ${text("sample_id", row)}` });
+      list.append(element("figure", {}, image, element("figcaption", {}, label(kind))));
     }
     return list;
   };

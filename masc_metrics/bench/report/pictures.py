@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,7 +20,6 @@ from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.loading import LoadedReference, LoadedSample, Loader, named
 from masc_metrics.bench.report.rows import ScoredTable
 from masc_metrics.bench.run import Run
-from masc_metrics.bench.sample import FILES
 from masc_metrics.functional import background_maps, match_maps, transfer_masks
 from masc_metrics.images import ImageProcessing
 from masc_metrics.plots.drawing import background_map, heat_map, outlined, picture_and_mask
@@ -38,7 +39,8 @@ class Pictures:
 
     Attributes:
         number: position of the sample in its table.
-        images: data URIs by kind: "reference", "generated", "match" and "background".
+        images: data URIs by kind: "reference", "generated", "match" and "background"; "reference 2" and "match 2" are
+            of the second of several references.
         notes: why a picture is missing, or what is wrong with it.
     """
 
@@ -54,12 +56,14 @@ class Illustrator:
     Attributes:
         table: the table of scores.
         max_num_patches: patch budget of the run.
+        reference_reduction: how the run combined several references.
         backbone: backbone of the run; None draws no maps.
         references: the last reference, by image and mask file: samples of one reference often follow each other.
     """
 
     table: ScoredTable
     max_num_patches: int = 1
+    reference_reduction: str = "mean"
     backbone: SigLIP2Backbone | None = None
     references: dict[tuple[str, str | None], LoadedReference] = field(default_factory=dict)
 
@@ -78,17 +82,19 @@ class Illustrator:
         if not maps or self.backbone is None:
             return Pictures(number, self._images(loaded, loaded.generated.mask, SIDE), ())
         settings: dict[str, Any] = {"backbone": self.backbone, "max_num_patches": self.max_num_patches}
-        generated = [loaded.generated.pixels]
-        reference = [] if loaded.reference is None else [loaded.reference.pixels]
-        generated_mask, reference_mask = (loaded.mask_of(which) for which in ("generated", "reference"))
-        if generated_mask is None and reference_mask is not None and self._cell(number, "mask_source") == "transferred":
-            generated_mask = transfer_masks(generated, reference, [reference_mask], **settings).masks[0].cpu()
+        generated, generated_mask = [loaded.generated.pixels], loaded.generated.mask
+        references = [[image.pixels for image in loaded.references]]
+        reference_masks = [[image.mask for image in loaded.references if image.mask is not None]]
+        marked = loaded.mask_of("reference") is not None
+        if generated_mask is None and marked and self._cell(number, "mask_source") == "transferred":
+            generated_mask = transfer_masks(generated, references, reference_masks, **settings).masks[0].cpu()
         images = self._images(loaded, generated_mask, SIDE)
         notes = list(loaded.lacks.values())
-        if reference_mask is not None:
-            (found,) = match_maps(generated, reference, [reference_mask], **settings)
-            images["match"] = _data_uri(heat_map(_pixels(reference[0]), found, 0.0), SIDE)
-            notes += self._check(number, float(found.nanmean()))
+        if marked:
+            (found,) = match_maps(generated, references, reference_masks, **settings)
+            for place, (pixels, each) in enumerate(zip(references[0], found, strict=True), start=1):
+                images[_numbered("match", place)] = _data_uri(heat_map(_pixels(pixels), each, 0.0), SIDE)
+            notes += self._check(number, found)
         elif not loaded.lacks.keys() & {"reference_image", "reference_mask"}:
             notes.append(self._no_mask(number, "reference"))
         if generated_mask is not None:
@@ -107,43 +113,52 @@ class Illustrator:
         made = f"its {which} mask, made by {source}, is not in a file" if source else f"it has no {which} mask"
         return f"No {kind}: {made}."
 
-    def _check(self, number: int, cp: float) -> list[str]:
+    def _check(self, number: int, maps: Sequence[Tensor]) -> list[str]:
         """What is wrong if the score of the maps is not the table's."""
-        if "cp" not in self.table.scores or math.isnan(cp):
+        cosines = [values for each in maps if len(values := each[~each.isnan()])]
+        if "cp" not in self.table.scores or not cosines:
             return []
+        if self.reference_reduction == "pool":
+            cosines = [torch.cat(cosines)]
+        means = [float(values.mean()) for values in cosines]
+        cp = max(means) if self.reference_reduction == "max" else sum(means) / len(means)
         stored = float(self.table.values_NS[number, self.table.scores.index("cp")])
         if math.isnan(stored) or abs(stored - cp) <= _LOOSE:
             return []
         return [f"CP is {cp:.4f} now and {stored:.4f} in the table: its files or the network have changed since."]
 
     def _load(self, number: int) -> LoadedSample | str:
-        sample = self.table.sample(number)
-        key = (sample.reference_image, sample.reference_mask)
-        if key not in self.references:
+        try:
+            sample = self.table.sample(number)
+        except ValueError as error:
+            return f"No pictures: {error}"
+        if sample.references[0] not in self.references:
             self.references.clear()
         processing = _NO_PROCESSING if self.backbone is None else self.backbone.checkpoint.processing
         run = Run(self.table.file, max_num_patches=self.max_num_patches)
         loaded = Loader([sample], processing, run, [[0]]).load(0, self.references)
-        if isinstance(loaded, LoadedSample):
-            return loaded
-        return f"No pictures: {self._relative(number, loaded.error)}"
+        return loaded if isinstance(loaded, LoadedSample) else f"No pictures: {self._relative(number, loaded.error)}"
 
     def _relative(self, number: int, text: str) -> str:
         """A text with files relative to the table."""
-        sample = self.table.sample(number)
-        for name in FILES:
-            if file := getattr(sample, name):
-                text = text.replace(named(file), named(self._cell(number, name)))
+        for file in self.table.sample(number).files:
+            text = text.replace(named(file), named(os.path.relpath(file, self.table.file.parent)))
         return text
 
     def _images(self, loaded: LoadedSample, generated_mask: Tensor | None, side: int) -> dict[str, str]:
-        masks = {"reference": loaded.mask_of("reference"), "generated": generated_mask}
-        images = {"reference": loaded.reference, "generated": loaded.generated}
-        return {
-            which: _data_uri(outlined(*picture_and_mask(image.pixels, masks[which], which, f"{which}_mask")), side)
-            for which, image in images.items()
-            if image is not None
+        shown = {
+            _numbered("reference", place): (each, each.mask) for place, each in enumerate(loaded.references, start=1)
         }
+        first = dict(list(shown.items())[:1])
+        return {
+            kind: _data_uri(outlined(*picture_and_mask(image.pixels, mask, kind, f"mask of {kind}")), side)
+            for kind, (image, mask) in (first | {"generated": (loaded.generated, generated_mask)} | shown).items()
+        }
+
+
+def _numbered(kind: str, place: int) -> str:
+    """Kind of a picture of one of several references, counted from 1."""
+    return kind if place == 1 else f"{kind} {place}"
 
 
 def _pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -16,7 +16,8 @@ import numpy as np
 from masc_metrics.bench.compare import TEXTS, cell_of, number_in
 from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.run import CP_COLUMNS, MASC_SCORES, PF_COLUMNS, SCORE_NAMES
-from masc_metrics.bench.sample import FILES, Sample
+from masc_metrics.bench.sample import FILES, SEPARATOR, Sample
+from masc_metrics.bench.sample_list import files_of_cell, references_of
 from masc_metrics.bench.tables import Row, file_in, read_rows, text_of
 
 _KNOWN_SCORES = tuple(dict.fromkeys((*SCORE_NAMES, *CP_COLUMNS, *PF_COLUMNS)))
@@ -60,13 +61,19 @@ class ScoredTable:
         text = text_of(row, column) if column not in ("prompt", "subject") else row.cells.get(column) or ""
         folder = self.file.parent
         if column in FILES:
-            return os.path.relpath(file_in(folder, text), folder) if text else ""
+            return SEPARATOR.join(os.path.relpath(file, folder) for file in self._files(row, column))
         if column in ("error", "left_out"):
-            for name in FILES:
-                if file := text_of(row, name):
-                    text = text.replace(os.path.abspath(file_in(folder, file)), self.text(number, name))
+            for file in (file for name in FILES for file in self._files(row, name)):
+                text = text.replace(os.path.abspath(file), os.path.relpath(file, folder))
             text = text.replace(f"{folder.resolve()}{os.sep}", "")
         return text
+
+    def _files(self, row: Row, column: str) -> list[str]:
+        cell = text_of(row, column)
+        try:
+            return files_of_cell(cell, self.file.parent, column)
+        except ValueError:  # not a list of files: shown as it is
+            return [os.path.join(self.file.parent, cell)]
 
     def state(self, number: int) -> str:
         """One of ``STATES``."""
@@ -83,16 +90,23 @@ class ScoredTable:
         return "scored" if has_scores else "not scored"
 
     def sample(self, number: int) -> Sample:
-        """A row as a sample whose files can be loaded; paths are as the table's folder is given."""
-        row = self.rows[number]
-        files = {name: file_in(self.file.parent, text_of(row, name)) for name in FILES if text_of(row, name)}
+        """A row as a sample whose files can be loaded; paths are as the table's folder is given.
+
+        Raises:
+            ValueError: if the numbers of its references and of their masks differ.
+        """
+        row, folder = self.rows[number], self.file.parent
+        cells = {name: text_of(row, name) for name in FILES}
+        (reference_image, reference_mask), *more = references_of(cells, folder, f"{self.file}, line {row.line}")
+        image, mask = (cells[name] and file_in(folder, cells[name]) for name in ("generated_image", "generated_mask"))
         return Sample(
             line=row.line,
             sample_id=self.sample_id(number),
-            generated_image=files.get("generated_image", ""),
-            generated_mask=files.get("generated_mask"),
-            reference_image=files.get("reference_image", ""),
-            reference_mask=files.get("reference_mask"),
+            generated_image=image,
+            generated_mask=mask or None,
+            reference_image=reference_image,
+            reference_mask=reference_mask,
+            more_references=tuple(more),
             prompt=None,
             subject=None,
         )

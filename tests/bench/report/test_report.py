@@ -121,6 +121,22 @@ def test_transferred_masks_are_made_again(scored: Path) -> None:
     assert "background" in pictures[row]["images"]
 
 
+@pytest.mark.parametrize("reduction", ["mean", "max", "pool"])
+def test_every_reference_of_a_sample_has_its_match_map(scored: Path, reduction: str) -> None:
+    """Their maps give the table's CP, however the run combined the references; a note would say that they do not."""
+    first, second = (rows(scored.with_name("samples.csv"))[number] for number in (0, -2))
+    both = {name: f"{first[name]};{second[name]}" for name in ("reference_image", "reference_mask")}
+    samples = write_csv(scored.with_name("two.csv"), [first | both, second])
+    scores = scored.with_name("two-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(samples), "--out", str(scores), *options, "--reference-reduction", reduction]) == 0
+    _, pictures = blocks(report(scores))
+    kinds = ["reference", "generated", "match", "background"]
+    assert sorted(pictures[0]["images"]) == sorted([*kinds, "reference 2", "match 2"])
+    assert sorted(pictures[1]["images"]) == sorted(kinds)
+    assert pictures[0]["notes"] == []
+
+
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
     page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
     assert "There was no summary file" in page
