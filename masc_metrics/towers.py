@@ -109,7 +109,8 @@ class VisionTower:
         attention = head.attention
         to_value = attention.in_proj_weight.float().chunk(3)[2]
         value_bias = attention.in_proj_bias.float().chunk(3)[2]
-        mixed_BHD = self.attention(tokens_BND, keep_BN) @ tokens_BND.float()
+        patches_BND = tokens_BND.float()
+        mixed_BHD = self.attention(patches_BND, keep_BN) @ patches_BND
         values_BHK = torch.einsum(
             "bhd,hkd->bhk", mixed_BHD, to_value.reshape(attention.num_heads, -1, attention.embed_dim)
         )

@@ -169,10 +169,11 @@ def _coded(values: Sequence[str]) -> dict[str, Any]:
 
 
 def _text_length(texts: Mapping[str, Sequence[str]]) -> int:
-    """The largest length at which all distinct texts fit into ``TEXT_BYTES``."""
-    distinct = [value for values in texts.values() for value in dict.fromkeys(values)]
+    """The largest length at which all distinct texts fit into about ``TEXT_BYTES``."""
+    distinct = [value for values in texts.values() for value in dict.fromkeys(values) if value]
+    sizes = [(len(value), len(script_json(value).encode())) for value in distinct]
     for length in _TEXT_LENGTHS[:-1]:
-        if sum(len(script_json(_cut(value, length)).encode()) for value in distinct) <= TEXT_BYTES:
+        if sum(size * min(length / characters, 1) for characters, size in sizes) <= TEXT_BYTES:
             return length
     return _TEXT_LENGTHS[-1]
 

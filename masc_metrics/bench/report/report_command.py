@@ -48,7 +48,7 @@ def report(options: ReportOptions) -> int:
     try:
         backbone = None if device is None else _backbone(settings, options, device)
     except (OSError, ValueError) as error:
-        return fail(NO_CHECKPOINT, type(error)(f"{error}; or give --maps 0 for a report without maps"))
+        return fail(NO_CHECKPOINT, ValueError(f"{error}; or give --maps 0 for a report without maps"))
     illustrator = Illustrator(
         table, settings.get("max_num_patches", 1), settings.get("reference_reduction", "mean"), backbone
     )
