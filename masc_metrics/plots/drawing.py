@@ -18,6 +18,9 @@ CELL = 168
 """Side of a picture in a panel, in pixels."""
 
 _MAX_SIDE = 2 * CELL  # in pixels, before an image is scaled into its cell
+# Sides, in pixels of the panel, of the squares over which a mask is averaged before it is outlined. The second is for
+# masks of which the first leaves nothing, such as thin lines.
+_SMOOTHING = (7, 3)
 _OUTLINE = (255, 0, 200)
 
 # From a low to a high cosine; distinguishable with colour blindness and in greyscale.
@@ -57,11 +60,21 @@ def dim(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]
 
 
 def outlined(image: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Draw the outline of a mask on a copy of the image."""
-    reach = max(1, round(max(inside.shape) / CELL))  # a line of two pixels in the panel
-    padded = np.pad(inside, reach, mode="edge")
-    height, width = inside.shape
-    shifted = [padded[y : y + height, x : x + width] for y in (0, 2 * reach) for x in (0, 2 * reach)]
+    """Draw the outline of a mask, two pixels wide, on a copy of the image.
+
+    The mask is averaged over small squares first: single pixels of a speckled mask would otherwise cover the image.
+    """
+    height, width = image.shape[:2]
+    coverage_11HW = torch.from_numpy(inside)[None, None].float()
+    coverage_11HW = F.interpolate(coverage_11HW, size=(height, width), mode="bilinear", antialias=True)
+    for side in _SMOOTHING:
+        smooth_11HW = coverage_11HW
+        for _ in range(2):  # close to a Gaussian
+            smooth_11HW = F.avg_pool2d(F.pad(smooth_11HW, [side // 2] * 4, mode="replicate"), side, stride=1)
+        if bool((smooth_11HW > 0.5).any()):
+            break
+    padded = np.pad((smooth_11HW[0, 0] > 0.5).numpy(), 1, mode="edge")
+    shifted = [padded[y : y + height, x : x + width] for y in (0, 2) for x in (0, 2)]
     pixels: NDArray[np.uint8] = image.copy()
     pixels[np.any(shifted, axis=0) & ~np.all(shifted, axis=0)] = _OUTLINE
     return pixels

@@ -90,7 +90,7 @@ def mask_sheet(tiles: Iterable[Tile]) -> Image.Image:
     drawn = []
     for index, tile in enumerate(tiles):
         pixels, inside = picture_and_mask(tile.image, tile.mask, f"tiles[{index}].image", f"tiles[{index}].mask")
-        drawn.append((_fit_to_cell(outlined(pixels, inside)), tile.lines, tile.suspect))
+        drawn.append((_fit_to_cell(pixels, inside), tile.lines, tile.suspect))
     if not drawn:
         raise ValueError("tiles is empty; give at least one")
     row_height = CELL + _LINE * max(len(lines) for _, lines, _ in drawn) + 2 * _GAP
@@ -155,7 +155,7 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
         reference, inside = picture_and_mask(
             row.reference, row.mask, f"rows[{number}].reference", f"rows[{number}].mask"
         )
-        sheet.paste(_fit_to_cell(outlined(dim(reference, ~inside), inside)), (_MARGIN, top))
+        sheet.paste(_fit_to_cell(dim(reference, ~inside), inside), (_MARGIN, top))
         _write(draw, (_MARGIN, top + CELL), "match map:", colour=_QUIET)
         for column, shot in enumerate(row.shots, start=1):
             name = f"rows[{number}].shots[{column - 1}]"
@@ -163,7 +163,7 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
             lines = textwrap.wrap(shot.caption, _CAPTION_WIDTH, max_lines=_CAPTION_LINES, placeholder=" ...")
             _write_lines(draw, (left, top - _LINE * len(lines)), lines)
             pixels, subject = picture_and_mask(shot.image, shot.mask, f"{name}.image", f"{name}.mask")
-            sheet.paste(_fit_to_cell(outlined(pixels, subject)), (left, top))
+            sheet.paste(_fit_to_cell(pixels, subject), (left, top))
             _write(draw, (left, top + CELL), f"CP {_score(shot.cp)}")
             _write(draw, (left + CELL // 2, top + CELL), f"PF {_score(shot.pf)}")
             check_type(f"{name}.found", shot.found, Tensor, "a tensor")
@@ -197,13 +197,15 @@ def _left(column: int) -> int:
     return _MARGIN + column * (CELL + _GAP)
 
 
-def _fit_to_cell(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Scale an image to fit into a cell, and centre it."""
+def _fit_to_cell(pixels: NDArray[np.uint8], inside: NDArray[np.bool_] | None = None) -> Image.Image:
+    """Scale an image to fit into a cell, centre it, and draw the outline of its mask."""
     image = Image.fromarray(pixels)
     scale = CELL / max(image.size)
     # Match maps and small images keep sharp pixels; only larger images are smoothed.
     resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
+    if inside is not None:
+        image = Image.fromarray(outlined(np.asarray(image), inside))
     cell = Image.new("RGB", (CELL, CELL), _PAPER)
     cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
     return cell

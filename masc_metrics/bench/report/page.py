@@ -15,11 +15,11 @@ from typing import IO, Any
 
 import masc_metrics
 from masc_metrics.bench.compare import Comparison, MethodScores
-from masc_metrics.bench.intervals import ONE_CONCEPT
 from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
 from masc_metrics.bench.run import NOT_COMPARED
 from masc_metrics.bench.sample import FILES, NUMBERS
+from masc_metrics.intervals import ONE_CONCEPT
 
 TEXT_BYTES = 12_000_000
 """Texts of a table take at most about this much of the file; the longest are cut."""

@@ -24,7 +24,7 @@ from masc_metrics.functional import background_maps, match_maps, transfer_masks
 from masc_metrics.images import ImageProcessing
 from masc_metrics.plots.drawing import background_map, heat_map, outlined, picture_and_mask
 
-SIDE, SMALL_SIDE = 320, 144
+SIDE, SMALL_SIDE = 256, 144
 """Longest side of a picture of a chosen sample, and of another sample, in pixels."""
 
 _QUALITY = 82
@@ -151,7 +151,7 @@ class Illustrator:
         }
         first = dict(list(shown.items())[:1])
         return {
-            kind: _data_uri(outlined(*picture_and_mask(image.pixels, mask, kind, f"mask of {kind}")), side)
+            kind: _outlined(image.pixels, mask, side)
             for kind, (image, mask) in (first | {"generated": (loaded.generated, generated_mask)} | shown).items()
         }
 
@@ -165,12 +165,20 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
     return picture_and_mask(image, None, "image", "mask")[0]
 
 
-def _data_uri(pixels: NDArray[np.uint8], side: int) -> str:
+def _outlined(image: Tensor, mask: Tensor | None, side: int) -> str:
+    pixels, inside = picture_and_mask(image, mask, "image", "mask")
+    return _data_uri(outlined(_sized(pixels, side), inside), side)
+
+
+def _sized(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture with this longest side; patches and small images keep sharp pixels."""
     image = Image.fromarray(pixels)
     scale = side / max(image.size)
-    if scale < 1 or max(image.size) < SMALL_SIDE:
-        resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-        image = image.resize([max(1, round(length * scale)) for length in image.size], resample)
+    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    return np.asarray(image.resize([max(1, round(length * scale)) for length in image.size], resample))
+
+
+def _data_uri(pixels: NDArray[np.uint8], side: int) -> str:
     stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=_QUALITY)
+    Image.fromarray(_sized(pixels, side)).save(stream, "WEBP", quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from masc_metrics.bench.compare import TEXTS, cell_of, number_in
-from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.run import CP_COLUMNS, MASC_SCORES, PF_COLUMNS, SCORE_NAMES
 from masc_metrics.bench.sample import FILES, SEPARATOR, Sample
 from masc_metrics.bench.sample_list import files_of_cell, references_of
 from masc_metrics.bench.tables import Row, file_in, read_rows, text_of
+from masc_metrics.intervals import Numbers
 
 _KNOWN_SCORES = tuple(dict.fromkeys((*SCORE_NAMES, *CP_COLUMNS, *PF_COLUMNS)))
 
