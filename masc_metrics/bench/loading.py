@@ -110,7 +110,7 @@ def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
 
-_Reference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
+LoadedReference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
 """A reference image with its mask, and what is unusable of them."""
 
 
@@ -128,10 +128,10 @@ class Loader(Dataset[list[Loaded]]):
 
     def __getitem__(self, index: int) -> list[Loaded]:
         # A reference is decoded, and sent to the parent, once per batch.
-        references: dict[tuple[str, str | None], _Reference] = {}
+        references: dict[tuple[str, str | None], LoadedReference] = {}
         return [self.load(number, references) for number in self.batches[index]]
 
-    def load(self, number: int, references: dict[tuple[str, str | None], _Reference]) -> Loaded:
+    def load(self, number: int, references: dict[tuple[str, str | None], LoadedReference]) -> Loaded:
         """Read, decode and check one sample's files; loaded references are kept by image and mask file.
 
         Without its generated image a sample fails. Without another input it lacks the scores that need this input.
@@ -168,7 +168,7 @@ class Loader(Dataset[list[Loaded]]):
             if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun")
         }
 
-    def reference(self, image_file: str, mask_file: str | None) -> _Reference:
+    def reference(self, image_file: str, mask_file: str | None) -> LoadedReference:
         """Load a reference image and its mask."""
         lacks: dict[str, str] = {}
         try:
