@@ -207,26 +207,37 @@ def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row
                     )
                     raise ValueError(f"{file}, line {line} has {len(cells)} cells for {len(names)} columns; {remedy}")
                 yield Row(line, dict(zip(names, cells, strict=True)))
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise _undecodable(file, kind) from error
+        except csv.Error as error:
             hint = "; close the open quote" if "unexpected end" in str(error) else ""
-            if isinstance(error, UnicodeDecodeError):
-                hint = f"; save it as {kind} UTF-8"
             raise ValueError(
                 f"{file} cannot be read as {kind} in UTF-8 after line {reader.line_num}: {error}{hint}"
             ) from error
 
 
+def _undecodable(file: Path, kind: str) -> ValueError:
+    """The error of a text that is not UTF-8, with the line; a stream decodes ahead of the lines that it gives."""
+    content = file.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return ValueError(
+            f"{file}, line {line} cannot be read as {kind} in UTF-8: byte {content[error.start]:#04x}, {error.reason}; "
+            f"save it as {kind} UTF-8"
+        )
+    return ValueError(f"{file} changed while it was read; start again")
+
+
 def _json_rows(file: Path, needed: Sequence[str], texts: Collection[str]) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="\n") as stream:
-        line = 0
         try:
             for line, text in enumerate(stream, start=1):
                 if text.strip():
                     yield Row(line, _json_cells(f"{file}, line {line}", _parsed(file, line, text), needed, texts))
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} cannot be read as JSON Lines in UTF-8 after line {line}: {error}; save it as UTF-8"
-            ) from error
+            raise _undecodable(file, "JSON Lines") from error
 
 
 def _parsed(file: Path, line: int, text: str) -> object:

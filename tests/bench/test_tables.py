@@ -91,7 +91,11 @@ HEADER = ",".join(COLUMNS)
         ("a.csv", b"PAR1....PAR1", "is Parquet; rename it to end with .parquet"),
         ("a.csv", HEADER.encode("utf-16"), "is UTF-16; save it as UTF-8"),
         ("a.csv", b'[{"prompt": "a"}]', "it looks like JSON: rename it to end with .jsonl or .json"),
-        ("a.csv", f"{HEADER}\na,b,c,d,caf\xe9,f\n".encode("latin-1"), "can't decode byte 0xe9"),
+        (
+            "a.csv",
+            f"{HEADER}\na,b,c,d,caf\xe9,f\n".encode("latin-1"),
+            "line 2 cannot be read as CSV in UTF-8: byte 0xe9",
+        ),
         (
             "a.csv",
             HEADER.replace(",", "\t").encode(),
