@@ -18,7 +18,7 @@ from masc_metrics.bench.distributed import Ranks, rank_share
 from masc_metrics.bench.loading import loaded_batches
 from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
-from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, table_row
+from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, relative_to, table_row
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
@@ -152,10 +152,11 @@ def write_scores(samples: SampleList, run: Run, folder: RunFolder) -> tuple[list
     """
     results = folder.results(len(samples.samples))
     pairs = zip(samples.samples, results, strict=True)
-    rows = [table_row(sample, result, run.out.parent) for sample, result in pairs]
+    relative = relative_to(run.out.parent)
+    rows = (table_row(sample, result, relative) for sample, result in pairs)
     extra = dict.fromkeys(name for sample in samples.samples for name in sample.extra)
     empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
-    write_table(run.out, [empty | row for row in rows], columns(run.columns, extra), (*run.columns, *NUMBERS))
+    write_table(run.out, (empty | row for row in rows), columns(run.columns, extra), (*run.columns, *NUMBERS))
     summary = summarize(samples.samples, results, run.columns)
     write_json(summary_file(run), {"settings": folder.settings(), **summary})
     return results, summary

@@ -16,15 +16,18 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample, relative_to
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, file_in, quoted, read_rows, text_of
+from masc_metrics.bench.tables import Row, file_in, iterate_rows, quoted, text_of
 from masc_metrics.images import PICTURE_SUFFIXES
+
+_Text = TypeVar("_Text", str, "str | None")
 
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
@@ -57,13 +60,12 @@ class SampleList:
     def sha256(self) -> str:
         """Digest of the list's content; it does not depend on where its folder is."""
         digest = hashlib.sha256()
-        root = self.source if self.source.is_dir() else self.source.parent
+        relative = relative_to(self.source if self.source.is_dir() else self.source.parent)
+        # What a sample lacks follows from the rest, and may name files by their full paths.
+        names = [item.name for item in fields(Sample) if item.name != "lacks"]
         for sample in self.samples:
-            content = asdict(sample)
-            del content["lacks"]  # follows from the rest, and may name files by their full paths
-            content |= {
-                name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
-            }
+            content = {name: getattr(sample, name) for name in names}
+            content |= {name: relative(content[name]) for name in (*FILES, "orientation_mask") if content[name]}
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -101,7 +103,7 @@ def read_samples(
         return SampleList(tuple(_folder_samples(source, needed, notes)), source, tuple(notes))
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(scores)} - _KNOWN_COLUMNS
-    rows = read_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
+    rows = iterate_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
     samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
@@ -114,6 +116,8 @@ def read_samples(
 def _samples(
     rows: Iterable[Row], source: Path, needed: list[str], written: set[str], transferable: bool
 ) -> Iterator[Sample]:
+    folder = str(source.parent)
+    shared = _Shared()
     line_of: dict[str, int] = {}
     for position, row in enumerate(rows, start=1):
         if clash := sorted(written & row.cells.keys()):
@@ -131,30 +135,52 @@ def _samples(
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
-        if sample_id in line_of:
+        given = "sample_id" in cells  # positions cannot repeat
+        if given and sample_id in line_of:
             raise ValueError(
                 f"{source}, line {row.line}: sample_id {quoted(sample_id)} repeats that of line "
                 f"{line_of[sample_id]}; give each row its own"
             )
-        line_of[sample_id] = row.line
-        files = {name: file_in(source.parent, cells[name]) if cells.get(name) else None for name in FILES}
+        if given:
+            line_of[sample_id] = row.line
+        files = {name: file_in(folder, cells[name]) if cells.get(name) else None for name in FILES}
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
-        noun = cells.get("noun") or text_of(row, "subject")
+        noun = shared(cells.get("noun") or text_of(row, "subject"))
+        extra = {shared(name): shared(cell) for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS}
         yield Sample(
             line=row.line,
             sample_id=sample_id,
             generated_image=files["generated_image"] or "",
             generated_mask=files["generated_mask"],
-            reference_image=files["reference_image"] or "",
-            reference_mask=files["reference_mask"],
-            prompt=prompt or "" if "prompt" in needed else prompt,
-            subject=subject,
+            reference_image=shared(files["reference_image"] or ""),
+            reference_mask=shared(files["reference_mask"]),
+            prompt=shared(prompt or "" if "prompt" in needed else prompt),
+            subject=shared(subject),
             reference_noun=noun,
             generated_noun=noun,
-            extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
-            lacks=lacks,
-            **{name: cells.get(name, "") for name in GROUPS},
+            extra=extra or _NOTHING,
+            lacks=lacks or _NOTHING,
+            **{name: shared(cells.get(name, "")) for name in GROUPS},
         )
+
+
+_NOTHING: Mapping[str, str] = {}
+"""One object for all rows: an empty dict takes 64 bytes."""
+
+
+class _Shared:
+    """One object for equal texts of a list, of which prompts, references and groups have many."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str | None, str | None] = {}
+
+    def __call__(self, text: _Text) -> _Text:
+        if len(self._texts) < _MOST_SHARED:
+            return self._texts.setdefault(text, text)  # type: ignore[return-value]  # equal texts have one type
+        return self._texts.get(text, text)  # type: ignore[return-value]
+
+
+_MOST_SHARED = 2**16  # where each row has its own, remembering them costs more than it saves
 
 
 def _folder_samples(root: Path, needed: Collection[str], notes: list[str]) -> list[Sample]:

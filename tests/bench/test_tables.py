@@ -15,7 +15,17 @@ import pytest
 from support.sample_lists import rows, write_csv, written
 
 from masc_metrics.bench import tables
-from masc_metrics.bench.sample import COLUMNS, FILES, MEASURES, NUMBERS, Sample, SampleResult, columns, table_row
+from masc_metrics.bench.sample import (
+    COLUMNS,
+    FILES,
+    MEASURES,
+    NUMBERS,
+    Sample,
+    SampleResult,
+    columns,
+    relative_to,
+    table_row,
+)
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, write_table
 from masc_metrics.cli import main
@@ -276,7 +286,7 @@ def test_every_number_of_a_result_is_a_number_in_parquet(tmp_path: Path) -> None
         reference_mask_confidence=0.5,
         prompt_tokens_cut=3,
     )
-    row = table_row(sample, result, tmp_path)
+    row = table_row(sample, result, relative_to(tmp_path))
     write_table(tmp_path / "t.parquet", [row], columns(("cp",)), ("cp", *NUMBERS))
     (found,) = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert {name for name, cell in row.items() if isinstance(cell, int | float)} == {"cp", *NUMBERS}
