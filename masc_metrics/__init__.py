@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from masc_metrics import functional, scores
     from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone, load_backbone, release_backbones
+    from masc_metrics.identification import MaSCIdentification
     from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
     from masc_metrics.prompts import strip_subject
     from masc_metrics.settings import DEFAULT_MODEL
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_MODEL",
     "MaSCConceptPreservation",
+    "MaSCIdentification",
     "MaSCPromptFollowing",
     "PatchFeatures",
     "SigLIP2Backbone",
@@ -29,6 +31,7 @@ __all__ = [
 _HOMES = {
     "DEFAULT_MODEL": "settings",
     "MaSCConceptPreservation": "metrics",
+    "MaSCIdentification": "identification",
     "MaSCPromptFollowing": "metrics",
     "PatchFeatures": "backbone",
     "SigLIP2Backbone": "backbone",

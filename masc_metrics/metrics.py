@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
+from masc_metrics.arguments import check_choice
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import (
     DEFAULT_POOLING,
@@ -25,10 +26,18 @@ from masc_metrics.images import Images, check_images
 from masc_metrics.masks import Masks
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype
 from masc_metrics.prompts import holds_subject
-from masc_metrics.references import ReferenceImages, ReferenceMasks
+from masc_metrics.references import (
+    ReferenceImages,
+    ReferenceMasks,
+)
 from masc_metrics.sample_ids import SampleIds, check_sample_ids
 from masc_metrics.sample_metric import Reduction, SampleMetric
-from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
+from masc_metrics.settings import (
+    DEFAULT_ENCODE_BATCH_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_REFERENCE_REDUCTION,
+    ReferenceReduction,
+)
 
 
 class MaSCConceptPreservation(SampleMetric):
@@ -50,10 +59,12 @@ class MaSCConceptPreservation(SampleMetric):
             module and of autocast.
         reduction: "mean", or "none" for one score for each sample.
         encode_batch_size: samples encoded together; larger batches are faster on a GPU and need more memory.
+        reference_reduction: how several references of a sample give one score, "mean", "max" or "pool"; see
+            :func:`masc_metrics.functional.concept_preservation`.
         metric_kwargs: see ``torchmetrics.Metric``.
 
-    Range [-1, 1], higher is better. A sample whose reference has no foreground patch is undefined: it is excluded from
-    the mean, NaN with "none", counted in ``undefined_count``, and reported by one warning.
+    Range [-1, 1], higher is better. A sample is undefined if none of its references has a foreground patch: it is
+    excluded from the mean, NaN with "none", counted in ``undefined_count``, and reported by one warning.
 
     Raises:
         TypeError, ValueError: if a setting is not accepted.
@@ -80,11 +91,42 @@ class MaSCConceptPreservation(SampleMetric):
 
     _undefined_reason = "no reference patch is more than half covered by its reference mask"
 
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        dtype: Dtype = DEFAULT_DTYPE,
+        reduction: Reduction = "mean",
+        encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+        reference_reduction: ReferenceReduction = DEFAULT_REFERENCE_REDUCTION,
+        **metric_kwargs: Any,
+    ) -> None:
+        check_choice("reference_reduction", reference_reduction, get_args(ReferenceReduction))
+        self.reference_reduction: ReferenceReduction = reference_reduction  # before the states, which depend on it
+        super().__init__(
+            model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            max_num_patches=max_num_patches,
+            dtype=dtype,
+            reduction=reduction,
+            encode_batch_size=encode_batch_size,
+            **metric_kwargs,
+        )
+
+    def _settings(self) -> tuple[object, ...]:
+        return (*super()._settings(), self.reference_reduction)
+
     def update(
         self,
         generated_images: Images,
-        reference_images: Images,
-        reference_masks: Masks,
+        reference_images: ReferenceImages,
+        reference_masks: ReferenceMasks,
         sample_ids: SampleIds | None = None,
     ) -> None:
         """Score a batch and accumulate the scores.
@@ -92,9 +134,10 @@ class MaSCConceptPreservation(SampleMetric):
         Args:
             generated_images: B images; (B, 3, H, W) uint8 or float in [0, 1], or a list of (3, H, W) tensors of any
                 sizes or PIL images.
-            reference_images: B images of the subject, in any of these forms.
+            reference_images: B images of the subject, in any of these forms. For several references of one sample, a
+                list of them in place of the image, or a (B, k, 3, H, W) tensor; they count as one sample.
             reference_masks: B masks of the subject in the reference images; (B, H, W) or (B, 1, H, W), boolean,
-                integer or float in [0, 1], or a list of (H, W) tensors or PIL images.
+                integer or float in [0, 1], or a list of (H, W) tensors or PIL images. In the same arrangement.
             sample_ids: B integers. Of samples with the same id, only the first by rank and order counts, so that
                 the repeats with which a distributed sampler pads its last batch do not affect the result.
 
@@ -112,6 +155,7 @@ class MaSCConceptPreservation(SampleMetric):
             backbone=self.backbone,
             max_num_patches=self.max_num_patches,
             encode_batch_size=self.encode_batch_size,
+            reference_reduction=self.reference_reduction,
         )
         self.accumulate(scores_B, ids)
 

@@ -1,4 +1,4 @@
-"""Base class of the two metrics: settings, states summed over batches and processes, and the mean over samples.
+"""Base class of the metrics: settings, states summed over batches and processes, and the mean over samples.
 
 Shape suffix: B samples.
 """
@@ -51,6 +51,8 @@ class SampleMetric(Metric):
     keyed_scores: list[Tensor]
     keyed_ids: list[Tensor]
     _undefined_reason: str
+    _row_shape: tuple[int, ...] = ()
+    """Shape of what is accumulated for one sample."""
     _settings_state: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -103,8 +105,13 @@ class SampleMetric(Metric):
         _, *settings = self._settings()
         return ", ".join([repr(self._source.model), *map(str, settings)])
 
+    @property
+    def _keeps_samples(self) -> bool:
+        """Whether every sample is kept, instead of sums."""
+        return self.reduction == "none"
+
     def _add_states(self) -> None:
-        if self.reduction == "mean":
+        if not self._keeps_samples:
             zero = torch.zeros((), dtype=sum_dtype(self._device), device=self._device)
             self.add_state("score_sum", zero, dist_reduce_fx="sum")
             self._add_count("sample_count")
@@ -137,8 +144,9 @@ class SampleMetric(Metric):
         """Concatenate a list state on the metric's device; an empty list gives an empty tensor of the right dtype."""
         value = getattr(self, name)
         if isinstance(value, list) and not value:
-            dtype = torch.int64 if name == "keyed_ids" else sum_dtype(self.device)
-            return torch.empty(0, dtype=dtype, device=self.device)
+            if name == "keyed_ids":
+                return torch.empty(0, dtype=torch.int64, device=self.device)
+            return torch.empty(0, *self._row_shape, dtype=sum_dtype(self.device), device=self.device)
         tensor: Tensor = dim_zero_cat(value)
         return tensor.to(self.device)
 
@@ -155,6 +163,10 @@ class SampleMetric(Metric):
             return int(self.undefined_sum + keyed)
         return int(self._concatenated("scores").isnan().sum() + keyed)
 
+    def _compared(self, rows: Tensor) -> Tensor:
+        """The number of each sample by which repeats of an id are told from different samples."""
+        return rows
+
     def accumulate(self, scores_B: Tensor, ids: Tensor | None) -> None:
         """Add a batch of scores. States are replaced, since a reset in inference mode makes them inference tensors.
 
@@ -163,10 +175,10 @@ class SampleMetric(Metric):
         """
         scores_B = scores_B.to(self.device).to(sum_dtype(self.device))
         if ids is not None:
-            check_repeats(scores_B, to_device(ids, self.device))
+            check_repeats(self._compared(scores_B), to_device(ids, self.device))
             self.keyed_scores = [*self.keyed_scores, scores_B]
             self.keyed_ids = [*self.keyed_ids, to_device(ids, self.device)]
-        elif self.reduction == "none":
+        elif self._keeps_samples:
             self.scores = [*self.scores, scores_B]
         else:
             undefined_B = scores_B.isnan()
@@ -222,7 +234,7 @@ class SampleMetric(Metric):
             )
 
     def _warn_conflict(self, scores: Tensor, ids: Tensor) -> None:
-        if conflict := find_conflict(scores, ids):
+        if conflict := find_conflict(self._compared(scores), ids):
             self._warn_once(
                 "conflict",
                 f"sample_ids contain {conflict.sample_id} more than once, with different scores "

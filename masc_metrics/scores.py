@@ -1,12 +1,13 @@
 """Scores of patch features, on tensors: one score for each sample.
 
 Shape suffixes: B samples, R reference patches, G generated patches, D feature width. All scores are float32 for any
-dtype of the features, and NaN for undefined samples (without a patch to average over).
+dtype of the features, and NaN for undefined samples (without a patch to average over). What compares concepts takes a
+matrix of scores, G pictures by R concepts, and keeps its dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +71,14 @@ def best_cosine(reference_BRD: Tensor, generated_BGD: Tensor, generated_valid_BG
     return best_BR.clamp(-1, 1).masked_fill(~generated_valid_BG.any(dim=1, keepdim=True), torch.nan)
 
 
+def samples_per_block(reference_patches: int, generated_patches: int) -> int:
+    """Number of samples whose cosines fit into memory, see :data:`_BLOCK`; at least one."""
+    return max(1, _BLOCK // (max(1, reference_patches) * max(1, generated_patches)))
+
+
 def sample_blocks(reference_BRD: Tensor, generated_BGD: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split tensors into samples whose cosines fit into memory, see :data:`_BLOCK`; at least one sample each."""
-    cosines = max(1, reference_BRD.shape[1]) * max(1, generated_BGD.shape[1])
-    samples = max(1, _BLOCK // cosines)
+    samples = samples_per_block(reference_BRD.shape[1], generated_BGD.shape[1])
     yield from zip(*(torch.split(each, samples) for each in (reference_BRD, generated_BGD, *others)), strict=True)
 
 
@@ -125,6 +130,35 @@ def weighted_mean(best_BR: Tensor, weight_BR: Tensor) -> Tensor:
     weight_BR = weight_BR.float()
     weighted_BR = torch.where(weight_BR == 0, 0.0, best_BR * weight_BR)  # features of padding may be NaN
     return weighted_BR.sum(dim=1) / weight_BR.sum(dim=1)
+
+
+def over_references(
+    scores_P: Tensor, defined_P: Tensor, counts: Sequence[int], *, largest: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One score for each sample from its scores with several references: the mean of those that are defined.
+
+    Args:
+        scores_P: (..., P) scores with all references of the first sample, of the second, and so on.
+        defined_P: (P,) bool, whether the reference has a patch to average over.
+        counts: number of references of each sample, B numbers with the sum P.
+        largest: take the largest score instead of the mean.
+
+    Returns:
+        (..., B) float32 scores, NaN without a defined reference; and (B,) bool, whether there is one.
+    """
+    if all(count == 1 for count in counts):
+        return scores_P, defined_P
+    scores, defined = [], []
+    for each_K, defined_K in zip(
+        torch.split(scores_P, list(counts), dim=-1), torch.split(defined_P, list(counts)), strict=True
+    ):
+        if largest:
+            found = torch.where(defined_K, each_K, -torch.inf).amax(dim=-1).masked_fill(~defined_K.any(), torch.nan)
+        else:
+            found = torch.where(defined_K, each_K, 0).sum(dim=-1) / defined_K.sum()
+        scores.append(found)
+        defined.append(defined_K.any())
+    return torch.stack(scores, dim=-1), torch.stack(defined)
 
 
 def masked_max_cosine(
@@ -229,6 +263,76 @@ def embedding_cosine(image_BD: Tensor, text_BD: Tensor) -> Tensor:
         )
     cosine_B = (F.normalize(image_BD.float(), dim=-1) * F.normalize(text_BD.float(), dim=-1)).sum(dim=-1)
     return cosine_B.clamp(-1, 1)  # rounding may leave a cosine slightly above 1
+
+
+def concept_ranks(matrix_GR: Tensor, own_G: Tensor) -> Tensor:
+    r"""Rank of each picture's own concept among all concepts, by their scores.
+
+    .. math:: \mathrm{rank}_g = 1 + |\{r \ne o_g : C_{gr} \ge C_{g o_g}\}|
+
+    A concept that ties with the own one is placed before it.
+
+    Args:
+        matrix_GR: concept preservation of G pictures against R concepts; a column of NaN is left out.
+        own_G: int64, column of each picture's own concept.
+
+    Returns:
+        (G,) numbers from 1 (best) to R, in the dtype of the matrix; NaN where the own concept's score is NaN.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit each other.
+    """
+    _check_matrix(matrix_GR, own_G)
+    own_G1 = matrix_GR.gather(1, own_G[:, None])
+    ranks_G = (matrix_GR >= own_G1).sum(dim=1).to(matrix_GR.dtype)  # the own concept is the 1
+    return ranks_G.masked_fill(own_G1[:, 0].isnan(), torch.nan)
+
+
+def double_centred(matrix_GR: Tensor, own_G: Tensor) -> Tensor:
+    r"""Concept preservation centred by picture and by concept, without the pictures of the concept itself.
+
+    .. math::
+
+        D_{gr} = C_{gr} - \operatorname{mean}_s C_{gs}, \qquad
+        M_{gr} = D_{gr} - \operatorname{mean}_{h : o_h \ne r} D_{hr}
+
+    A number that is added to all scores of a picture, or to all scores of a concept, changes nothing: some pictures
+    match any reference well, and some references match any picture well. In the column of a picture's own concept, M is
+    its margin: how much better it matches its own concept than pictures of other subjects do. If all pictures match
+    their own concept better by the same amount, M is that amount, for any number of concepts.
+
+    Args:
+        matrix_GR: concept preservation C of G pictures against R concepts; a column of NaN is left out.
+        own_G: int64, column o of each picture's own concept.
+
+    Returns:
+        (G, R) in [-4, 4], higher is better, in the dtype of the matrix. NaN with fewer than two concepts, and in the
+        column of a concept if there is no picture of another one.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit each other.
+    """
+    _check_matrix(matrix_GR, own_G)
+    others_GR = own_G[:, None] != torch.arange(matrix_GR.shape[1], device=matrix_GR.device)
+    centred_GR = matrix_GR - matrix_GR.nanmean(dim=1, keepdim=True)
+    floors_R = torch.where(others_GR, centred_GR, 0).sum(dim=0) / others_GR.sum(dim=0)
+    return centred_GR - floors_R
+
+
+def concept_margins(matrix_GR: Tensor, own_G: Tensor) -> Tensor:
+    """:func:`double_centred` of each picture with its own concept, (G,)."""
+    return double_centred(matrix_GR, own_G).gather(1, own_G[:, None])[:, 0]
+
+
+def _check_matrix(matrix_GR: Tensor, own_G: Tensor) -> None:
+    check_type("matrix_GR", matrix_GR, Tensor, "a tensor")
+    check_type("own_G", own_G, Tensor, "a tensor")
+    if own_G.dtype != torch.int64:
+        raise TypeError(f"own_G is {own_G.dtype}; give torch.int64, the columns of the pictures' own concepts")
+    if matrix_GR.ndim != 2 or own_G.shape != matrix_GR.shape[:1]:
+        raise ValueError(
+            f"matrix_GR is {tuple(matrix_GR.shape)} and own_G is {tuple(own_G.shape)}; give (G, R) and (G,)"
+        )
 
 
 def _check_features(reference_BRD: Tensor, generated_BGD: Tensor) -> None:

@@ -18,6 +18,9 @@ DEFAULT_POOLING: Pooling = "background"
 Aggregation = Literal["masked", "weighted", "global", "mutual-recall"]
 DEFAULT_AGGREGATION: Aggregation = "masked"
 
+ReferenceReduction = Literal["mean", "max", "pool"]
+DEFAULT_REFERENCE_REDUCTION: ReferenceReduction = "mean"
+
 SEGMENTERS = ("sam3", "clipseg", "grounded_sam2", "owlv2_sam2")
 DEFAULT_SEGMENTER = "sam3"
 DEFAULT_SEGMENTER_BATCH_SIZE = 4

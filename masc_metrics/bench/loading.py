@@ -76,7 +76,8 @@ class LoadedSample:
         number: its position in its list, from 0.
         sample: the sample.
         generated: its generated image.
-        reference: its reference image; None without one.
+        reference: its reference image; None without one, or if one of several cannot be read.
+        more_references: its further references.
         lacks: why it does not have an input, by column of the input. It has the others.
     """
 
@@ -84,12 +85,19 @@ class LoadedSample:
     sample: Sample
     generated: LoadedImage
     reference: LoadedImage | None
+    more_references: tuple[LoadedImage, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def mask_of(self, which: str) -> Tensor | None:
         """The mask of its "reference" or "generated" image, if it has one."""
         image: LoadedImage | None = getattr(self, which)
-        return None if image is None else image.mask
+        unmarked = which == "reference" and any(reference.mask is None for reference in self.more_references)
+        return None if image is None or unmarked else image.mask
+
+    @property
+    def references(self) -> tuple[LoadedImage, ...]:
+        """All its references; none if one of them is missing."""
+        return () if self.reference is None else (self.reference, *self.more_references)
 
 
 def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
@@ -135,15 +143,23 @@ class Loader(Dataset[list[Loaded]]):
             generated = self._image(
                 lacks, "generated", sample.generated_image, sample.generated_mask, sample.orientation_mask
             )
-            key = (sample.reference_image, sample.reference_mask)
-            if key not in references:
-                references[key] = self._reference(*key)
-            reference, reference_lacks = references[key]
-            return LoadedSample(number, sample, generated, reference, reference_lacks | lacks)
+            for key in sample.references:
+                if key not in references:
+                    references[key] = self.reference(*key)
+                lacks = references[key][1] | lacks
+            found = [image for image, _ in map(references.__getitem__, sample.references) if image is not None]
+            if len(found) < len(sample.references):
+                return LoadedSample(number, sample, generated, None, lacks=lacks)
+            return LoadedSample(number, sample, generated, found[0], tuple(found[1:]), lacks)
         except (OSError, ValueError, TypeError, ImportError) as error:
             return SampleResult(number, dict.fromkeys(self.run.columns), {}, error=str(error))
 
     def _lacking_nouns(self, sample: Sample) -> dict[str, str]:
+        if sample.more_references and lacks_mask(sample, "reference", self.run):
+            return {
+                "reference_mask": f"reference_image has {len(sample.references)} files, whose masks no segmenter makes "
+                "while scoring; give reference_mask with a file for each"
+            }
         return {
             f"{which}_mask": "noun and subject are empty; give what to mark in "
             f"{which}_image {named(getattr(sample, f'{which}_image'))}"
@@ -151,7 +167,8 @@ class Loader(Dataset[list[Loaded]]):
             if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun")
         }
 
-    def _reference(self, image_file: str, mask_file: str | None) -> _Reference:
+    def reference(self, image_file: str, mask_file: str | None) -> _Reference:
+        """Load a reference image and its mask."""
         lacks: dict[str, str] = {}
         try:
             return self._image(lacks, "reference", image_file, mask_file) if image_file else None, lacks

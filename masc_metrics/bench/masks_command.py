@@ -19,6 +19,7 @@ from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
+from masc_metrics.bench.sample_list import files_of_cell
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
 from masc_metrics.bench.tables import (
@@ -149,6 +150,11 @@ def _tasks(
             image = (row.cells.get(f"{which}_image") or "").strip()
             if not image or (row.cells.get(f"{which}_mask") or "").strip():
                 continue
+            if which == "reference" and len(files_of_cell(image, source.parent, f"{source}, line {row.line}")) > 1:
+                raise ValueError(
+                    f"{source}, line {row.line}: reference_image holds several files; list each in a row of its own to "
+                    "make its mask, and join the masks in reference_mask"
+                )
             noun = text_of(row, "noun") or text_of(row, "subject")
             if not noun:
                 raise ValueError(

@@ -26,11 +26,13 @@ from masc_metrics.settings import (
     DEFAULT_ENCODE_BATCH_SIZE,
     DEFAULT_MODEL,
     DEFAULT_POOLING,
+    DEFAULT_REFERENCE_REDUCTION,
     DEFAULT_SEGMENTER_BATCH_SIZE,
     DTYPE_NAMES,
     SEGMENTERS,
     Aggregation,
     Pooling,
+    ReferenceReduction,
 )
 
 if TYPE_CHECKING:
@@ -189,6 +191,10 @@ class Run:
         prompts: comma-separated prompts of pf: stripped, full.
         aggregation: comma-separated aggregations of cp, each a column: masked (cp), weighted (cp_weighted), global
             (cp_global), mutual-recall (cp_mutual_recall).
+        reference_reduction: score of a sample with several references: mean or max of those with each, or pool (mean
+            over the subject patches of all). Baselines and functions take the mean.
+        gallery: also score every generated image with the references of every concept of the list: columns concept_rank
+            and concept_margin, the share identified, and each concept's ceiling and floor.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
@@ -216,6 +222,8 @@ class Run:
     pooling: tuple[Pooling, ...] = option((DEFAULT_POOLING,), type=any_of(*get_args(Pooling)))
     prompts: tuple[str, ...] = option((PROMPTS[0],), type=any_of(*PROMPTS))
     aggregation: tuple[Aggregation, ...] = option((DEFAULT_AGGREGATION,), type=any_of(*get_args(Aggregation)))
+    reference_reduction: ReferenceReduction = option(DEFAULT_REFERENCE_REDUCTION, choices=get_args(ReferenceReduction))
+    gallery: bool = option(False)
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
     baseline_model: tuple[tuple[str, str], ...] = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,6 +15,8 @@ import torch
 
 from masc_metrics import __version__
 from masc_metrics.bench.distributed import Ranks, rank_share
+from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
+from masc_metrics.bench.gallery import Gallery, gallery_summary, ranks_and_margins
 from masc_metrics.bench.loading import loaded_batches
 from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
@@ -141,8 +143,16 @@ def errors_of_the_machine() -> Iterator[None]:
         ) from error
 
 
-def write_scores(samples: SampleList, run: Run, folder: RunFolder) -> tuple[list[SampleResult], dict[str, Any]]:
+def write_scores(
+    samples: SampleList, run: Run, folder: RunFolder, gallery: Gallery | None = None
+) -> tuple[list[SampleResult], dict[str, Any]]:
     """Write the table of scores in the order of the list, and its summary next to it.
+
+    Args:
+        samples: the list.
+        run: the settings.
+        folder: folder with all results.
+        gallery: the concepts of the list; None if the run has no gallery.
 
     Returns:
         The results, and the summary.
@@ -153,11 +163,18 @@ def write_scores(samples: SampleList, run: Run, folder: RunFolder) -> tuple[list
     results = folder.results(len(samples.samples))
     pairs = zip(samples.samples, results, strict=True)
     relative = relative_to(run.out.parent)
-    rows = (table_row(sample, result, relative) for sample, result in pairs)
+    rows: Iterable[dict[str, str | float | None]] = (table_row(sample, result, relative) for sample, result in pairs)
     extra = dict.fromkeys(name for sample in samples.samples for name in sample.extra)
-    empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
-    write_table(run.out, (empty | row for row in rows), columns(run.columns, extra), (*run.columns, *NUMBERS))
+    numbers = (*run.columns, *NUMBERS)
+    scores = run.columns
     summary = summarize(samples.samples, results, run.columns)
+    if gallery is not None:
+        identified = ranks_and_margins(samples.samples, results, gallery.concepts)
+        rows = ({**row, **of_gallery} for row, of_gallery in zip(rows, identified, strict=True))
+        scores, numbers = (*scores, *GALLERY_COLUMNS), (*numbers, *GALLERY_COLUMNS)
+        summary["gallery"] = gallery_summary(samples.samples, identified, gallery)
+    empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
+    write_table(run.out, (empty | row for row in rows), columns(scores, extra), numbers)
     write_json(summary_file(run), {"settings": folder.settings(), **summary})
     return results, summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Sample:
         lacks: why it does not have an input, by column of the input; scores that need others are computed.
         orientation_mask: file of a mask of a generated image without ``generated_mask``; it only decides whether the
             image's EXIF orientation is applied.
+        more_references: image and mask files of further references of the subject, after the first.
         extra: cells of the list's other columns, copied into the table of scores.
     """
 
@@ -62,8 +64,20 @@ class Sample:
     generated_noun: str = ""
     error: str = ""
     orientation_mask: str | None = None
+    more_references: tuple[tuple[str, str | None], ...] = ()
     extra: Mapping[str, str | None] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def references(self) -> tuple[tuple[str, str | None], ...]:
+        """Image and mask files of all references."""
+        return ((self.reference_image, self.reference_mask), *self.more_references)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that exist according to the list."""
+        files = (self.generated_image, self.generated_mask, *(file for pair in self.references for file in pair))
+        return tuple(file for file in files if file)
 
 
 MEASURES = (
@@ -90,7 +104,9 @@ class SampleResult:
         scores: scores by name, in the order of the run's. NaN if the masks leave nothing to score; None if the sample
             does not have the input of the score, failed, or was skipped.
         measures: values by name of ``MEASURES``: of both images the attributes of
-            :class:`masc_metrics.bench.loading.LoadedImage`.
+            :class:`masc_metrics.bench.loading.LoadedImage`; of several references the mean coverage, and the sums.
+        concept_scores: concept preservation with every concept of the run's gallery, see
+            :class:`masc_metrics.bench.gallery.Gallery`; empty without one.
         mask_source: mask of the generated image: "given", "transferred" or the name of a segmenter; empty without one.
         mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`, or score
             of a segmenter's, see :class:`masc_metrics.segmenters.Segmentation`; None if nothing was found.
@@ -120,6 +136,7 @@ class SampleResult:
     left_out: str = ""
     error: str = ""
     orientation_undecided: Sequence[str] = ()
+    concept_scores: Sequence[float] = ()
 
 
 def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
@@ -130,7 +147,12 @@ def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]
 
 def table_row(sample: Sample, result: SampleResult, relative: Callable[[str], str]) -> dict[str, str | float | None]:
     """Row of the table of scores, by column; ``relative`` gives a file relative to the table's folder."""
-    files = {name: getattr(sample, name) for name in FILES}
+    files: dict[str, list[str | None]] = {
+        "generated_image": [sample.generated_image],
+        "generated_mask": [sample.generated_mask],
+        "reference_image": [image for image, _ in sample.references],
+        "reference_mask": [mask for _, mask in sample.references],
+    }
     return {
         **sample.extra,
         "sample_id": sample.sample_id,
@@ -142,7 +164,7 @@ def table_row(sample: Sample, result: SampleResult, relative: Callable[[str], st
         "prompt_tokens_cut": result.prompt_tokens_cut,
         "left_out": result.left_out,
         "error": result.error,
-        **{name: relative(file) if file else None for name, file in files.items()},
+        **{name: _cell([relative(file) for file in each if file]) for name, each in files.items()},
         "prompt": sample.prompt,
         "subject": sample.subject,
     }
@@ -164,3 +186,14 @@ def relative_to(folder: Path) -> Callable[[str], str]:
         return name if parent == os.curdir else os.path.join(parent, name)
 
     return relative
+
+
+SEPARATOR = ";"
+"""Between several files in one cell."""
+
+
+def _cell(files: Sequence[str]) -> str | None:
+    """Several files in one cell: as a JSON list if a name holds the separator."""
+    if len(files) > 1 and any(SEPARATOR in file for file in files):
+        return json.dumps(files)
+    return SEPARATOR.join(files) or None

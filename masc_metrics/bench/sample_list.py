@@ -2,7 +2,7 @@
 
 The layout of a folder is::
 
-    ROOT/<concept>/reference.png  reference_mask.png  subject.txt
+    ROOT/<concept>/reference.png  reference_mask.png  subject.txt  [reference_2.png  reference_2_mask.png  ...]
     ROOT/<concept>/<method>/<name>.png  <name>_mask.png  <name>.txt
 
 ``<name>.txt`` holds the prompt, ``subject.txt`` the subject's name in the prompts; without it prompts are kept as they
@@ -16,13 +16,14 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, Sample, relative_to
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, SEPARATOR, Sample, relative_to
 from masc_metrics.bench.sample import columns as table_columns
 from masc_metrics.bench.tables import Row, file_in, iterate_rows, quoted, text_of
 from masc_metrics.images import PICTURE_SUFFIXES
@@ -66,6 +67,7 @@ class SampleList:
         for sample in self.samples:
             content = {name: getattr(sample, name) for name in names}
             content |= {name: relative(content[name]) for name in (*FILES, "orientation_mask") if content[name]}
+            content["more_references"] = [[file and relative(file) for file in pair] for pair in sample.more_references]
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -82,7 +84,9 @@ def read_samples(
     Args:
         source: a table, see :func:`masc_metrics.bench.tables.read_rows`, with those columns of ``COLUMNS`` that the
             scores need and, optionally, ``sample_id`` and the columns of ``GROUPS``. Other columns are copied into the
-            table of scores. Paths are relative to the file. Or a folder with the layout in the module's docstring.
+            table of scores. Paths are relative to the file. A cell of ``reference_image`` may hold several files,
+            separated by ";" or as a JSON list, and then ``reference_mask`` as many. Or a folder with the layout in the
+            module's docstring.
         scores: columns of scores to compute; :func:`masc_metrics.bench.run.inputs_of` says what each needs. A sample
             that lacks an input in its row has the scores that do not need it.
         mask_source: with "transfer", no ``generated_mask`` is needed; with a segmenter's name no mask, because it marks
@@ -143,7 +147,12 @@ def _samples(
             )
         if given:
             line_of[sample_id] = row.line
-        files = {name: file_in(folder, cells[name]) if cells.get(name) else None for name in FILES}
+        label = f"{source}, line {row.line}"
+        files = {
+            name: file_in(folder, cells[name]) if cells.get(name) else None
+            for name in ("generated_image", "generated_mask")
+        }
+        (reference_image, reference_mask), *more = _references(cells, folder, label)
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         noun = shared(cells.get("noun") or text_of(row, "subject"))
         extra = {shared(name): shared(cell) for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS}
@@ -152,8 +161,9 @@ def _samples(
             sample_id=sample_id,
             generated_image=files["generated_image"] or "",
             generated_mask=files["generated_mask"],
-            reference_image=shared(files["reference_image"] or ""),
-            reference_mask=shared(files["reference_mask"]),
+            reference_image=shared(reference_image),
+            reference_mask=shared(reference_mask),
+            more_references=tuple(more),
             prompt=shared(prompt or "" if "prompt" in needed else prompt),
             subject=shared(subject),
             reference_noun=noun,
@@ -181,6 +191,49 @@ class _Shared:
 
 
 _MOST_SHARED = 2**16  # where each row has its own, remembering them costs more than it saves
+
+
+def _references(cells: Mapping[str, str], folder: str | Path, label: str) -> list[tuple[str, str | None]]:
+    """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
+
+    Raises:
+        ValueError: if there are as many masks neither as images nor none, or a cell with several files is malformed.
+    """
+    images, masks = (
+        files_of_cell(cells.get(name, ""), folder, f"{label}: {name}") for name in ("reference_image", "reference_mask")
+    )
+    if not masks:
+        if len(images) > 1:
+            no_masks: list[tuple[str, str | None]] = [(image, None) for image in images]
+            return no_masks
+        return [(images[0] if images else "", None)]
+    if len(images) != len(masks) and len(masks) + len(images) > 1:
+        raise ValueError(
+            f"{label}: reference_image holds {len(images)} files and reference_mask {len(masks)}; give one mask for "
+            "each image, in the same order"
+        )
+    return list(zip(images or [""], masks, strict=True))
+
+
+def files_of_cell(cell: str, folder: str | Path, label: str) -> list[str]:
+    """The files of a cell, below a folder: one, several separated by ";", or a JSON list.
+
+    Raises:
+        ValueError: if a file is empty, or the list is not one of texts.
+    """
+    if not cell:
+        return []
+    names: object = [cell]
+    if cell.startswith("[") and not os.path.exists(os.path.join(folder, cell)):
+        try:
+            names = json.loads(cell)
+        except ValueError as error:
+            raise ValueError(f"{label} is {quoted(cell)}, not a JSON list ({error}); give a list of files") from error
+    elif SEPARATOR in cell and not os.path.exists(os.path.join(folder, cell)):
+        names = cell.split(SEPARATOR)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{label} is {quoted(cell)}, in which a file is empty or not text; give the names of files")
+    return [file_in(folder, name.strip()) for name in names]
 
 
 def _folder_samples(root: Path, needed: Collection[str], notes: list[str]) -> list[Sample]:
@@ -214,6 +267,12 @@ def _method_samples(
     for file in sorted(method.iterdir()):
         if file.is_file() and file.suffix.lower() not in {*_IMAGE_SUFFIXES, ".txt"} and not file.name.startswith("."):
             left_out.setdefault(f"images are read from {', '.join(sorted(_IMAGE_SUFFIXES))}", []).append(file)
+    matches = (re.fullmatch(r"reference_(\d+)", name) for name in references)
+    numbers = sorted(int(match[1]) for match in matches if match)
+    further = [f"reference_{number}" for number in numbers]
+    more = [(str(references[name]), _or_none(references.get(f"{name}_mask"))) for name in further]
+    wants_masks = "reference_mask" in needed or "reference_mask" in references
+    missing = [str(concept / f"{name}_mask.png") for name in further if f"{name}_mask" not in references]
     for name, image in images.items():
         if name.endswith("_mask"):
             if name.removesuffix("_mask") not in images:
@@ -230,6 +289,8 @@ def _method_samples(
             for column, (file, content) in found.items()
             if content is None and column in needed
         }
+        if missing and wants_masks:
+            lacks.setdefault("reference_mask", f"reference_mask is missing: {missing[0]}")
         reference, reference_mask, mask, prompt = (None if part is None else str(part) for _, part in found.values())
         yield Sample(
             line=0,
@@ -238,6 +299,7 @@ def _method_samples(
             generated_mask=mask,
             reference_image=reference or "",
             reference_mask=reference_mask,
+            more_references=tuple(more),
             prompt=prompt,
             subject=subject,
             method=method.name,
@@ -247,6 +309,10 @@ def _method_samples(
             reference_noun=subject or "",
             generated_noun=subject or "",
         )
+
+
+def _or_none(file: Path | None) -> str | None:
+    return None if file is None else str(file)
 
 
 def _folders(folder: Path) -> list[Path]:

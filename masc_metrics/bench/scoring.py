@@ -13,6 +13,8 @@ from torch import Tensor
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
+from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
+from masc_metrics.bench.gallery import Gallery
 from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
@@ -26,6 +28,7 @@ from masc_metrics.functional import (
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.prompts import strip_subject
+from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.segmenters import Segmenter
 
 
@@ -71,6 +74,7 @@ class Scorer:
         baselines: baselines by name.
         functions: functions of the user's by name.
         segmenter: makes the masks that samples lack; None if there are none, or they are transferred.
+        gallery: the concepts of the list; None if the run has no gallery.
         checks: how well masks can be transferred, by reference image and mask; found as needed.
     """
 
@@ -79,7 +83,8 @@ class Scorer:
     baselines: dict[str, Baseline]
     functions: dict[str, FunctionScore]
     segmenter: Segmenter | None = None
-    checks: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    gallery: Gallery | None = None
+    checks: dict[tuple[tuple[str, str | None], ...], float] = field(default_factory=dict)
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
         """Score a batch.
@@ -117,7 +122,8 @@ class Scorer:
             elif name in MASC_SCORES:
                 family = CP_COLUMNS if name == "cp" else PF_COLUMNS
                 scores |= self._masc_scores([column for column in self.run.columns if column in family], pairs)
-        for pair in pairs:
+        rows = [[] for _ in pairs] if self.gallery is None else self.gallery.rows(pairs, self.backbone, self.run)
+        for pair, row in zip(pairs, rows, strict=True):
             texts = self._texts(pair)
             results[pair.number] = masked[pair.number].result(
                 {name: scores[name].get(pair.number) for name in self.run.columns},
@@ -132,6 +138,7 @@ class Scorer:
                     )
                 ),
                 orientation_undecided=undecided_orientation(pair),
+                concept_scores=row,
             )
         return [results[loaded.number] for loaded in batch]
 
@@ -200,15 +207,12 @@ class Scorer:
             for pair in pairs
             if pair.generated.mask is None
             and "generated_mask" not in pair.lacks
-            and pair.reference is not None
-            and pair.reference.mask is not None
+            and pair.mask_of("reference") is not None
         ]
         if not chosen:
             return {}
-        references = ImageBatch(tuple(_reference(pair).pixels for pair in chosen))
-        reference_masks = _masks([_reference(pair) for pair in chosen])
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
-        found = transfer_masks(generated, references, reference_masks, **self.settings)
+        found = transfer_masks(generated, reference_images(chosen), reference_masks(chosen), **self.settings)
         return {
             pair.number: _Masked(
                 self._with_mask(pair, "generated", mask),
@@ -227,11 +231,10 @@ class Scorer:
         return replace(pair, reference=completed) if which == "reference" else replace(pair, generated=completed)
 
     def _check(self, pair: LoadedSample) -> float:
-        key = (pair.sample.reference_image, pair.sample.reference_mask)
+        key = pair.sample.references
         if key not in self.checks:
-            reference = _reference(pair)
-            masks = _masks([reference])
-            self.checks[key] = float(check_transfer(ImageBatch((reference.pixels,)), masks, **self.settings))
+            found = check_transfer(reference_images([pair]), reference_masks([pair]), **self.settings)
+            self.checks[key] = float(found)
         return self.checks[key]
 
     @property
@@ -245,8 +248,9 @@ class Scorer:
 
     def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
-        for name, image in (("reference_mask", pair.reference), ("generated_mask", pair.generated)):
-            if minimum is not None and image is not None and image.coverage is not None and image.coverage <= minimum:
+        references = [("reference_mask", image) for image in pair.references]
+        for name, image in (*references, ("generated_mask", pair.generated)):
+            if minimum is not None and image.coverage is not None and image.coverage <= minimum:
                 return f"{name} marks {100 * image.coverage:.2f} % of its pixels, at most {100 * minimum:g} %"
         return ""
 
@@ -259,7 +263,9 @@ class Scorer:
         if baseline.kind == "text":
             scores = baseline.score_texts(generated, [pair.sample.prompt or "" for pair in pairs])
         else:
-            scores = baseline.score(generated, ImageBatch(tuple(_reference(pair).pixels for pair in pairs)))
+            alone = _with_each_reference(pairs)
+            generated, references = (ImageBatch(tuple(image.pixels for image in images)) for images in alone)
+            scores = _means(baseline.score(generated, references), pairs)
         return dict(zip((pair.number for pair in pairs), scores, strict=True))
 
     def _masc_scores(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, dict[int, float]]:
@@ -282,15 +288,17 @@ class Scorer:
     def _variants(self, columns: Sequence[str], pairs: Sequence[LoadedSample]) -> dict[str, list[float]]:
         generated = ImageBatch(tuple(pair.generated.pixels for pair in pairs))
         needed = {name for column in columns for name in inputs_of(column)}
-        reference_masks, generated_masks = (
-            _masks([getattr(pair, which) for pair in pairs]) if f"{which}_mask" in needed else None for which in WHICH
-        )
+        generated_masks = _masks([pair.generated for pair in pairs]) if "generated_mask" in needed else None
         settings = self.settings
         if columns[0] in CP_COLUMNS:
-            references = ImageBatch(tuple(_reference(pair).pixels for pair in pairs))
-            aggregations = [CP_COLUMNS[column] for column in columns]
             preserved = concept_preservation_variants(
-                generated, references, reference_masks, generated_masks, aggregations=aggregations, **settings
+                generated,
+                reference_images(pairs),
+                reference_masks(pairs) if "reference_mask" in needed else None,
+                generated_masks,
+                aggregations=[CP_COLUMNS[column] for column in columns],
+                reference_reduction=self.run.reference_reduction,
+                **settings,
             )
             return {column: preserved[CP_COLUMNS[column]].tolist() for column in columns}
         prompts = [pair.sample.prompt or "" for pair in pairs]
@@ -306,13 +314,46 @@ class Scorer:
         return {column: followed.scores[settings_of[column]].tolist() for column in columns}
 
 
+def reference_images(pairs: Sequence[LoadedSample]) -> ReferenceImages:
+    """The references of loaded samples as the functions take them: nested if a sample has several."""
+    images = [ImageBatch(tuple(image.pixels for image in pair.references)) for pair in pairs]
+    return images if _nested(pairs) else ImageBatch(tuple(each.images[0] for each in images))
+
+
+def reference_masks(pairs: Sequence[LoadedSample]) -> ReferenceMasks:
+    """Their masks, which all of them have, in the same arrangement."""
+    masks = [MaskBatch(tuple(image.mask for image in pair.references)) for pair in pairs]  # type: ignore[misc]
+    return masks if _nested(pairs) else MaskBatch(tuple(each.masks[0] for each in masks))
+
+
+def _nested(pairs: Sequence[LoadedSample]) -> bool:
+    return any(pair.more_references for pair in pairs)
+
+
+def _with_each_reference(pairs: Sequence[LoadedSample]) -> tuple[list[LoadedImage], list[LoadedImage]]:
+    """Generated image and reference of every pair of them, sample by sample."""
+    return (
+        [pair.generated for pair in pairs for _ in pair.references],
+        [reference for pair in pairs for reference in pair.references],
+    )
+
+
+def _means(scores: Sequence[float], pairs: Sequence[LoadedSample]) -> list[float]:
+    """For each sample, the mean over its references of the scores that are defined, NaN without one."""
+    each = iter(scores)
+    of_samples = [[next(each) for _ in pair.references] for pair in pairs]
+    defined = [[score for score in found if not math.isnan(score)] for found in of_samples]
+    return [math.fsum(found) / len(found) if found else math.nan for found in defined]
+
+
 def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> tuple[dict[int, float], dict[int, str]]:
     """Scores of a function by the sample's number, and errors of the samples that it fails for."""
     if not pairs:
         return {}, {}
-    generated, references = ([getattr(pair, name).pixels for pair in pairs] for name in ("generated", "reference"))
+    generated, references = ([image.pixels for image in images] for images in _with_each_reference(pairs))
     try:
-        return dict(zip((pair.number for pair in pairs), function.score(generated, references), strict=True)), {}
+        scores = _means(function.score(generated, references), pairs)
+        return dict(zip((pair.number for pair in pairs), scores, strict=True)), {}
     except (FunctionResultError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:  # the function is the user's and can raise anything
@@ -333,7 +374,7 @@ def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
         ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
             also if one has the name of another column.
     """
-    reserved = {*columns(()), "cp_times_pf", "seed"}
+    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed"}
     for name in run.functions:
         if name in reserved:
             raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")
@@ -379,16 +420,11 @@ def _has_inputs(pair: LoadedSample, column: str) -> bool:
     """Whether a pair has what a column needs; a sample without a subject keeps its prompt."""
     given = {
         "reference_image": pair.reference is not None,
-        "reference_mask": pair.reference is not None and pair.reference.mask is not None,
+        "reference_mask": pair.mask_of("reference") is not None,
         "generated_mask": pair.generated.mask is not None,
         "prompt": pair.sample.prompt is not None,
     }
     return all(given.get(name, True) and name not in pair.lacks for name in inputs_of(column))
-
-
-def _reference(pair: LoadedSample) -> LoadedImage:
-    assert pair.reference is not None, "only pairs with a reference have a score that needs it"
-    return pair.reference
 
 
 def _masks(images: Sequence[LoadedImage]) -> MaskBatch:
@@ -397,10 +433,17 @@ def _masks(images: Sequence[LoadedImage]) -> MaskBatch:
 
 def undecided_orientation(pair: LoadedSample) -> list[str]:
     """The pair's images that may be turned against their masks."""
-    images = ((pair.generated, pair.sample.generated_image), (pair.reference, pair.sample.reference_image))
-    return [file for image, file in images if image is not None and image.orientation_undecided]
+    files = [image for image, _ in pair.sample.references]
+    images = [(pair.generated, pair.sample.generated_image), *zip(pair.references, files, strict=False)]
+    return [file for image, file in images if image.orientation_undecided]
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:
-    split = (name.split("_", 1) for name in MEASURES)
-    return {f"{which}_{measure}": getattr(getattr(pair, which), measure, None) for which, measure in split}
+    measures: dict[str, float | None] = {}
+    for name in MEASURES:
+        which, measure = name.split("_", 1)
+        values = [getattr(image, measure) for image in (pair.references if which == "reference" else (pair.generated,))]
+        known = bool(values) and None not in values
+        mean = measure == "coverage"
+        measures[name] = None if not known else sum(values) / len(values) if mean else sum(values)
+    return measures

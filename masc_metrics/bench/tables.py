@@ -23,6 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeAlias
 
+LISTS = ("reference_image", "reference_mask")
+"""Columns of which a JSON or Parquet cell may be a list; its text is JSON."""
+
 Cells = Mapping[str, str | float | None]
 
 READ = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -261,7 +264,14 @@ def _json_cells(label: str, values: object, needed: Sequence[str], texts: Collec
     missing = [name for name in needed if name not in named]
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
-    return {name: _text(value, f"{label}: {name} is a JSON", name in texts) for name, value in named.items()}
+    return {
+        name: _text(value, f"{label}: {name} is a JSON", _must_be_text(name, value, texts))
+        for name, value in named.items()
+    }
+
+
+def _must_be_text(name: str, value: object, texts: Collection[str]) -> bool:
+    return name in texts and not (name in LISTS and isinstance(value, list))
 
 
 def _text(value: object, label: str, must_be_text: bool) -> str | None:
@@ -302,7 +312,8 @@ def _parquet_rows(
                         if name in stored:
                             cells[name] = _place(column[index].as_py(), file, name, line - 1, place_of)
                         else:
-                            cells[name] = _text(column[index], f"{file}, row {line}: {name} is a", name in texts)
+                            must_be_text = _must_be_text(name, column[index], texts)
+                            cells[name] = _text(column[index], f"{file}, row {line}: {name} is a", must_be_text)
                     yield Row(line, cells)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from both
         if str(error).startswith(str(file)):

@@ -7,6 +7,7 @@ from masc_metrics.functional.following import (
     prompt_following,
     prompt_following_variants,
 )
+from masc_metrics.functional.gallery import ConceptAnchors, concept_anchors, concept_matrix
 from masc_metrics.functional.preservation import (
     concept_preservation,
     concept_preservation_variants,
@@ -20,12 +21,15 @@ __all__ = [
     "DEFAULT_AGGREGATION",
     "DEFAULT_POOLING",
     "Aggregation",
+    "ConceptAnchors",
     "MaskSensitivity",
     "Pooling",
     "PromptScores",
     "Refiner",
     "check_pooling",
     "check_transfer",
+    "concept_anchors",
+    "concept_matrix",
     "concept_preservation",
     "concept_preservation_variants",
     "cut_prompt",

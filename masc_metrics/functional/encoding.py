@@ -5,7 +5,8 @@ Shape suffixes: B samples, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType
 
 import torch
@@ -95,23 +96,84 @@ def encoded(
 ) -> Iterator[tuple[list[int], list[PatchFeatures]]]:
     """For each part, the indices of its samples, and the features of their images in each group.
 
-    A group, such as the references, holds the images of every sample; the last one has one image for each sample. A
-    part is prepared before the previous one is encoded, so that a GPU always has work.
+    A group, such as the references, holds the images of every sample; the last one has one image for each sample.
     """
 
-    def encoded(part: list[int], prepared: PreparedImages) -> tuple[list[int], list[PatchFeatures]]:
-        features = backbone.encode(prepared, batch_size=encode_batch_size)
-        return part, features.split([sum(len(group[index]) for index in part) for group in groups])
+    def images_of(part: list[int]) -> list[list[Tensor]]:
+        return [[image for index in part for image in group[index]] for group in groups]
 
-    previous: tuple[list[int], PreparedImages] | None = None
-    for part in _parts(groups[-1], encode_batch_size):
-        images = ImageBatch(tuple(image for group in groups for index in part for image in group[index]))
+    yield from _encoded(groups[-1], images_of, backbone, max_num_patches, encode_batch_size)
+
+
+def _encoded(
+    samples: Sequence[tuple[Tensor, ...]],
+    images_of: Callable[[list[int]], list[list[Tensor]]],
+    backbone: SigLIP2Backbone,
+    max_num_patches: int,
+    encode_batch_size: int,
+) -> Iterator[tuple[list[int], list[PatchFeatures]]]:
+    """For each part, its samples and the features of each of its lists of images.
+
+    A part is prepared before the previous one is encoded, so that a GPU always has work.
+    """
+
+    def encoded(part: list[int], counts: list[int], prepared: PreparedImages) -> tuple[list[int], list[PatchFeatures]]:
+        return part, backbone.encode(prepared, batch_size=encode_batch_size).split(counts)
+
+    previous: tuple[list[int], list[int], PreparedImages] | None = None
+    for part in _parts(samples, encode_batch_size):
+        lists = images_of(part)
+        images = ImageBatch(tuple(image for each in lists for image in each))
         prepared = backbone.prepare(images, max_num_patches=max_num_patches)
         if previous is not None:
             yield encoded(*previous)
-        previous = part, prepared
+        previous = part, [len(each) for each in lists], prepared
     if previous is not None:
         yield encoded(*previous)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The distinct references of a part of the samples.
+
+    Attributes:
+        features: their patch features.
+        coverage_RN: coverage of their patches by their masks; 0 on padding.
+        rows: for each sample of the part, the rows of its references.
+    """
+
+    features: PatchFeatures
+    coverage_RN: Tensor
+    rows: list[list[int]]
+
+
+def encoded_references(
+    generated: ImageBatch,
+    references: Sequence[References],
+    backbone: SigLIP2Backbone,
+    max_num_patches: int,
+    encode_batch_size: int,
+) -> Iterator[tuple[list[int], Shown, PatchFeatures]]:
+    """For each part: indices of its samples, their references, and features of the generated images.
+
+    References that samples of a part share are in memory once.
+    """
+
+    def pairs_of(index: int) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(references[index].images.images, references[index].masks.masks, strict=True))
+
+    def distinct(part: list[int]) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        return {(id(image), id(mask)): (image, mask) for index in part for image, mask in pairs_of(index)}
+
+    def images_of(part: list[int]) -> list[list[Tensor]]:
+        return [[image for image, _ in distinct(part).values()], [generated.images[index] for index in part]]
+
+    samples = each_image(generated)
+    for part, (features, candidate) in _encoded(samples, images_of, backbone, max_num_patches, encode_batch_size):
+        known = distinct(part)
+        row_of = {key: row for row, key in enumerate(known)}
+        rows = [[row_of[id(image), id(mask)] for image, mask in pairs_of(index)] for index in part]
+        yield part, Shown(features, coverage_of([mask for _, mask in known.values()], features), rows), candidate
 
 
 def encoded_pairs(
@@ -127,9 +189,9 @@ def encoded_pairs(
         yield part, reference, candidate
 
 
-def finite(features: PatchFeatures) -> Tensor:
-    """Whether the features of all patches of an image are finite, (B,) bool."""
-    return (features.tokens_BND.isfinite().all(dim=2) | ~features.valid_BN).all(dim=1)
+def finite(tokens_BND: Tensor, valid_BN: Tensor) -> Tensor:
+    """Whether the features of all valid patches of an image are finite, (B,) bool."""
+    return (tokens_BND.isfinite().all(dim=2) | ~valid_BN).all(dim=1)
 
 
 def coverage_of(masks: Sequence[Tensor], features: PatchFeatures) -> Tensor:
@@ -153,7 +215,8 @@ def in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLI
     """Scores of all parts in the order of the samples, checked at the end so that parts do not wait for each other.
 
     Args:
-        scored: for each part, the indices of its samples, their scores, and whether the masks leave a patch to score.
+        scored: for each part, the indices of its samples, their scores, one or a row of them for each, and whether the
+            masks leave a patch to score.
         backbone: backbone of the features; NaN of a broken network must not be mistaken for an undefined sample.
     """
     scores_B = rearranged([(part, scores) for part, scores, _ in scored])
@@ -161,7 +224,7 @@ def in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLI
     broken = (scores_B.isnan() & defined_B).nonzero()
     if len(broken):
         raise RuntimeError(
-            f"generated_images[{int(broken[0])}] has patches to score, but {backbone} gave features that are not "
+            f"generated_images[{int(broken[0, 0])}] has patches to score, but {backbone} gave features that are not "
             "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
         )
     return scores_B

@@ -165,7 +165,9 @@ class Transferring:
         """Masks of the generated images of a part; ``shown`` are the features of all their references."""
         coverage_BN = coverage_of([mask for each in references for mask in each.masks.masks], shown)
         counts = [len(each.images) for each in references]
-        finite_B = torch.stack([rows.all() for rows in torch.split(finite(shown), counts)]) & finite(generated)
+        finite_S = finite(shown.tokens_BND, shown.valid_BN)
+        finite_B = torch.stack([rows.all() for rows in torch.split(finite_S, counts)])
+        finite_B = finite_B & finite(generated.tokens_BND, generated.valid_BN)
         self._finite.append((part, finite_B))
         bank = [  # all patches of a sample's references in one row
             pad_sequence([rows.flatten(0, 1) for rows in torch.split(values, counts)], batch_first=True)

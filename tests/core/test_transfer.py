@@ -160,7 +160,7 @@ def test_errors_for_references_name_the_sample(backbone: SigLIP2Backbone) -> Non
         ([[pictures[0]]], [[marked[0]]], ValueError, "reference_images holds 1"),
         ([[pictures[0]], []], [[marked[0]], []], ValueError, r"reference_images\[1\] is empty"),
         ([[pictures[0]], [pictures[1]]], [[marked[0]], []], ValueError, r"reference_masks\[1\] holds 0 masks for 1"),
-        ([[pictures[0]], pictures[1]], [[marked[0]], [marked[1]]], ValueError, r"reference_images\[1\] is one tensor"),
+        ([[pictures[0]], pictures[1]], [[marked[0]], [marked[1]]], TypeError, r"reference_masks\[1\] is a list"),
         ([[pictures[0]], [pictures[1]]], None, TypeError, "reference_masks is None; give"),
     ):
         with pytest.raises(error, match=f"^{message}"):

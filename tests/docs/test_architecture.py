@@ -43,6 +43,7 @@ CORE = [
     "sample_ids",
     "sample_metric",
     "metrics",
+    "identification",
 ]
 BENCH = [
     "bench/options",
@@ -171,6 +172,7 @@ def test_help_of_the_command_line_imports_no_torch(arguments: list[str]) -> None
 SURFACE = {
     "MaSCConceptPreservation": "class",
     "MaSCPromptFollowing": "class",
+    "MaSCIdentification": "class",
     "SigLIP2Backbone": "class",
     "PatchFeatures": "class",
     "DEFAULT_MODEL": "str",
@@ -209,7 +211,7 @@ def test_public_signatures_do_not_change() -> None:
             parameters.append(star + parameter.name)
         return f"({', '.join(parameters)})"
 
-    assert names(masc_metrics.MaSCConceptPreservation.__init__) == shared.format("")
+    assert names(masc_metrics.MaSCConceptPreservation.__init__) == shared.format(", reference_reduction")
     assert names(masc_metrics.MaSCPromptFollowing.__init__) == shared.format(", pooling, strip_subject")
     assert names(masc_metrics.MaSCConceptPreservation.update) == (
         "(self, generated_images, reference_images, reference_masks, sample_ids)"
@@ -218,10 +220,13 @@ def test_public_signatures_do_not_change() -> None:
         "(self, generated_images, generated_masks, prompts, subjects, sample_ids, reference_images, reference_masks)"
     )
     assert names(functional.concept_preservation) == (
-        "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size)"
+        "(generated_images, reference_images, reference_masks, *, backbone, max_num_patches, encode_batch_size, "
+        "reference_reduction)"
     )
-    assert names(functional.transfer_masks) == f"{names(functional.concept_preservation)[:-1]}, refine)"
-    assert names(functional.match_maps) == names(functional.concept_preservation)
+    assert names(functional.concept_matrix) == names(functional.concept_preservation)
+    assert names(functional.match_maps) == names(functional.concept_preservation).replace(", reference_reduction", "")
+    assert names(functional.transfer_masks) == f"{names(functional.match_maps)[:-1]}, refine)"
+    assert names(masc_metrics.MaSCIdentification.update) == "(self, generated_images, targets, sample_ids)"
     assert names(functional.prompt_following) == (
         "(generated_images, generated_masks, prompts, subjects, *, backbone, max_num_patches, encode_batch_size, "
         "pooling, strip_subject, reference_images, reference_masks)"
@@ -233,6 +238,7 @@ def test_public_names_are_documented_with_meaning_range_and_source() -> None:
         text = inspect.getdoc(function) or ""
         for part in ("Args:", "Returns:", "[-1, 1]", "Raises:", "Source:"):
             assert part in text, f"{function.__name__} lacks {part}"
+    assert "Source:" in (inspect.getdoc(masc_metrics.MaSCIdentification) or "")
     for metric in (masc_metrics.MaSCConceptPreservation, masc_metrics.MaSCPromptFollowing):
         text = inspect.getdoc(metric) or ""
         for part in ("Args:", "Range [-1, 1], higher is better", "Raises:", "Source:"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.batches import batch, counted_encodings
+from support.batches import PATCHES, batch, counted_encodings
 from support.trainers import (
     NAMES,
     collection,
@@ -24,7 +24,7 @@ from support.trainers import (
 )
 from torchmetrics import MetricCollection
 
-from masc_metrics import MaSCConceptPreservation
+from masc_metrics import MaSCConceptPreservation, MaSCIdentification
 
 TOLERANCE = 1e-6
 
@@ -270,3 +270,39 @@ def test_forward_in_training_keeps_no_graph_and_constant_memory(
     run.fit(module, noise(402))
     assert run.global_step == 201
     assert tensors[-1] <= tensors[1], f"live tensors: {tensors}"
+
+
+def test_identification_is_logged_by_log_dict(lightning: ModuleType, tmp_path: Path, checkpoint: Path) -> None:
+    gallery = batch(3)
+    names = ["cat", "cup", "car"]
+    metric = MaSCIdentification(
+        names,
+        gallery["reference_images"],
+        gallery["reference_masks"],
+        model_name_or_path=checkpoint,
+        max_num_patches=PATCHES,
+    )
+    targets = [names[row["id"] % 3] for row in rows()]
+
+    class Module(type(toy(lightning))):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.identification = metric
+
+        def validation_step(self, values: dict[str, Any], index: int) -> None:
+            chosen = [targets[number] for number in values["id"]]
+            self.identification.update(values["generated_images"], chosen, sample_ids=values["id"])
+
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict({f"val/{name}": value for name, value in self.identification.compute().items()})
+            self.identification.reset()
+
+    module = Module()
+    run = trainer(lightning, tmp_path)
+    run.fit(module, noise(), loader())
+    assert not [name for name in module.state_dict() if "identification" in name]
+    alone = metric.clone()
+    alone.update(torch.stack([row["generated_images"] for row in rows()]), targets)
+    figures = {f"val/{name}": value.item() for name, value in alone.compute().items()}
+    assert logged(run) == pytest.approx(figures, abs=TOLERANCE)
+    assert set(figures) == {"val/identified", "val/mean_reciprocal_rank", "val/margin"}

@@ -57,6 +57,8 @@ def orida_scores(source: OridaInput, run: Run) -> int:
                 raise ValueError(f"--scores names {score}, but ORIDa has no prompts; leave it out")
         if run.mask_source != MASK_SOURCES[0]:
             raise ValueError(f"--mask-source is {run.mask_source}, but ORIDa's pairs have their masks; leave it out")
+        if run.gallery:
+            raise ValueError("--gallery is given, but ORIDa's pairs compare subjects themselves; leave it out")
         if "mutual-recall" in run.aggregation:
             raise ValueError(
                 "--aggregation names mutual-recall, which needs two masks; ORIDa's pairs have one, leave it out"

@@ -42,10 +42,21 @@ from masc_metrics.masks import MaskBatch, Perturbation
 from masc_metrics.precision import check_device
 
 
+def _check_one_reference(samples: SampleList) -> None:
+    """Raise ValueError if a sample has several references."""
+    for sample in samples.samples:
+        if sample.more_references:
+            raise ValueError(
+                f"{samples.source}, line {sample.line}: reference_image holds {len(sample.references)} files; give one "
+                "reference for each sample"
+            )
+
+
 def sensitivity(options: SensitivityOptions) -> int:
     """Run ``masc-metrics sensitivity``; returns the exit code."""
     try:
         samples = _drawn(read_samples(options.samples, transferable=False), options)
+        _check_one_reference(samples)
         check_json_file(options.out, [options.samples, *(path for _, path in options.ratings)])
         if options.plot is not None:
             check_png_file("--plot", options.plot)
