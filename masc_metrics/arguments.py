@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Any
@@ -59,3 +60,17 @@ def check_count(name: str, count: int, images: int) -> None:
 def check_positive(name: str, value: object) -> None:
     """:func:`check_integer` with 1 as the smallest value accepted."""
     check_integer(name, value, least=1)
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """Name that ``name`` is probably a misspelling of."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+    return found[0] if found else None
+
+
+def check_keywords(given: Collection[str], function: str, known: Collection[str]) -> None:
+    """Raise TypeError if there are any keywords, which ``function`` does not have; name the nearest it has."""
+    for name in given:
+        meant = closest(name, known)
+        remedy = f"did you mean {meant}?" if meant else f"its arguments are {', '.join(known)}"
+        raise TypeError(f"{name} is not an argument of {function}; {remedy}")

@@ -217,6 +217,16 @@ def _check_form(image: Any, label: str) -> Tensor:
     return checked
 
 
+def is_one_colour(image: Tensor) -> Tensor:
+    """Whether a checked image has one colour, to within a level, such as the black of a safety checker.
+
+    Returns:
+        A boolean scalar on the image's device, which is not waited for.
+    """
+    low_C, high_C = image.flatten(1).amin(dim=1), image.flatten(1).amax(dim=1)
+    return ((high_C - low_C) <= (1 / MAX_UINT8 if image.is_floating_point() else 1)).all()
+
+
 def check_values(tensor: Tensor, label: str) -> None:
     """Raise TypeError for a tensor on the meta device, which has no values, and for a sparse tensor."""
     if tensor.is_meta or tensor.layout is not torch.strided:

@@ -217,6 +217,47 @@ def _from_pil(mask: Image.Image, label: str) -> Tensor:
     return torch.from_numpy(pil_to_array(mask, "L", label))
 
 
+_INVERTED_BORDER = 0.9
+
+
+def looks_inverted(mask: Tensor) -> Tensor:
+    """Whether a mask probably marks the background: most of the image and almost all of its border, but not all.
+
+    Args:
+        mask: (H, W) or (1, H, W), with any values that :func:`check_masks` accepts.
+
+    Returns:
+        A boolean scalar on the mask's device, which is not waited for.
+    """
+    levels_HW = mask.reshape(mask.shape[-2:])
+    levels_HW = levels_HW if levels_HW.is_floating_point() else levels_HW.float()
+    marked_HW = (levels_HW > 0) & (levels_HW >= levels_HW.amax() / 2)
+    border = torch.cat([marked_HW[0], marked_HW[-1], marked_HW[:, 0], marked_HW[:, -1]])
+    return (
+        (marked_HW.float().mean() > 0.5) & (border.float().mean() > _INVERTED_BORDER) & ~(marked_HW.float().amin() > 0)
+    )
+
+
+def mask_planes(masks: object) -> list[Tensor]:
+    """The masks of any accepted form, unchecked, as tensors; those that cannot be taken apart are left out."""
+    if isinstance(masks, MaskBatch):
+        masks = masks.masks
+    if not isinstance(masks, Tensor) and not isinstance(masks, Sequence):
+        return []
+    if isinstance(masks, Tensor) and masks.ndim == 2:
+        return [masks]
+    if isinstance(masks, Tensor) and masks.ndim == 3 and masks.shape[0] == 1:
+        return [masks[0]]
+    if isinstance(masks, str):
+        return []
+    planes = []
+    for mask in masks:
+        if isinstance(mask, Image.Image):
+            mask = torch.from_numpy(np.array(mask.convert("L")))
+        planes += [mask] if isinstance(mask, Tensor) and mask.ndim == 2 else mask_planes(mask)
+    return planes
+
+
 def same_aspect(mask_size: tuple[int, int], image_size: tuple[int, int]) -> bool:
     """Whether both sizes have the same aspect ratio, up to rounding a mask side by one pixel."""
     (rows, columns), (height, width) = mask_size, image_size

@@ -158,6 +158,7 @@ class MaSCConceptPreservation(SampleMetric):
             reference_reduction=self.reference_reduction,
         )
         self.accumulate(scores_B, ids)
+        self._notice(generated, reference_masks)
 
 
 class MaSCPromptFollowing(SampleMetric):
@@ -305,6 +306,7 @@ class MaSCPromptFollowing(SampleMetric):
             reference_masks=reference_masks,
         )
         self.accumulate(found.scores[self.pooling, self.strip_subject], ids)
+        self._notice(generated, reference_masks if generated_masks is None else generated_masks)
         if found.transferred is not None:
             self.transferred_sum = self.transferred_sum + len(found.transferred)
         if found.unmasked_B is not None and self.pooling == "background":

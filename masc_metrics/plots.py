@@ -22,6 +22,9 @@ _CELL, _GAP, _MARGIN = 168, 10, 18
 _LINE = 20
 _CAPTION_WIDTH, _CAPTION_LINES = 23, 3
 _MAX_SIDE = 2 * _CELL  # in pixels, before an image is scaled into its cell
+# Sides, in pixels of the panel, of the squares over which a mask is averaged before it is outlined. The second is for
+# masks of which the first leaves nothing, such as thin lines.
+_SMOOTHING = (7, 3)
 _INK, _QUIET, _PAPER = (30, 30, 34), (110, 110, 118), (255, 255, 255)
 _OUTLINE = (255, 0, 200)
 _ALERT = (200, 20, 20)
@@ -98,7 +101,7 @@ def mask_sheet(tiles: Iterable[Tile]) -> Image.Image:
     drawn = []
     for index, tile in enumerate(tiles):
         pixels, inside = _picture_and_mask(tile.image, tile.mask, f"tiles[{index}].image", f"tiles[{index}].mask")
-        drawn.append((_fit_to_cell(_draw_outline(pixels, inside)), tile.lines, tile.suspect))
+        drawn.append((_fit_to_cell(pixels, inside), tile.lines, tile.suspect))
     if not drawn:
         raise ValueError("tiles is empty; give at least one")
     row_height = _CELL + _LINE * max(len(lines) for _, lines, _ in drawn) + 2 * _GAP
@@ -163,7 +166,7 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
         reference, inside = _picture_and_mask(
             row.reference, row.mask, f"rows[{number}].reference", f"rows[{number}].mask"
         )
-        sheet.paste(_fit_to_cell(_draw_outline(_dim(reference, ~inside), inside)), (_MARGIN, top))
+        sheet.paste(_fit_to_cell(_dim(reference, ~inside), inside), (_MARGIN, top))
         _write(draw, (_MARGIN, top + _CELL), "match map:", colour=_QUIET)
         for column, shot in enumerate(row.shots, start=1):
             name = f"rows[{number}].shots[{column - 1}]"
@@ -171,7 +174,7 @@ def panel(rows: Sequence[PanelRow], columns: Sequence[str] | None = None, *, low
             lines = textwrap.wrap(shot.caption, _CAPTION_WIDTH, max_lines=_CAPTION_LINES, placeholder=" ...")
             _write_lines(draw, (left, top - _LINE * len(lines)), lines)
             pixels, subject = _picture_and_mask(shot.image, shot.mask, f"{name}.image", f"{name}.mask")
-            sheet.paste(_fit_to_cell(_draw_outline(pixels, subject)), (left, top))
+            sheet.paste(_fit_to_cell(pixels, subject), (left, top))
             _write(draw, (left, top + _CELL), f"CP {_score(shot.cp)}")
             _write(draw, (left + _CELL // 2, top + _CELL), f"PF {_score(shot.pf)}")
             check_type(f"{name}.found", shot.found, Tensor, "a tensor")
@@ -230,13 +233,15 @@ def _left(column: int) -> int:
     return _MARGIN + column * (_CELL + _GAP)
 
 
-def _fit_to_cell(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Scale an image to fit into a cell, and centre it."""
+def _fit_to_cell(pixels: NDArray[np.uint8], inside: NDArray[np.bool_] | None = None) -> Image.Image:
+    """Scale an image to fit into a cell, centre it, and draw the outline of its mask."""
     image = Image.fromarray(pixels)
     scale = _CELL / max(image.size)
     # Match maps and small images keep sharp pixels; only larger images are smoothed.
     resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
+    if inside is not None:
+        image = Image.fromarray(_draw_outline(np.asarray(image), inside))
     cell = Image.new("RGB", (_CELL, _CELL), _PAPER)
     cell.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
     return cell
@@ -249,11 +254,21 @@ def _dim(image: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8
 
 
 def _draw_outline(image: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Draw the outline of a mask on a copy of the image."""
-    reach = max(1, round(max(inside.shape) / _CELL))  # a line of two pixels in the panel
-    padded = np.pad(inside, reach, mode="edge")
-    height, width = inside.shape
-    shifted = [padded[y : y + height, x : x + width] for y in (0, 2 * reach) for x in (0, 2 * reach)]
+    """Draw the outline of a mask, two pixels wide, on a copy of the image.
+
+    The mask is averaged over small squares first: single pixels of a speckled mask would otherwise cover the image.
+    """
+    height, width = image.shape[:2]
+    coverage_11HW = torch.from_numpy(inside)[None, None].float()
+    coverage_11HW = F.interpolate(coverage_11HW, size=(height, width), mode="bilinear", antialias=True)
+    for side in _SMOOTHING:
+        smooth_11HW = coverage_11HW
+        for _ in range(2):  # close to a Gaussian
+            smooth_11HW = F.avg_pool2d(F.pad(smooth_11HW, [side // 2] * 4, mode="replicate"), side, stride=1)
+        if bool((smooth_11HW > 0.5).any()):
+            break
+    padded = np.pad((smooth_11HW[0, 0] > 0.5).numpy(), 1, mode="edge")
+    shifted = [padded[y : y + height, x : x + width] for y in (0, 2) for x in (0, 2)]
     pixels: NDArray[np.uint8] = image.copy()
     pixels[np.any(shifted, axis=0) & ~np.all(shifted, axis=0)] = _OUTLINE
     return pixels

@@ -18,15 +18,18 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from masc_metrics.arguments import check_choice, check_positive
+from masc_metrics.arguments import check_choice, check_positive, closest
 from masc_metrics.backbone import SigLIP2Backbone, shared_backbone
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.images import ImageBatch, is_one_colour
 from masc_metrics.locks import Lock
+from masc_metrics.masks import looks_inverted, mask_planes
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_dtype, eager, sum_dtype, to_device
 from masc_metrics.sample_ids import check_repeats, find_conflict, first_of_each_id
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
+_SMALLEST_SIDE = 16  # a side of a patch; smaller images may well have one colour
 Reduction = Literal["mean", "none"]
 
 
@@ -92,6 +95,8 @@ class SampleMetric(Metric):
             else CheckpointSource.of(model_name_or_path, revision, cache_dir, local_files_only)  # type: ignore[arg-type]
         )
         self._warned: set[str] = set()
+        self._noticed: dict[str, Tensor] = {}
+        self._in_collection = False
         if self._device.type == "meta":  # states need values even if the metric is built under a meta-device context
             self._device = torch.device("cpu")
         self._add_states()
@@ -134,7 +139,7 @@ class SampleMetric(Metric):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickle or copy; counts that a pickle of an older version lacks begin at 0."""
-        super().__setstate__({"_warned": set(), **state})
+        super().__setstate__({"_warned": set(), "_noticed": {}, "_in_collection": False, **state})
         self._add_states()
 
     def _add_count(self, name: str) -> None:
@@ -193,6 +198,7 @@ class SampleMetric(Metric):
             A float32 scalar, NaN if no sample is defined. With ``reduction="none"``, (n,) float32 with NaN for
             undefined samples: first the samples with an id, sorted by id, then the others in order of rank and update.
         """
+        self._warn_noticed()
         keyed_scores, keyed_ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
         self._warn_conflict(keyed_scores, keyed_ids)
         keyed = first_of_each_id(keyed_scores, keyed_ids)
@@ -225,6 +231,51 @@ class SampleMetric(Metric):
             self._warned.add(subject)
             rank_zero_warn(f"{type(self).__name__}: {text}", UserWarning)
 
+    def _notice(self, generated: ImageBatch, masks: object) -> None:
+        """Count images and masks that are probably wrong, without waiting for the device; ``compute`` warns of them."""
+        flags = {
+            "one colour": [
+                is_one_colour(image) for image in generated.images if min(image.shape[1:]) >= _SMALLEST_SIDE
+            ],
+            "inverted": [looks_inverted(mask) for mask in mask_planes(masks)],
+        }
+        for kind, found in flags.items():
+            for flag in found if kind not in self._warned else ():
+                count = self._noticed.get(kind)
+                flag = flag.to(torch.int64)
+                same_device = count is not None and count.device == flag.device
+                self._noticed[kind] = count + flag if same_device and count is not None else flag
+
+    def _warn_noticed(self) -> None:
+        counts = {kind: int(count) for kind, count in self._noticed.items()}
+        self._noticed = {}
+        if images := counts.get("one colour"):
+            self._warn_once(
+                "one colour",
+                f"{images} generated images have one colour, as a safety checker's black images do; their scores count "
+                "in the mean. Switch the safety checker off, or leave them out.",
+            )
+        if masks := counts.get("inverted"):
+            self._warn_once(
+                "inverted",
+                f"{masks} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 "
+                "or 255 marks the subject; if yours mark the background, give 1 - mask or ~mask.",
+            )
+
+    def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """As in torchmetrics, but a keyword that is dropped although it is nearly an argument is warned about."""
+        self._in_collection = True
+        known = {name for metric in _all_metrics() for name in inspect.signature(metric.update).parameters}
+        for name in kwargs.keys() - known:
+            meant = closest(name, sorted(known))
+            if meant in self._update_signature.parameters and meant not in kwargs:
+                self._warn_once(
+                    f"keyword {name}",
+                    f"update has no argument {name}, so a MetricCollection drops it; did you mean {meant}?",
+                )
+        filtered: dict[str, Any] = super()._filter_kwargs(**kwargs)
+        return filtered
+
     def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
         if int(undefined):
             self._warn_once(
@@ -253,9 +304,15 @@ class SampleMetric(Metric):
             with lock:
                 # torchmetrics counts an update even if it raises
                 count, computed = self._update_count, self._computed
+                collected, self._in_collection = self._in_collection, False
                 try:
                     wrapped(*args, **kwargs)
-                except BaseException:
+                except BaseException as error:
+                    if collected and len(args) > 1 and type(error) in (TypeError, ValueError):
+                        error.args = (
+                            f"{error}; a MetricCollection passes positional arguments to every metric in this order: "
+                            f"give update's arguments by name, such as {list(self._update_signature.parameters)[1]}=",
+                        )
                     self._update_count, self._computed = count, computed
                     raise
 
@@ -341,6 +398,10 @@ class SampleMetric(Metric):
             Figure and axes.
         """
         return self._plot(val, ax)
+
+
+def _all_metrics() -> list[type[SampleMetric]]:
+    return [metric for metric in SampleMetric.__subclasses__() if metric.update is not Metric.update]
 
 
 def _drop_version_metadata(states: Any, prefix: str) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from masc_metrics.bench.commands import CompareOptions
-from masc_metrics.bench.intervals import ONE_CONCEPT, Numbers, mean, unit_means
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import mean_cell, mean_figure
 from masc_metrics.bench.tables import Row, printable, quoted, read_rows, text_of, text_table
+from masc_metrics.intervals import ONE_CONCEPT, Numbers, mean, unit_means
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.bench.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
 from masc_metrics.bench.run import PF_COLUMNS
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, text_table
+from masc_metrics.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
 from masc_metrics.prompts import holds_subject
 from masc_metrics.segmenters.segmenter import ALMOST_FULL
 from masc_metrics.transfer import TRUSTED_IOU
@@ -45,7 +45,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
 
     For each score, of all samples and of each group: ``n`` samples with a defined score, the number of ``concepts``,
     the ``mean``, in which every concept counts equally, its ``standard_error`` and ``interval_95`` by
-    :mod:`masc_metrics.bench.intervals`, and ``interval_over``: several "concepts", or the samples of "this concept
+    :mod:`masc_metrics.intervals`, and ``interval_over``: several "concepts", or the samples of "this concept
     only". ``cp_times_pf`` is the product of the two means. None stands for what is undefined: any figure of no sample,
     an interval of a single concept with a single sample.
 

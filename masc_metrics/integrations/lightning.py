@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning as L
+import torch
+from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_choice, check_integer, check_positive, check_type
+from masc_metrics.arguments import check_keywords, check_positive, check_type
+from masc_metrics.backbone import SigLIP2Backbone
+from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
-from masc_metrics.integrations.concept_scores import ConceptScorer, ConceptScores, Segment, problem_summary
-from masc_metrics.integrations.concepts import Concept, GenerationTask, check_concepts, generation_tasks, rank_batches
-from masc_metrics.integrations.isolation import isolated, seed_all
-from masc_metrics.integrations.picture_log import draw_panel, is_remote, log_picture
-from masc_metrics.integrations.ranks import all_gather, call_unsharded, is_sharded
-from masc_metrics.plots import Shot
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype
+from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
+from masc_metrics.validation.concept_scores import ConceptScorer, Segment
+from masc_metrics.validation.concepts import Concept
+from masc_metrics.validation.loggers import LogTarget, is_remote, log_panel, log_table
+from masc_metrics.validation.panels import PanelChoice
+from masc_metrics.validation.ranks import call_unsharded, is_sharded
+from masc_metrics.validation.steps import checkpoint_step
+from masc_metrics.validation.validate import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_PANEL_SIZE,
+    ConceptValidation,
+    OnError,
+    ValidatedImage,
+    ValidationError,
+    ValidationSettings,
+    run_validation,
+)
 
 __all__ = ["Concept", "MaSCValidation"]
 
 Generate = Callable[[Any, list[str], int], Images]
-OnError = Literal["warn", "raise"]
 
-DEFAULT_BATCH_SIZE = 4
-DEFAULT_PANEL_SIZE = (4, 6)
+_CALLS = {"generate": "generate(module, prompts, seed)", "segment": "segment(images, nouns)"}
 
 
 class MaSCValidation(L.Callback):
@@ -37,7 +53,10 @@ class MaSCValidation(L.Callback):
     ranks without repeats. It logs the means over all images as ``val/masc_cp`` and ``val/masc_pf``, and the means of
     each concept as ``val/masc_cp/<concept>`` and ``val/masc_pf/<concept>``. The concept preservation of an image is
     its mean over the references of the concept. A panel of references, generated images with the outlines of their
-    masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger.
+    masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger. A table
+    of all images is written as CSV and sent to W&B; that of the last validation is ``table``, a tuple of
+    :class:`masc_metrics.validation.ValidatedImage`. The 95 % intervals of both means over concepts are logged as
+    ``val/masc_cp_low``, ``val/masc_cp_high``, ``val/masc_pf_low`` and ``val/masc_pf_high``.
 
     Training is bit-identical with and without the callback: random states and the train or eval mode of every module
     are restored. Nothing is added to checkpoints.
@@ -59,14 +78,25 @@ class MaSCValidation(L.Callback):
         every_n_steps: validate after every n optimiser steps instead. By default, validate after every epoch.
         batch_size: prompts in one call of ``generate``.
         seed: seed of the first batch, in [0, 2**32); the seeds of the next batches count up, modulo 2**32.
+        seeds_per_prompt: number of images of every prompt, each with another seed.
         on_error: "warn" treats the samples of a batch whose generator or segmenter raises as undefined, with one
             warning per validation; "raise" stops training on all ranks.
-        panel_size: maximum numbers of concepts and of prompts per concept in the panel; None draws no panel.
-        panel_dir: folder for panels as PNG files, in addition to the loggers; None writes them only for loggers that do
-            not accept images, into ``masc_panels`` in the logger's folder.
+        panel: "first" shows the first images of each concept; "worst" alternately that of lowest CP and that of lowest
+            PF of those left, undefined ones first.
+        panel_size: maximum numbers of concepts and of images per concept in the panel; None draws no panel.
+        panel_dir: folder for panels as PNG files, in addition to the loggers, and for tables. With None, tables are
+            written into ``masc_tables`` in the logger's folder, and panels into ``masc_panels``, there only for loggers
+            that do not accept images.
         prefix: prefix of all logged names.
-        metric_settings: settings of both metrics, such as ``model_name_or_path``, ``max_num_patches`` or ``dtype``; see
+        model_name_or_path: SigLIP2 checkpoint; this and the following settings are those of
             :class:`masc_metrics.MaSCConceptPreservation`.
+        revision: branch, tag or commit on the hub.
+        cache_dir: folder for downloads.
+        local_files_only: never use the network.
+        max_num_patches: patch budget of one image.
+        dtype: precision of the backbone, such as ``torch.bfloat16`` or "bfloat16".
+        encode_batch_size: samples encoded together.
+        unknown: none; any other keyword is an error that names the nearest.
 
     Raises:
         TypeError, ValueError: if a setting is not accepted, or a concept lacks reference masks without a segmenter.
@@ -85,53 +115,55 @@ class MaSCValidation(L.Callback):
         every_n_steps: int | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         seed: int = 0,
+        seeds_per_prompt: int = 1,
         on_error: OnError = "warn",
+        panel: PanelChoice = "first",
         panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE,
         panel_dir: str | os.PathLike[str] | None = None,
         prefix: str = "val/",
-        **metric_settings: Any,
+        model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+        dtype: Dtype = DEFAULT_DTYPE,
+        encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        *own, _ = inspect.signature(MaSCValidation).parameters
+        check_keywords(unknown, "MaSCValidation", own)
         if every_n_epochs is None and every_n_steps is None:
             every_n_epochs = 1
         if every_n_epochs is not None and every_n_steps is not None:
             raise ValueError(f"every_n_epochs is {every_n_epochs} and every_n_steps is {every_n_steps}; give one")
-        for name, value in (
-            ("every_n_epochs", every_n_epochs),
-            ("every_n_steps", every_n_steps),
-            ("batch_size", batch_size),
-        ):
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None:
                 check_positive(name, value)
-        if panel_size is not None:
-            if not isinstance(panel_size, Sequence) or len(panel_size) != 2:
-                raise TypeError(f"panel_size is {panel_size!r}; give concepts and prompts, such as (4, 6), or None")
-            for value in panel_size:
-                check_positive("panel_size", value)
-        check_integer("seed", seed, least=0)
-        if seed >= 2**32:
-            raise ValueError(f"seed is {seed}; give an integer in [0, 2**32), the range of numpy's seeds")
         check_type("prefix", prefix, str, "a string, such as 'val/'")
         if panel_dir is not None:
             check_type("panel_dir", panel_dir, (str, os.PathLike), "a folder")
             if not os.fspath(panel_dir) or is_remote(panel_dir):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
-        check_choice("on_error", on_error, get_args(OnError))
         if not callable(generate):
             raise TypeError(f"generate is a {type(generate).__name__}; give a function")
-        if not callable(segment) and not isinstance(segment, str | None):
-            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
-        self.concepts = check_concepts(concepts)
+        self.settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
         self.generate = generate
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self.batch_size = batch_size
-        self.seed = int(seed)
-        self.on_error = on_error
-        self.panel_size = panel_size
         self.panel_dir = None if panel_dir is None else Path(panel_dir)
         self.prefix = prefix
-        self._scorer = ConceptScorer(self.concepts, segment, metric_settings)
+        self.table: tuple[ValidatedImage, ...] = ()
+        encoder = {
+            "model_name_or_path": model_name_or_path,
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "max_num_patches": max_num_patches,
+            "dtype": dtype,
+            "encode_batch_size": encode_batch_size,
+        }
+        self._scorer = ConceptScorer(concepts, segment, encoder, title="MaSCValidation")
         self._last_step = 0
         self._last_epoch = self._trained_epoch = -1
 
@@ -146,9 +178,41 @@ class MaSCValidation(L.Callback):
         self._scorer.prepare(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting at the current step, which is not 0 in a resumed run."""
+        """Start counting at the current step, which is not 0 in a resumed run; score one batch as a check.
+
+        Raises:
+            ValidationError: if the check fails.
+        """
         self._last_step = trainer.global_step
         self._last_epoch = self._trained_epoch = -1
+        self._warn_if_never_due(trainer, pl_module)
+        if trainer.num_sanity_val_steps:  # not in on_fit_start, which the module's own follows
+            self._check_functions(trainer, pl_module)
+
+    def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _is_dev_run(trainer):
+            return
+        name, n, last_name, last = "every_n_epochs", self.every_n_epochs, "max_epochs", float(trainer.max_epochs or -1)
+        if self.every_n_steps is not None:
+            name, n, last_name, last = "every_n_steps", self.every_n_steps, "max_steps", float(trainer.max_steps)
+            if last < 0 and pl_module.automatic_optimization:  # otherwise, a batch may be any number of steps
+                last_name, last = "the number of steps", float(trainer.estimated_stepping_batches)
+        if n is not None and 0 < last < n:
+            rank_zero_warn(
+                f"MaSCValidation: {name} is {n} and {last_name} {last:.0f}, so it never validates; give at most "
+                f"{last:.0f}",
+                UserWarning,
+            )
+
+    def _check_functions(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        try:
+            self._run(trainer, pl_module, check=True)
+        except ValidationError as error:
+            call = _CALLS.get(error.stage)
+            hint = f"; it is called as {call}" if call else ""
+            raise ValidationError(
+                f"{error}, in the check before training{hint}; num_sanity_val_steps=0 skips the check", error.stage
+            ) from error.__cause__
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Validate after every n-th optimiser step."""
@@ -163,7 +227,7 @@ class MaSCValidation(L.Callback):
         in_fit = trainer.state.fn == "fit"
         if not trainer.sanity_checking and (not in_fit or (trainer.is_last_batch and self._epoch_is_due(trainer))):
             self._last_epoch = trainer.current_epoch if in_fit else self._last_epoch
-            self._validate(trainer, pl_module, _logged_step(trainer))
+            self._validate(trainer, pl_module, _logged_step(trainer), loaded=None if in_fit else _loaded_step(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate after every n-th epoch, unless a validation loop has done so."""
@@ -179,64 +243,74 @@ class MaSCValidation(L.Callback):
         return self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _validate(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, logged_step: int, *, between_steps: bool = False
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        logged_step: int,
+        *,
+        between_steps: bool = False,
+        loaded: int | None = None,
     ) -> None:
-        tasks = generation_tasks(self.concepts)
-        if _is_dev_run(trainer):
-            tasks = tasks[: self.batch_size]
-        panel_rows = self._panel_rows(tasks)
-        sharded = is_sharded(trainer.strategy.model or pl_module)
-        self._scorer.prepare(pl_module.device)
-        error: Exception | None = None
-        with isolated(pl_module, pl_module.device):
-            for number, batch in self._rank_batches(trainer, tasks, sharded):
-                prompts = [task.prompt for task in batch or tasks[: self.batch_size]]
-                generate = functools.partial(self._generate, trainer, pl_module, number, prompts, sharded)
-                if batch and error is None:
-                    error = self._scorer.score_batch(batch, generate, sum(panel_rows, ()))
-                    if self.on_error == "warn":
-                        error = None  # its traceback would keep the tensors of the batch in memory
-                elif sharded:  # the forward of a sharded model needs all ranks
-                    with contextlib.suppress(Exception):
-                        generate()
-        reports = all_gather(self._scorer.report())
-        failures = [(rank, failure) for rank, report in enumerate(reports) for failure in report.failures]
-        fatal = [(rank, failure) for rank, failure in failures if failure.cp or failure.pf]  # a lost panel is not
-        if fatal and self.on_error == "raise":
-            rank, failure = fatal[0]
-            raise RuntimeError(f"MaSCValidation, rank {rank}: {failure}") from error
-        scores = self._scorer.scores(tasks)
-        self._log(trainer, pl_module, tasks, scores, logged_step if between_steps else None)
+        """Validate and log, outside of training at the step of the loaded checkpoint, if there is one."""
+        result = self._run(trainer, pl_module)
+        self.table = result.table
+        step = trainer.global_step
+        if loaded is not None:
+            logged_step = step = loaded
+        self._log(trainer, pl_module, result, logged_step, between_steps=between_steps, direct=loaded is not None)
         if not trainer.is_global_zero:
             return
-        if message := problem_summary(scores, reports, transferred=self._scorer.segment is None):
-            warnings.warn(f"MaSCValidation at step {trainer.global_step}: {message}", UserWarning, stacklevel=2)
-        shots = {index: shot for report in reports for index, shot in report.shots.items()}
-        try:
-            self._send_panel(trainer, panel_rows, scores, shots, logged_step)
-        except Exception as reason:  # a full disk or an unreachable logger must not end training
-            text = f"the panel could not be written, {type(reason).__name__}: {reason}"
-            warnings.warn(f"MaSCValidation at step {trainer.global_step}: {text}", UserWarning, stacklevel=2)
+        self._warn(step, result.problems)
+        if _is_dev_run(trainer):
+            return
+        epoch = "" if loaded is not None else f"epoch={trainer.current_epoch:04d}-"
+        target = LogTarget(
+            trainer.loggers,
+            logged_step,
+            self.prefix,
+            f"{self.prefix.replace('/', '-')}{epoch}step={step:06d}",
+            self.panel_dir,
+            trainer.default_root_dir,
+        )
+        problems = []
+        for what, write in (
+            ("panel", functools.partial(log_panel, result.panel) if result.panel else None),
+            ("table", functools.partial(log_table, result.table)),
+        ):
+            try:
+                if write is not None:
+                    write(target)
+            except Exception as reason:  # a full disk or an unreachable logger must not end training
+                problems.append(f"the {what} could not be written, {type(reason).__name__}: {reason}")
+        self._warn(step, "; ".join(problems))
 
-    def _panel_rows(self, tasks: Sequence[GenerationTask]) -> list[tuple[GenerationTask, ...]]:
-        """Tasks in the panel, one row for each concept."""
-        rows, columns = self.panel_size or (0, 0)
-        tasks_of_concept = [tuple(task for task in tasks if task.concept == concept) for concept in range(rows)]
-        return [row[:columns] for row in tasks_of_concept if row]
-
-    def _rank_batches(
-        self, trainer: L.Trainer, tasks: Sequence[GenerationTask], sharded: bool
-    ) -> list[tuple[int, tuple[GenerationTask, ...]]]:
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:
+        """Score all batches; as a check one on every rank, and whatever fails raises."""
+        sharded = is_sharded(trainer.strategy.model or pl_module)
         # The sampler's arguments, not the world size: the ranks of a tensor-parallel group share one model.
         sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
-        return rank_batches(tasks, self.batch_size, sampler["num_replicas"], sampler["rank"], equal_counts=sharded)
+        settings, most_batches = self.settings, 1 if _is_dev_run(trainer) else None
+        if check:
+            settings, most_batches = replace(settings, on_error="raise"), sampler["num_replicas"]
+        return run_validation(
+            self._scorer,
+            settings,
+            functools.partial(self._generate, trainer, pl_module, sharded),
+            modules=[pl_module],
+            device=pl_module.device,
+            share=(sampler["num_replicas"], sampler["rank"]),
+            sharded=sharded,
+            most_batches=most_batches,
+            panel_errors=check,
+        )
+
+    def _warn(self, step: int, message: str) -> None:
+        if message:
+            warnings.warn(f"MaSCValidation at step {step}: {message}", UserWarning, stacklevel=2)
 
     def _generate(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, number: int, prompts: list[str], sharded: bool
+        self, trainer: L.Trainer, pl_module: L.LightningModule, sharded: bool, prompts: list[str], seed: int
     ) -> Images:
-        seed = (self.seed + number) % 2**32
-        seed_all(seed)
-        pl_module.eval()  # the previous call may have changed it
         call = functools.partial(self.generate, pl_module, prompts, seed)
         with trainer.precision_plugin.val_step_context():
             if sharded:
@@ -247,55 +321,27 @@ class MaSCValidation(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        tasks: Sequence[GenerationTask],
-        scores: ConceptScores,
-        step: int | None,
-    ) -> None:
-        """Log all means at a training step; with None, as metrics of the current Lightning hook."""
-        groups: dict[str, list[int] | None] = {"": None}
-        for task in tasks:
-            groups.setdefault(f"/{self.concepts[task.concept].name}", []).append(task.index)  # type: ignore[union-attr]
-        values = {
-            f"{self.prefix}masc_{score}{group}": value
-            for group, indices in groups.items()
-            for score, value in zip(("cp", "pf"), scores.means(indices), strict=True)
-        }
-        if (iou_C := self._scorer.transfer_iou_C) is not None:
-            names = [concept.name for concept in self.concepts]
-            on_device_C = iou_C.to(pl_module.device)
-            values |= {f"{self.prefix}masc_mask_iou/{name}": iou for name, iou in zip(names, on_device_C, strict=True)}
-        if step is None:
-            pl_module.log_dict(
-                values, sync_dist=True, batch_size=1
-            )  # equal on all ranks, so the mean does not change them
-            return
-        pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
-        scalars = {name: value.item() for name, value in values.items()}
-        for logger in trainer.loggers:  # directly, because log_dict logs only every log_every_n_steps
-            logger.log_metrics(scalars, step=step)
-
-    def _send_panel(
-        self,
-        trainer: L.Trainer,
-        panel_rows: Sequence[tuple[GenerationTask, ...]],
-        scores: ConceptScores,
-        shots: Mapping[int, Shot],
+        result: ConceptValidation,
         step: int,
+        *,
+        between_steps: bool,
+        direct: bool,
     ) -> None:
-        if not panel_rows:
-            return
-        picture = draw_panel(self._scorer.concepts, panel_rows, scores, shots)
-        if _is_dev_run(trainer):
-            return
-        log_picture(
-            picture,
-            trainer.loggers,
-            tag=f"{self.prefix}masc_panel",
-            step=step,
-            stem=f"{self.prefix.replace('/', '-')}epoch={trainer.current_epoch:04d}-step={trainer.global_step:06d}",
-            folder=self.panel_dir,
-            fallback=trainer.default_root_dir,
-        )
+        """Log all scores as metrics of the current Lightning hook; at the step if between steps, or if direct."""
+        scalars = {f"{self.prefix}masc_{name}": value for name, value in result.scores.items()}
+        # Not as numbers, for which Lightning uses torch's default dtype.
+        values = {
+            name: torch.tensor(value, dtype=torch.float32, device=pl_module.device) for name, value in scalars.items()
+        }
+        if between_steps:
+            pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        else:  # equal on all ranks, so the mean does not change them
+            pl_module.log_dict(values, sync_dist=True, logger=not direct, batch_size=1)
+        if between_steps or direct:
+            for (
+                logger
+            ) in trainer.loggers:  # because log_dict logs only every log_every_n_steps, and at Lightning's step
+                logger.log_metrics(scalars, step=step)
 
 
 def _is_dev_run(trainer: L.Trainer) -> bool:
@@ -305,3 +351,12 @@ def _is_dev_run(trainer: L.Trainer) -> bool:
 def _logged_step(trainer: L.Trainer) -> int:
     """Step that Lightning assigns to values logged now, as used by its own callbacks."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _loaded_step(trainer: L.Trainer) -> int | None:
+    """Step of the checkpoint that ``Trainer.validate`` has loaded; None without one, or if it holds no step."""
+    if trainer.ckpt_path is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return checkpoint_step(trainer.ckpt_path, trusted=True)  # Lightning has unpickled it already
+    return None

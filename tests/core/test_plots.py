@@ -96,6 +96,30 @@ def test_generated_masks_are_outlined() -> None:
     assert twice == pytest.approx(2 * once, rel=0.1)
 
 
+def outlined(mask: torch.Tensor) -> int:
+    """Pixels of the outline of a mask in a panel, without that of the reference."""
+    plain = row(maps(1, 1, 1, 1), size=(mask.shape[0], mask.shape[1]))
+    masked = replace(plain, shots=[replace(plain.shots[0], mask=mask)])
+    return count(panel([masked]), (255, 0, 200)) - count(panel([plain]), (255, 0, 200))
+
+
+@pytest.mark.parametrize("size", [64, 168, 500])
+def test_outlines_of_speckled_masks_do_not_cover_the_image(size: int) -> None:
+    """The outline is drawn in pixels of the panel, whatever the image's size, around the smoothed mask."""
+    box = torch.zeros(size, size, dtype=torch.bool)
+    box[size // 4 : -size // 4, size // 4 : -size // 4] = True
+    specks = torch.rand(size, size, generator=torch.Generator().manual_seed(0)) < 0.1
+    assert outlined(box) == pytest.approx(2 * 4 * 84, rel=0.1)
+    assert outlined(box ^ specks) == pytest.approx(outlined(box), rel=0.25)
+    assert outlined(specks & ~box) < 0.25 * outlined(box)
+
+
+def test_thin_masks_are_outlined() -> None:
+    line = torch.zeros(168, 168, dtype=torch.bool)
+    line[:, 80:84] = True
+    assert outlined(line) > 200
+
+
 def test_captions_add_lines_and_long_captions_are_truncated() -> None:
     plain = row(maps(1, 1, 1, 1))
     texts = ("", "a cat", "a cat on a beach, seen from far away by somebody", "a cat " * 99)

@@ -42,7 +42,12 @@ def pictures(draw: st.DrawFn) -> Any:
 texts = st.text(min_size=1, max_size=30).filter(str.strip)
 
 
-@pytest.mark.filterwarnings("ignore:.*samples are undefined", "ignore:subjects.*does not occur as complete words")
+@pytest.mark.filterwarnings(
+    "ignore:.*samples are undefined",
+    "ignore:.*does not occur as complete words",
+    "ignore:.*mark nothing",
+    "ignore:.*as inverted masks do",
+)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.lists(st.tuples(pictures(), pictures(), texts, st.none() | texts), min_size=1, max_size=4),

@@ -56,7 +56,19 @@ BENCH = [
     "bench/sensitivity",
     "bench/datasets",
 ]
-OPTIONAL = ["segmenters", "scenes", "assets", "plots", "integrations", "demo", *BENCH, "cli", "__main__"]
+OPTIONAL = [
+    "segmenters",
+    "scenes",
+    "assets",
+    "plots",
+    "intervals",
+    "validation",
+    "integrations",
+    "demo",
+    *BENCH,
+    "cli",
+    "__main__",
+]
 MODULES = [*CORE, *OPTIONAL]
 LONG_FILE = 300
 """Lines of code, without blank lines, comments and docstrings, above which a file is listed in the output."""

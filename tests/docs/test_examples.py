@@ -83,6 +83,18 @@ def test_ddp_evaluation_on_two_processes_prints_the_means_of_one(tmp_path: Path)
     assert means == pytest.approx({name: value.item() for name, value in single.compute().items()}, abs=2e-6)
 
 
+@pytest.mark.timeout(LIMIT_S + 20)
+def test_accelerate_training_on_two_processes_logs_rising_scores_and_panels(tmp_path: Path) -> None:
+    printed = torchrun("accelerate_training.py", "--logdir", str(tmp_path))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert_rises(events, "val/masc_cp", 0.15)  # about 0.4
+    assert {event.step for event in events.Images("val/masc_panel")} >= {4, 24}  # TensorBoard keeps a few
+    assert len(list((tmp_path / "masc_tables").iterdir())) == 6
+    assert re.search(r"2 processes: cp 0\.\d+, pf -?\d\.\d+", printed)
+    (cp,) = re.findall(r"'cp': (\d\.\d+)", printed)
+    assert float(cp) == pytest.approx(events.Scalars("val/masc_cp")[-1].value, abs=2e-6)
+
+
 def test_callback_logs_scores_and_panels_to_tensorboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(monkeypatch, "validation_callback.py", "--logdir", str(tmp_path))
     events = read_events(tmp_path)

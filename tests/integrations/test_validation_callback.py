@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import csv
 import functools
+import json
 import math
 import os
 import pickle
@@ -27,13 +30,14 @@ from support.trainers import collection, loader, noise, package, third_party_war
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
-from masc_metrics.integrations import concept_scores, picture_log
 from masc_metrics.integrations.lightning import Concept, MaSCValidation
 from masc_metrics.segmenters import Segmenter, load_segmenter
+from masc_metrics.validation import checkpoint_step, concept_scores, log_validation, panels, validate_concepts
 
 OVERALL = {"val/masc_cp", "val/masc_pf"}
+INTERVALS = {f"{name}_{end}" for name in OVERALL for end in ("low", "high")}
 ALL_PROMPTS = [prompt for prompts in PROMPTS.values() for prompt in prompts]
-EVERY = OVERALL | {f"{name}/{concept}" for name in OVERALL for concept in PROMPTS}
+EVERY = OVERALL | INTERVALS | {f"{name}/{concept}" for name in OVERALL for concept in PROMPTS}
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +112,13 @@ def test_callback_scores_equal_the_metrics(lightning: ModuleType, checkpoint: Pa
     truth = {}
     for name, per_concept in (("cp", cp), ("pf", pf)):
         truth[f"val/masc_{name}"] = float(np.mean([value for values in per_concept.values() for value in values]))
-        truth |= {f"val/masc_{name}/{concept}": float(np.mean(values)) for concept, values in per_concept.items()}
-    assert scores(run) == pytest.approx(truth, abs=1e-6)
+        means = {concept: float(np.mean(values)) for concept, values in per_concept.items()}
+        truth |= {f"val/masc_{name}/{concept}": mean for concept, mean in means.items()}
+        # Student's t with one degree of freedom, over the means of two concepts
+        half_width = 12.706205 * float(np.std(list(means.values()), ddof=1)) / math.sqrt(2)
+        truth[f"val/masc_{name}_low"] = float(np.mean(list(means.values()))) - half_width
+        truth[f"val/masc_{name}_high"] = float(np.mean(list(means.values()))) + half_width
+    assert scores(run) == pytest.approx(truth, abs=2e-6)
 
 
 IN_LOOP, OUTSIDE_LOOP = True, False
@@ -122,7 +131,6 @@ IN_LOOP, OUTSIDE_LOOP = True, False
         ({"every_n_epochs": 2}, {"max_epochs": 5}, [(8, IN_LOOP), (16, IN_LOOP)]),
         ({"every_n_steps": 3}, {"max_epochs": 2}, [(3, OUTSIDE_LOOP), (6, OUTSIDE_LOOP)]),
         ({"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, [(2, OUTSIDE_LOOP), (4, OUTSIDE_LOOP)]),
-        ({"every_n_steps": 50}, {"max_epochs": 2}, []),
         ({}, {"max_epochs": 2, "val_check_interval": 0.5}, [(4, IN_LOOP), (8, IN_LOOP)]),
         ({}, {"max_epochs": 2, "check_val_every_n_epoch": 2}, [(4, OUTSIDE_LOOP), (8, IN_LOOP)]),
         ({}, {"max_epochs": 2, "limit_val_batches": 0}, [(4, OUTSIDE_LOOP), (8, OUTSIDE_LOOP)]),
@@ -137,7 +145,7 @@ def test_callback_validates_on_schedule(
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    """Not in the sanity check; inside the last validation loop of an epoch if there is one."""
+    """Inside the last validation loop of an epoch if there is one."""
     recorder = RecordingModel()
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, panel_size=None, **settings)], **fit)
     run.fit(toy(lightning), noise(), loader(1))
@@ -167,6 +175,116 @@ def test_averaged_weights_are_scored_if_the_callback_precedes_weight_averaging(
         run.fit(module, noise(), loader(1))
     assert torch.equal(seen[False], weights[-1])
     assert torch.allclose(seen[True], torch.stack(weights).mean(dim=0), atol=1e-6)
+
+
+# --- the check before training ---
+
+
+def swapped(nouns: list[str], pictures: torch.Tensor) -> torch.Tensor:
+    return masks(len(pictures), *SIZE) & pictures.bool().any()
+
+
+Instances = collections.namedtuple("Instances", ["masks"])
+Output = collections.namedtuple("Output", ["images", "nsfw"])
+DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 255)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"segment": swapped},
+            r"segment raised AttributeError: 'list' .* \(first for 'kitten', 'a kitten on a beach'\), in the check "
+            r"before training; it is called as segment\(images, nouns\); num_sanity_val_steps=0 skips the check",
+        ),
+        ({"segment": lambda images: images}, "segment raised TypeError"),
+        (
+            {"generate": lambda module, prompts: prompts},
+            r"generate raised .*called as generate\(module, prompts, seed\)",
+        ),
+        (
+            {"generate": lambda *_: Output(images(2, *SIZE), None)},
+            "is a Output; return its images, such as output.images",
+        ),
+        ({"generate": lambda *_: (images(2, *SIZE), None)}, r"return its first item, output\[0\]"),
+        (
+            {"segment": lambda *_: torch.ones(2, 3, *SIZE)},
+            r"3 masks for each image; return their union, masks.any\(1\)",
+        ),
+        ({"segment": lambda *_: [torch.ones(3, *SIZE)] * 2}, r"holds 3 masks of one image; .* mask.any\(0\)"),
+        ({"segment": lambda *_: torch.ones(3, *SIZE), "batch_size": 1}, r"their union in a list, \[masks.any\(0\)\]"),
+        (
+            {"segment": lambda *_: [[DETECTION] * 2] * 2},
+            r"\[0\] holds dicts, as transformers' pipelines return; .*numpy",
+        ),
+        ({"segment": lambda *_: Instances([])}, r"is a Instances; return one .* masks.any\(0\)"),
+        ({"segment": lambda *_: {"masks": []}}, r"is a dict; return one .* masks.any\(0\)"),
+    ],
+)
+@pytest.mark.parametrize("schedule", [{"every_n_steps": 2}, {}])
+def test_broken_functions_stop_before_training(
+    schedule: dict[str, int],
+    settings: dict[str, Any],
+    text: str,
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    callback = validation(checkpoint, RecordingModel(), **schedule, **settings)
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=2)
+    with pytest.raises(RuntimeError, match=f"MaSCValidation, rank 0: .*{text}"):
+        run.fit(toy(lightning), noise(), loader(1))
+    assert run.global_step == 0
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_panels_that_cannot_be_drawn_stop_before_training(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masc_metrics.validation.concept_scores.match_maps", lambda *_, **__: fail(None))
+    callback = validation(checkpoint, RecordingModel())
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=1)
+    with pytest.raises(RuntimeError, match="the panel raised RuntimeError: intended failure"):
+        run.fit(toy(lightning), noise())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_one_batch_is_checked_before_training_and_leaves_nothing(
+    steps: int, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Training is bit-identical with and without the check."""
+    recorder, module = RecordingModel(), toy(lightning)
+    callback = validation(checkpoint, recorder, every_n_steps=3)
+    run = trainer(lightning, tmp_path, callbacks=[callback], num_sanity_val_steps=steps)
+    run.fit(module, noise(), loader(1))
+    after = random_states()
+    assert recorder.prompts == ALL_PROMPTS[:2] * (steps > 0) + ALL_PROMPTS
+    assert [file.stem for file in tmp_path.rglob("*.png")] == ["val-epoch=0000-step=000003"]
+    plain = toy(lightning)
+    trainer(lightning, tmp_path).fit(plain, noise(), loader(1))
+    assert random_states() == after
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "fit", "text"),
+    [
+        ({"every_n_steps": 50}, {"max_steps": 6, "max_epochs": -1}, "every_n_steps is 50 and max_steps 6, so it never"),
+        ({"every_n_steps": 50}, {"max_epochs": 2}, "every_n_steps is 50 and the number of steps 8, .* give at most 8"),
+        ({"every_n_epochs": 3}, {"max_epochs": 2}, "every_n_epochs is 3 and max_epochs 2, so it never validates"),
+        ({"every_n_steps": 8}, {"max_epochs": 2}, ""),
+        ({"every_n_epochs": 2}, {"max_epochs": 2}, ""),
+    ],
+)
+def test_schedules_that_never_validate_are_warned_about_before_training(
+    settings: dict[str, int], fit: dict[str, Any], text: str, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    recorder = RecordingModel()
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, recorder, **settings)], **fit)
+    texts = validation_warnings(lambda: run.fit(toy(lightning), noise()))
+    assert len(texts) == bool(text)
+    assert all(re.search(text, each) for each in texts)
+    assert bool(recorder.prompts) != bool(text)
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {"every_n_epochs": 2}])
@@ -370,6 +488,50 @@ def test_checkpoints_and_early_stopping_can_monitor_the_scores(
     assert "MaSCValidation" not in str(saved["callbacks"].keys())
 
 
+@pytest.mark.parametrize(
+    ("settings", "saving", "early"),
+    [
+        ({"every_n_steps": 4}, {"every_n_train_steps": 2}, [2, 4, 6, 8]),
+        ({"every_n_epochs": 2}, {"every_n_epochs": 1}, [4, 8, 12, 16]),
+    ],
+)
+def test_a_checkpoint_between_two_validations_carries_the_last_score(
+    settings: dict[str, int],
+    saving: dict[str, int],
+    early: list[int],
+    lightning: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """Without a validation loop, one before the first validation is left out, and training goes on."""
+    from lightning.pytorch.callbacks import ModelCheckpoint, model_checkpoint
+
+    model_checkpoint.warning_cache.clear()  # it warns once in a process
+    saver = ModelCheckpoint(
+        tmp_path,
+        monitor="val/masc_cp",
+        save_top_k=-1,
+        filename="{step}-{val/masc_cp:.6f}",
+        auto_insert_metric_name=False,
+        **saving,
+    )
+    masc = validation(checkpoint, RecordingModel(), panel_size=None, **settings)
+    run = trainer(lightning, tmp_path, max_epochs=4, enable_checkpointing=True, callbacks=[saver, masc])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(toy(lightning), noise())
+    assert run.current_epoch == 4
+    warned = any("could not find the monitored key" in str(each.message) for each in caught)
+    assert warned == ("every_n_epochs" in saving)
+    found: dict[int, str] = {}
+    for file in tmp_path.rglob("*.ckpt"):
+        step, score = re.match(r"(\d+)-.*?(-?\d\.\d+)", str(file.relative_to(tmp_path))).groups()  # type: ignore[union-attr]
+        found[int(step)] = score
+    none, own, stale, next_own = early
+    assert none not in found
+    assert found[own] == found[stale] != found[next_own]
+
+
 def test_fast_dev_run_generates_one_batch_and_writes_nothing(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -417,6 +579,16 @@ def fail(_: Any) -> Any:
             Broken(segments=lambda masks: torch.zeros_like(masks)),
             set(),
             "of 5 images: the segmenter marked nothing in 2",
+        ),
+        (
+            Broken(segments=lambda masks: ~masks),
+            set(),
+            "marked most of the image and almost all of its border in 2, as an inverted mask does",
+        ),
+        (
+            Broken(generates=lambda images: images * 0),
+            set(),
+            "2 have one colour, as a safety checker's black images do",
         ),
     ],
 )
@@ -481,6 +653,7 @@ def test_panels_that_cannot_be_written_cause_a_warning(
     run = trainer(lightning, tmp_path, callbacks=[callback])
     (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert "the panel could not be written, FileExistsError" in text
+    assert "the table could not be written, FileExistsError" in text
     assert set(scores(run)) == EVERY
 
 
@@ -491,7 +664,7 @@ def test_panels_that_cannot_be_drawn_do_not_affect_scores(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory for maps")
 
-    monkeypatch.setattr("masc_metrics.integrations.concept_scores.match_maps", fail)
+    monkeypatch.setattr("masc_metrics.validation.concept_scores.match_maps", fail)
     run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), on_error=on_error)])
     (text,) = validation_warnings(lambda: run.validate(toy(lightning), loader(1), verbose=False))
     assert re.search("of 5 images: the panel raised .*out of memory for maps", text)
@@ -612,8 +785,16 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"generate": "x"}, TypeError, "generate is a str"),
         ({"segment": 3}, TypeError, "segment is a int; give a function, the name of a segmenter, or None"),
         ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
-        ({"reduction": "mean"}, TypeError, "reduction is not an argument of MaSCValidation; .* max_num_patches"),
-        ({"every_n_step": 3}, TypeError, "every_n_step is not an argument"),
+        (
+            {"reduction": "mean"},
+            TypeError,
+            "reduction is not an argument of MaSCValidation; its arguments are concepts, .*dtype",
+        ),
+        (
+            {"every_n_step": 3},
+            TypeError,
+            r"every_n_step is not an argument of MaSCValidation; did you mean every_n_steps\?",
+        ),
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
         ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
@@ -745,8 +926,8 @@ def test_panel_contains_the_scored_images(
 ) -> None:
     """The panel has images, prompts, masks and match maps, and the CP of the reference that is shown."""
     drawn: list[Any] = []
-    panel = picture_log.panel
-    monkeypatch.setattr(picture_log, "panel", lambda rows: drawn.append(rows) or panel(rows))
+    panel = panels.panel
+    monkeypatch.setattr(panels, "panel", lambda rows: drawn.append(rows) or panel(rows))
     generated: list[torch.Tensor] = []
 
     class Collecting(RecordingModel):
@@ -893,6 +1074,10 @@ def test_wandb_receives_scores_and_panels(
         assert summary[name] == pytest.approx(scores(run)[name])
     (file,) = tmp_path.rglob("*.png")
     assert size_of(file)[0] > 600
+    (file,) = tmp_path.rglob("masc_table*.table.json")
+    logged = json.loads(file.read_text())
+    assert [row[logged["columns"].index("prompt")] for row in logged["data"]] == ALL_PROMPTS
+    assert len(list((tmp_path / "masc_tables").iterdir())) == 1
 
 
 @pytest.mark.parametrize("logger", ["none", "csv", "folder"])
@@ -908,6 +1093,43 @@ def test_other_loggers_get_png_files(logger: str, lightning: ModuleType, checkpo
     files = sorted(file.relative_to(folder) for file in tmp_path.rglob("*.png"))
     names = [Path(f"val-epoch={epoch:04d}-step={step:06d}.png") for epoch, step in ((0, 4), (1, 8))]
     assert files == (names if logger == "folder" else [Path("masc_panels") / name for name in names])
+
+
+def test_a_table_of_all_images_is_kept_and_written(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
+    callback = validation(checkpoint, RecordingModel(), seed=7)
+    run = trainer(lightning, tmp_path, max_epochs=2, callbacks=[callback])
+    run.fit(toy(lightning), noise(), loader(1))
+    files = sorted((tmp_path / "masc_tables").iterdir())
+    assert [file.name for file in files] == ["val-epoch=0000-step=000004.csv", "val-epoch=0001-step=000008.csv"]
+    with files[1].open(newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [row["prompt"] for row in written] == ALL_PROMPTS
+    assert [row["seed"] for row in written] == ["7", "7", "8", "8", "9"]
+    assert {row["step"] for row in written} == {"7"}, "the step at which the scores are logged"
+    assert [float(row["cp"]) for row in written] == [image.cp for image in callback.table]
+    assert [row["concept"] for row in written] == [image.concept for image in callback.table]
+    assert np.mean([image.pf for image in callback.table]) == pytest.approx(scores(run)["val/masc_pf"], abs=1e-6)
+
+
+def test_panels_show_the_worst_images_on_request(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    panel = panels.panel
+    monkeypatch.setattr(panels, "panel", lambda rows: drawn.append(rows) or panel(rows))
+    settings: dict[str, Any] = {"panel": "worst", "panel_size": (1, 3), "seeds_per_prompt": 4, "panel_dir": tmp_path}
+    callback = validation(checkpoint, RecordingModel(), **settings)
+    run = trainer(lightning, tmp_path, callbacks=[callback])
+    run.validate(toy(lightning), loader(1), verbose=False)
+    kittens = [image for image in callback.table if image.concept == "kitten"]
+    assert len(kittens) == 12
+    by_cp, by_pf = (sorted(kittens, key=lambda image: getattr(image, name)) for name in ("cp", "pf"))
+    alternating = dict.fromkeys(image for pair in zip(by_cp, by_pf, strict=True) for image in pair)
+    expected = [f"seed {image.seed}: {image.prompt}" for image in alternating][:3]
+    ((row,),) = drawn
+    assert [shot.caption for shot in row.shots] == expected
+    assert [shot.cp for shot in row.shots] == [image.cp for image in alternating][:3]
+    assert all(shot.found.nanmean().item() == pytest.approx(shot.cp, abs=1e-6) for shot in row.shots)
 
 
 def test_panels_never_overwrite_each_other(lightning: ModuleType, checkpoint: Path, tmp_path: Path) -> None:
@@ -926,10 +1148,58 @@ def test_panel_size_limits_rows_and_columns(lightning: ModuleType, checkpoint: P
     for panel_size in ((2, 6), (1, 6), (1, 1)):
         callback = validation(checkpoint, RecordingModel(), panel_dir=tmp_path / str(panel_size), panel_size=panel_size)
         trainer(lightning, tmp_path, callbacks=[callback]).validate(toy(lightning), loader(1), verbose=False)
-        (file,) = (tmp_path / str(panel_size)).iterdir()
+        (file,) = (tmp_path / str(panel_size)).glob("*.png")
         sizes.append(size_of(file))
     assert sizes[0][1] > sizes[1][1] == sizes[2][1]
     assert sizes[0][0] == sizes[1][0] > sizes[2][0]
+
+
+@pytest.mark.parametrize("argument", [True, False])
+def test_a_sweep_over_checkpoints_logs_at_the_step_of_each(
+    argument: bool, lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """By Trainer.validate with their paths, or by validate_concepts without validation_step and dataloader."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    saving = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1, every_n_train_steps=3)
+    run = trainer(lightning, tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[saving])
+    module = toy(lightning)
+    module.save_hyperparameters({"anything": RecordingModel()})  # torch does not unpickle it by default
+    run.fit(module, noise())
+    files = sorted((tmp_path / "ckpt").iterdir(), key=checkpoint_step)
+    if argument:
+        files = [file.rename(tmp_path / "ckpt" / f"{number}.ckpt") for number, file in enumerate(files)]
+    logger = lightning.pytorch.loggers.TensorBoardLogger(tmp_path, name="logs", version="")
+    recorder, shades = RecordingModel(), []
+    for file in files:
+        module = toy(lightning)
+        if argument:
+            callback = validation(checkpoint, recorder)
+            run = trainer(lightning, tmp_path, logger=logger, callbacks=[callback])
+            run.validate(module, loader(1), ckpt_path=file, weights_only=False, verbose=False)
+            shades.append(scores(run)["val/masc_cp"])
+        else:
+            module.load_state_dict(torch.load(file, weights_only=False)["state_dict"])
+            module.trainer = run
+            result = validate_concepts(
+                concepts(),
+                functools.partial(recorder.generate, module),
+                recorder.segment,
+                modules=module,
+                batch_size=2,
+                model_name_or_path=checkpoint,
+                max_num_patches=PATCHES,
+            )
+            log_validation(result, logger, checkpoint_step(file))
+            shades.append(result.scores["cp"])
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [event.step for event in events.Scalars("val/masc_cp")] == [3, 6, 9, 12]
+    assert [event.value for event in events.Scalars("val/masc_cp")] == pytest.approx(shades)
+    assert len(set(shades)) == 4
+    assert [event.step for event in events.Images("val/masc_panel")] == [3, 6, 9, 12]
+    names = sorted(file.name for file in (tmp_path / "logs" / "masc_tables").iterdir())
+    assert names == [f"val-step={step:06d}.csv" for step in (3, 6, 9, 12)]
 
 
 # --- with a segmenter by its name, and masks of references from it ---

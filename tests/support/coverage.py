@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for when it is run as a pr
 
 import numpy as np
 
-from masc_metrics.bench.intervals import mean, unit_means
+from masc_metrics.intervals import mean, unit_means
 from support.blocks import with_block
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"

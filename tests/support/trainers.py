@@ -83,6 +83,7 @@ def trainer(lightning: ModuleType, folder: Path, **settings: Any) -> Any:
         "accelerator": "cpu",
         "devices": 1,
         "max_epochs": 1,
+        "num_sanity_val_steps": 0,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -37,7 +37,7 @@ from masc_metrics.bench.agreement.statistics import (
     rating_statistics,
 )
 from masc_metrics.bench.commands import PROTOCOLS, RATED_SCORES, REPLICATES
-from masc_metrics.bench.intervals import CONFIDENCE, Numbers, concept_weights, percentile_interval
+from masc_metrics.intervals import CONFIDENCE, Numbers, concept_weights, percentile_interval
 
 SampleKey = tuple[str, str]
 """Method and key."""

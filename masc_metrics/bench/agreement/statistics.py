@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.bench.intervals import Numbers
+from masc_metrics.intervals import Numbers
 
 Indices = NDArray[np.intp]
 

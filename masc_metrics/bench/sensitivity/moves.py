@@ -16,9 +16,9 @@ import numpy as np
 from masc_metrics.bench.agreement.protocols import TooFewKeysError, alpha_pair
 from masc_metrics.bench.agreement.ratings import Scores, scores_of_samples
 from masc_metrics.bench.agreement.report import AlphaPair
-from masc_metrics.bench.intervals import Numbers
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.summary import mean_figure
+from masc_metrics.intervals import Numbers
 from masc_metrics.masks import PIXEL_KINDS, Perturbation
 
 

@@ -17,7 +17,7 @@ from masc_metrics.bench.agreement.statistics import (
     rating_resamples,
     rating_statistics,
 )
-from masc_metrics.bench.intervals import Numbers
+from masc_metrics.intervals import Numbers
 
 NAN = math.nan
 

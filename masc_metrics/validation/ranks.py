@@ -51,8 +51,16 @@ def call_unsharded(wrapper: torch.nn.Module, module: torch.nn.Module, function: 
 
 def all_gather(value: _Result) -> list[_Result]:
     """Values of all ranks, in the order of ranks; a collective call."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    _, world = rank_and_world()
+    if world == 1:
         return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
+    values: list[Any] = [None] * world
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Rank of this process, and the number of ranks; 0 and 1 without torch.distributed."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -5,12 +5,13 @@ Shape suffixes: P pairs of a generated and a reference image, S generated images
 
 from __future__ import annotations
 
-import inspect
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,23 +19,21 @@ from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
-from masc_metrics.images import ImageBatch, Images, check_images
-from masc_metrics.integrations.concepts import Concept, GenerationTask
-from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks
+from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
+from masc_metrics.intervals import mean, unit_means
+from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks, looks_inverted
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
 from masc_metrics.segmenters import Segmenter, load_segmenter
 from masc_metrics.settings import SEGMENTERS
-from masc_metrics.transfer import TRUSTED_IOU
+from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
+from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
+from masc_metrics.validation.outputs import check_generated, check_segmented
+from masc_metrics.validation.panels import ascending
 
 Segment = Callable[[Any, list[str]], Masks]
-
-# Settings of both metrics, without those that are fixed here.
-_METRIC_SETTINGS = [
-    name for name in inspect.signature(MaSCConceptPreservation).parameters if name not in ("reduction", "metric_kwargs")
-]
 
 _MAX_REASONS = 3  # number of distinct failures in a message
 
@@ -62,20 +61,45 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageMask:
+    """What is known about the mask of a generated image.
+
+    Attributes:
+        source: "transferred", the name of the segmenter, or "function".
+        coverage: share of the image's pixels that it marks, in [0, 1].
+        confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; NaN if
+            nothing was found, and for other masks.
+    """
+
+    source: str
+    coverage: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankReport:
     """Results of one rank besides the scores, for exchange between ranks.
 
     Attributes:
         failures: failed batches.
         shots: images for the panel by the index of their task, without scores.
-        empty_masks: number of images in whose mask nothing is marked.
+        masks: masks by the index of their task.
         mask_hints: possible reasons for empty masks.
+        one_colour: number of images of one colour.
+        inverted_masks: number of images whose mask looks inverted.
     """
 
     failures: tuple[Failure, ...]
-    shots: dict[int, Shot]
-    empty_masks: int
+    shots: Mapping[int, Shot]
+    masks: Mapping[int, ImageMask]
     mask_hints: tuple[str, ...]
+    one_colour: int
+    inverted_masks: int
+
+    @property
+    def empty_masks(self) -> int:
+        """Number of images in whose mask nothing is marked."""
+        return sum(mask.coverage == 0 for mask in self.masks.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +116,27 @@ class ConceptScores:
     shown_cp_S: Tensor
     pf_S: Tensor
 
-    def means(self, chosen: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Mean CP and PF of all or of the chosen images; NaN if none is defined."""
-        rows = slice(None) if chosen is None else list(chosen)
-        return self.cp_S[rows].nanmean(), self.pf_S[rows].nanmean()
+    def by_name(self, tasks: Sequence[GenerationTask], names: Sequence[str]) -> dict[str, float]:
+        """Means as ``cp`` and ``pf``, their intervals as ``cp_low`` and ``cp_high``, and means as ``cp/<concept>``.
+
+        A mean is NaN if no image is defined. Intervals are those of :mod:`masc_metrics.intervals`, left out if
+        undefined.
+
+        Args:
+            tasks: all images.
+            names: names of the concepts.
+        """
+        concept_S = np.array([task.concept for task in tasks])
+        values: dict[str, float] = {}
+        for score, score_S in (("cp", self.cp_S.cpu()), ("pf", self.pf_S.cpu())):
+            values[score] = score_S.nanmean().item()
+            units_U1, _ = unit_means(score_S.double().numpy()[:, None], concept_S)
+            if interval := mean(units_U1[:, 0]).interval:
+                values[f"{score}_low"], values[f"{score}_high"] = interval
+            for concept, name in enumerate(names):
+                if (rows := np.flatnonzero(concept_S == concept)).size:
+                    values[f"{score}/{name}"] = score_S[rows].nanmean().item()
+        return values
 
 
 class ConceptScorer:
@@ -106,14 +147,20 @@ class ConceptScorer:
         segment: function, segmenter or name of one; None transfers masks.
         settings: settings of both metrics. A segmenter given by its name has their ``cache_dir`` and
             ``local_files_only``.
+        title: name of the caller in warnings.
+
+    Raises:
+        TypeError, ValueError: if an argument is not accepted, or a concept lacks reference masks without a segmenter.
+        ImportError: if the installed transformers is too old for the segmenter.
     """
 
-    def __init__(self, concepts: Sequence[Concept], segment: Segment | str | None, settings: dict[str, Any]) -> None:
-        for name in settings:
-            if name not in _METRIC_SETTINGS:
-                known = ", ".join(_METRIC_SETTINGS)
-                raise TypeError(f"{name} is not an argument of MaSCValidation; further settings are {known}")
-        self.concepts = tuple(concepts)
+    def __init__(
+        self, concepts: Sequence[Concept], segment: Segment | str | None, settings: Mapping[str, Any], title: str
+    ) -> None:
+        if not callable(segment) and not isinstance(segment, str | None):
+            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
+        self.title = title
+        self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.
         self.cp = MaSCConceptPreservation(reduction="none", **settings)
         self.pf = MaSCPromptFollowing(reduction="none", **settings)
@@ -135,8 +182,10 @@ class ConceptScorer:
         self._segmenter_loaded = False
         self._failures: list[Failure] = []
         self._shots: dict[int, Shot] = {}
-        self._empty_masks = 0
+        self._shown_scores: dict[int, dict[int, tuple[float, float]]] = {}  # by concept and task
+        self._masks: dict[int, ImageMask] = {}
         self._mask_hints: list[str] = []
+        self._one_colour = self._inverted_masks = 0
         self.transfer_iou_C: Tensor | None = None
         """How well masks can be transferred, by concept; None with a segmenter, and before :meth:`prepare`."""
 
@@ -150,7 +199,8 @@ class ConceptScorer:
             OSError, ValueError, ImportError: if a checkpoint is not available.
             ValueError: if the segmenter finds nothing in a reference.
         """
-        self._failures, self._shots, self._empty_masks, self._mask_hints = [], {}, 0, []
+        self._failures, self._shots, self._shown_scores, self._masks, self._mask_hints = [], {}, {}, {}, []
+        self._one_colour = self._inverted_masks = 0
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -182,7 +232,7 @@ class ConceptScorer:
         low = [f"{concept.name!r} ({iou:.2f})" for concept, iou in found if iou < TRUSTED_IOU]
         if low:
             rank_zero_warn(
-                f"MaSCValidation: masks transferred between the references agree with the given ones by an IoU below "
+                f"{self.title}: masks transferred between the references agree with the given ones by an IoU below "
                 f"{TRUSTED_IOU} for {', '.join(low)}, so transferred masks of generated images, and PF with them, are "
                 "unreliable; give a segmenter, or more references with masks",
                 UserWarning,
@@ -198,7 +248,11 @@ class ConceptScorer:
         }
 
     def score_batch(
-        self, batch: Sequence[GenerationTask], generate: Callable[[], Images], shown: Sequence[GenerationTask]
+        self,
+        batch: Sequence[GenerationTask],
+        generate: Callable[[], Images],
+        shown: Collection[GenerationTask],
+        most_worst: int | None = None,
     ) -> Exception | None:
         """Generate and score a batch. An exception is recorded and returned; unscored samples become undefined.
 
@@ -206,6 +260,7 @@ class ConceptScorer:
             batch: tasks of the batch.
             generate: returns one image for each task.
             shown: tasks, of this batch or others, whose images are kept for the panel.
+            most_worst: keep only so many images of each concept that are worst by CP, and so many by PF.
         """
         pairs, ids = [pair for task in batch for pair in task.pairs], [task.index for task in batch]
         stage, unscored = "generate", [(self.cp, pairs), (self.pf, ids)]
@@ -213,6 +268,7 @@ class ConceptScorer:
         masks: Sequence[Tensor] | None = None
         try:
             images = generate()
+            check_generated(images)
             checked = check_images(images, "generate output")
             checked = ImageBatch(tuple(image.clone() for image in checked.images))  # segment may modify its images
             if len(checked) != len(batch):
@@ -220,11 +276,11 @@ class ConceptScorer:
                     f"generate output holds {len(checked)} images for {len(batch)} prompts; return one for each"
                 )
             stage, generated = "scoring", checked
+            self._one_colour += sum(bool(is_one_colour(image)) for image in checked.images)
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
             stage = "mask transfer" if self.segment is None else "segment"
-            masks = self._masks(batch, images, checked)
-            self._empty_masks += sum(bool(mask.max() < FOREGROUND_THRESHOLD) for mask in masks)
+            masks = self._find_masks(batch, images, checked)
             stage = "scoring"
             self.pf.update(
                 checked,
@@ -241,16 +297,39 @@ class ConceptScorer:
                 metric.accumulate(torch.full((len(missing),), torch.nan), torch.tensor(missing, dtype=torch.int64))
             if generated is not None and not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
                 self._add_shots(batch, generated, masks, shown)  # encodes the images again, which needs memory
+                if most_worst is not None:
+                    self._keep_worst(batch, most_worst)
             return error
         self._add_shots(batch, checked, masks, shown)
+        if most_worst is not None:
+            self._keep_worst(batch, most_worst)
         return None
 
-    def _masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
-        concepts = [self.concepts[task.concept] for task in batch]
+    def _find_masks(self, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch) -> Sequence[Tensor]:
+        masks: Sequence[Tensor]
         if self.segment is None:
-            references = [concept.references.images for concept in concepts]
-            return transfer_masks(checked, references, [concept.masks for concept in concepts], **self._encoder).masks
-        segmented = self.segment(images, [concept.noun for concept in concepts])
+            found = self._transfer_masks(batch, checked)
+            masks, confidences, source = found.masks, found.confidence_B.tolist(), "transferred"
+        else:
+            masks = self._segment_masks(self.segment, batch, images, checked)
+            confidences = [math.nan] * len(batch)
+            source = self.segment.settings.name if isinstance(self.segment, Segmenter) else "function"
+        for task, mask, confidence in zip(batch, masks, confidences, strict=True):
+            coverage = (mask >= FOREGROUND_THRESHOLD).float().mean().item()
+            self._masks[task.index] = ImageMask(source, coverage, confidence)
+            self._inverted_masks += bool(looks_inverted(mask))
+        return masks
+
+    def _transfer_masks(self, batch: Sequence[GenerationTask], checked: ImageBatch) -> TransferredMasks:
+        concepts = [self.concepts[task.concept] for task in batch]
+        references = [concept.references.images for concept in concepts]
+        return transfer_masks(checked, references, [concept.masks for concept in concepts], **self._encoder)
+
+    def _segment_masks(
+        self, segment: Segment, batch: Sequence[GenerationTask], images: Images, checked: ImageBatch
+    ) -> Sequence[Tensor]:
+        segmented = segment(images, [self.concepts[task.concept].noun for task in batch])
+        check_segmented(segmented, len(checked))
         with warnings.catch_warnings(record=True) as caught:  # reported once per validation
             warnings.simplefilter("always")
             masks = check_masks(segmented, "segment output", checked.sizes).masks
@@ -259,7 +338,10 @@ class ConceptScorer:
 
     def report(self) -> RankReport:
         """Report of this rank."""
-        return RankReport(tuple(self._failures), self._shots, self._empty_masks, tuple(self._mask_hints[:1]))
+        hints = tuple(self._mask_hints[:1])
+        return RankReport(
+            tuple(self._failures), self._shots, self._masks, hints, self._one_colour, self._inverted_masks
+        )
 
     def _add_failure(
         self, stage: str, error: Exception, batch: Sequence[GenerationTask], *, cp: bool = False, pf: bool = False
@@ -280,7 +362,7 @@ class ConceptScorer:
         batch: Sequence[GenerationTask],
         images: ImageBatch,
         masks: Sequence[Tensor] | None,
-        shown: Sequence[GenerationTask],
+        shown: Collection[GenerationTask],
     ) -> None:
         rows = [row for row, task in enumerate(batch) if task in shown]
         if not rows:
@@ -298,10 +380,27 @@ class ConceptScorer:
                 image, mask = thumbnail(images.images[row]), None
                 if masks is not None:
                     size = (image.shape[1], image.shape[2])
-                    mask = (F.interpolate(masks[row][None, None].float(), size=size, mode="bilinear")[0, 0] > 0.5).cpu()
+                    mask_11HW = masks[row][None, None].float()
+                    mask_11HW = F.interpolate(mask_11HW, size=size, mode="bilinear", antialias=True)
+                    mask = (mask_11HW[0, 0] > 0.5).cpu()
                 self._shots[batch[row].index] = Shot(image, torch.nan, torch.nan, match_map.cpu(), mask)
         except Exception as error:  # the scores are not affected
             self._add_failure("the panel", error, batch)
+
+    def _keep_worst(self, batch: Sequence[GenerationTask], most: int) -> None:
+        """Forget images that are not among the worst of their concept on this rank, so not among all."""
+        cp_P, pf_B = self.cp.keyed_scores[-1].tolist(), self.pf.keyed_scores[-1].tolist()  # of this batch
+        start = batch[0].pairs.start
+        for task, pf in zip(batch, pf_B, strict=True):
+            if task.index in self._shots:
+                cp_R = torch.tensor(cp_P[task.pairs.start - start : task.pairs.stop - start])
+                self._shown_scores.setdefault(task.concept, {})[task.index] = (cp_R.nanmean().item(), pf)
+        for concept in {task.concept for task in batch} & self._shown_scores.keys():
+            known = self._shown_scores[concept]
+            by_score = [{index: scores[column] for index, scores in known.items()} for column in range(2)]
+            kept = {index for values in by_score for index in ascending(values, values)[:most]}
+            for index in known.keys() - kept:
+                del self._shots[index], known[index]
 
     def scores(self, tasks: Sequence[GenerationTask]) -> ConceptScores:
         """Scores of all ranks; a collective call."""
@@ -358,6 +457,13 @@ def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, tra
     if empty := sum(report.empty_masks for report in reports):
         hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
         reasons.append(f"{marked} nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
+    if one_colour := sum(report.one_colour for report in reports):
+        reasons.append(f"{one_colour} have one colour, as a safety checker's black images do; switch it off")
+    if inverted := sum(report.inverted_masks for report in reports):
+        reasons.append(
+            f"{marked} most of the image and almost all of its border in {inverted}, as an inverted mask does; if so, "
+            "return ~mask"
+        )
     if not reasons:
         return ""
     count = len(scores.pf_S)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from support.coverage import CASES, CONCEPTS, PAGE, Case, coverage, one_concept_coverage, table
 
-from masc_metrics.bench.intervals import mean, product, unit_means
+from masc_metrics.intervals import mean, product, unit_means
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
