@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from masc_metrics import __version__
 from masc_metrics.bench.distributed import Ranks, rank_share
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
@@ -26,6 +24,7 @@ from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table
 from masc_metrics.masks import FOREGROUND_THRESHOLD
+from masc_metrics.precision import out_of_memory
 from masc_metrics.segmenters import Segmenter
 
 _PACKAGES = ("torch", "transformers", "numpy", "pillow")
@@ -132,15 +131,23 @@ def errors_of_the_machine() -> Iterator[None]:
     """Turn a lack of memory, and a killed worker process, into OSError with a remedy."""
     try:
         yield
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        raise OSError(f"out of memory; give a smaller --batch-size or fewer --workers ({error})") from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            text = "out of memory; give a smaller --batch-size or fewer --workers"
+            raise OSError(f"{text}{_last_line(error)}") from error
         if "DataLoader worker (pid" not in str(error):
             raise
         raise ChildProcessError(
             f"an image-loading worker process was killed, probably for lack of memory; give fewer --workers or a "
             f"smaller --batch-size ({error})"
         ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What an exception says in the end, in brackets: that of a worker process begins with its traceback."""
+    lines = str(error).split("\n\nException raised from")[0].split("\n")  # torch may go on with its own calls
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last})" if last else ""
 
 
 def write_scores(

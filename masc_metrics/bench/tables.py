@@ -82,10 +82,11 @@ def read_rows(
 def iterate_rows(
     file: Path, needed: Sequence[str] = (), *, texts: Collection[str] = (), pictures: Collection[str] = ()
 ) -> Iterator[Row]:
-    """Read the rows of a file one after another: CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet.
+    """Read the rows of a file, of which only a JSON array is in memory as a whole.
 
-    Numbers become text, such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and
-    bytes become their place in the file.
+    A file is CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet. Numbers become text,
+    such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and bytes become their place
+    in the file.
 
     Args:
         file: its ending says its format, see ``READ``.

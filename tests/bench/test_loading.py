@@ -46,7 +46,7 @@ def loaded(folder: Path, size: tuple[int, int], image_tag: int, mask: tuple[int,
 
 def load(sample: Sample) -> LoadedSample:
     processing = load_backbone("tiny").checkpoint.processing
-    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16), [[0]])[0][0]
+    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16)).load_all([0])[0]
     assert isinstance(found, LoadedSample), found
     return found
 

@@ -196,7 +196,9 @@ def test_workers_ignore_control_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that ends by itself waits for its last batch to be read, and the run waits for the worker."""
     monkeypatch.setattr(loading.Loader, "load", lambda *_: signal.getsignal(signal.SIGINT))
     processing: Any = None
-    batches: Any = loading.loaded_batches([], [0], processing, Run(Path(), workers=1))
+    batches: Any = loading.loaded_batches(
+        [Sample(1, "1", "a", None, "", None, None, None)], [0], processing, Run(Path(), workers=1)
+    )
     assert list(batches) == [[signal.SIG_IGN]]
 
 
