@@ -35,6 +35,10 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
 
 
+LONGEST_PROMPT = 2**17
+"""Longer prompts and subjects are refused before they are split into tokens, which takes hundreds of bytes a character.
+CSV cells cannot be longer either."""
+
 BYTES_A_SAMPLE = 2**26
 """Memory for the decoded files of a sample, on average over a batch: 64 MiB, enough for two images of 4.7 megapixels with
 their masks."""
@@ -269,6 +273,10 @@ def _lacking_prompt(sample: Sample) -> dict[str, str]:
     if not sample.prompt.strip():
         file = named(sample.generated_image)
         return {"prompt": f"prompt is empty; give the text that generated_image {file} was made from"}
+    for name, text in (("prompt", sample.prompt), ("subject", sample.subject or "")):
+        if len(text) > LONGEST_PROMPT:
+            reason = f"{name} {quoted(text)} has {len(text)} characters; give at most {LONGEST_PROMPT}"
+            return {"prompt": reason}
     try:
         check_unicode("prompt", sample.prompt)
     except ValueError:  # its text quotes the whole prompt

@@ -124,6 +124,7 @@ def score_samples(
         for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
             file.write(scorer.score(batch))
             on_batch(len(batch))
+            del batch  # before the next one is loaded
 
 
 @contextmanager

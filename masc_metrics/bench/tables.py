@@ -130,6 +130,8 @@ def text_of(row: Row, name: str) -> str:
 
 def quoted(cell: object) -> str:
     """A cell as error texts quote it: at most 200 characters of it, control characters escaped."""
+    if isinstance(cell, str):
+        cell = cell[: LONGEST_QUOTE + 1]
     text = ascii(cell) if isinstance(cell, str) and not cell.isprintable() else repr(cell)
     return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
