@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,29 @@ def test_every_number_of_a_result_is_a_number_in_parquet(tmp_path: Path) -> None
     (found,) = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert {name for name, cell in row.items() if isinstance(cell, int | float)} == {"cp", *NUMBERS}
     assert found == row
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_rows_are_written_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(tables, "_TEXT_ROWS", 100)
+    count = 3000
+    listed = ({"sample_id": f"{number}", "prompt": "long " * 200, "cp": number / 2} for number in range(count))
+    write_table(tmp_path / f"one{ending}", [{"sample_id": "0", "prompt": "p", "cp": 1.0}], ("cp",), ("cp",))
+    tracemalloc.start()
+    write_table(tmp_path / f"t{ending}", listed, ("sample_id", "prompt", "cp"), ("cp",))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6  # the texts have three megabytes
+    found = read_rows(tmp_path / f"t{ending}")
+    assert [row.cells["sample_id"] for row in found] == [str(number) for number in range(count)]
+    assert found[-1].cells == {"sample_id": "2999", "prompt": "long " * 200, "cp": "1499.5"}
+
+
+@pytest.mark.parametrize("file", ["a/b.png", "a/../b.png", "../b.png", "/x/b.png", "b.png", "a/", "a/..", "./a//b.png"])
+def test_files_are_named_relative_to_a_folder_as_by_relpath(tmp_path: Path, file: str) -> None:
+    for start in (tmp_path, tmp_path / "deep" / "er", Path("/"), Path()):
+        for each in (file, str(tmp_path / file)):
+            assert relative_to(start)(each) == os.path.relpath(each, start)
 
 
 # Pictures in Parquet
