@@ -40,8 +40,9 @@ LONGEST_PROMPT = 2**17
 CSV cells cannot be longer either."""
 
 BYTES_A_SAMPLE = 2**26
-"""Memory for the decoded files of a sample, on average over a batch: 64 MiB, enough for two images of 4.7 megapixels with
-their masks."""
+"""Memory for the decoded files of a sample, on average over a batch.
+
+64 MiB are enough for two images of 4.7 megapixels with their masks."""
 
 _SMALLEST_BATCH = 8  # samples whose memory a batch may take, so that workers load large pictures at any --batch-size
 
