@@ -152,7 +152,7 @@ def _samples(
             name: file_in(folder, cells[name]) if cells.get(name) else None
             for name in ("generated_image", "generated_mask")
         }
-        (reference_image, reference_mask), *more = _references(cells, folder, label)
+        (reference_image, reference_mask), *more = references_of(cells, folder, label)
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         noun = shared(cells.get("noun") or text_of(row, "subject"))
         extra = {shared(name): shared(cell) for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS}
@@ -193,7 +193,7 @@ class _Shared:
 _MOST_SHARED = 2**16  # where each row has its own, remembering them costs more than it saves
 
 
-def _references(cells: Mapping[str, str], folder: str | Path, label: str) -> list[tuple[str, str | None]]:
+def references_of(cells: Mapping[str, str], folder: str | Path, label: str) -> list[tuple[str, str | None]]:
     """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
 
     Raises:
