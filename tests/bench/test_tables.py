@@ -95,8 +95,8 @@ HEADER = ",".join(COLUMNS)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv.gz", gzip.compress(HEADER.encode()), "is compressed; unpack it first"),
-        ("a.csv", gzip.compress(HEADER.encode()), "is compressed; unpack it first"),
+        ("a.csv.gz", gzip.compress(HEADER.encode(), mtime=0), "is compressed; unpack it first"),
+        ("a.csv", gzip.compress(HEADER.encode(), mtime=0), "is compressed; unpack it first"),
         ("a.xlsx", b"PK\x03\x04", "is a spreadsheet; save it as .csv, .tsv, .jsonl or .parquet"),
         ("a.csv", b"PK\x03\x04", "is a spreadsheet or a ZIP archive; save it as"),
         ("a.csv", b"PAR1....PAR1", "is Parquet; rename it to end with .parquet"),
