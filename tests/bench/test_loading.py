@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ from support.benchmark_trees import orida_tree
 from support.sample_lists import rows, written
 
 from masc_metrics import load_backbone
+from masc_metrics.bench import loading
 from masc_metrics.bench.datasets.orida import read_orida
-from masc_metrics.bench.loading import MAX_PIXELS, LoadedImage, LoadedSample, Loader, open_image
+from masc_metrics.bench.loading import (
+    LONGEST_PROMPT,
+    MAX_PIXELS,
+    LoadedImage,
+    LoadedSample,
+    Loader,
+    loaded_batches,
+    open_image,
+)
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import Sample
 from masc_metrics.cli import main
@@ -46,7 +56,7 @@ def loaded(folder: Path, size: tuple[int, int], image_tag: int, mask: tuple[int,
 
 def load(sample: Sample) -> LoadedSample:
     processing = load_backbone("tiny").checkpoint.processing
-    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16), [[0]])[0][0]
+    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16)).load_all([0])[0]
     assert isinstance(found, LoadedSample), found
     return found
 
@@ -82,7 +92,7 @@ def test_image_with_one_orientation_is_taken_as_its_mask_fits(
         column = {1: plane[:, 0], QUARTER: plane[0], HALF: plane[:, -1]}[orientation if upright else 1]
         assert (column == 1).all()
         assert plane.sum() == len(column)
-    assert found.orientation_undecided is undecided
+    assert found.noticed == (("orientation",) if undecided else ())
 
 
 def test_image_without_mask_is_turned(tmp_path: Path) -> None:
@@ -90,7 +100,7 @@ def test_image_without_mask_is_turned(tmp_path: Path) -> None:
     tag(tmp_path / "image.png", QUARTER)
     image = str(tmp_path / "image.png")
     found = load(Sample(1, "1", image, None, image, None, None, None)).generated
-    assert (tuple(found.pixels.shape), found.orientation_undecided) == ((3, 60, 30), False)
+    assert (tuple(found.pixels.shape), found.noticed) == ((3, 60, 30), ("one_colour",))
 
 
 def test_both_images_of_an_orida_pair_are_taken_as_their_masks_fit(tmp_path: Path) -> None:
@@ -102,6 +112,27 @@ def test_both_images_of_an_orida_pair_are_taken_as_their_masks_fit(tmp_path: Pat
     assert found.generated.pixels.shape == found.reference.pixels.shape == (3, 64, 75)
     assert found.generated.mask is None
     assert found.reference.mask is not None
+
+
+def test_inverted_masks_and_images_of_one_colour_are_counted_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 4, concepts=2)
+    for file in (tmp_path / "ref" / "1_mask.png", tmp_path / "out" / "3_mask.png"):
+        with Image.open(file) as mask:
+            inverted = mask.convert("L").point(lambda level: 255 - level)
+        inverted.save(file)
+    with Image.open(tmp_path / "out" / "2.png") as picture:
+        size = picture.size
+    Image.new("RGB", size).save(tmp_path / "out" / "2.png")
+    arguments = ["--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "1"]
+    assert main(["score", str(samples), "--out", str(tmp_path / "scores.csv"), *arguments]) == 0
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert (summary["one_colour"], summary["inverted_masks"], summary["orientation_undecided"]) == (1, 2, 0)
+    error = capsys.readouterr().err
+    assert "1 generated images have one colour, as a safety checker's black images do" in error
+    assert f"the first is {tmp_path / 'out' / '2.png'}" in error
+    assert "the masks of 2 images cover most of the image and almost all of its border, as inverted masks do" in error
 
 
 def test_undecided_orientations_are_counted_and_printed_and_lose_no_row(
@@ -215,3 +246,89 @@ def test_mask_that_cannot_be_read_is_refused_with_advice_for_files(tmp_path: Pat
 def test_windows_path_of_no_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\\b\.png: no such file; write its path with / instead of"):
         open_image(tmp_path / "a\\b.png", "image")
+
+
+# Memory
+
+
+def of_sizes(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[Sample]:
+    """Samples whose generated images have these sizes, each with one reference of 10 x 10 for all."""
+    Image.new("RGB", (10, 10)).save(folder / "reference.png")
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(folder / f"{number}.png")
+    reference = str(folder / "reference.png")
+    return [
+        Sample(number + 1, str(number), str(folder / f"{number}.png"), None, reference, None, None, None)
+        for number in range(len(sizes))
+    ]
+
+
+def batches(samples: Sequence[Sample], workers: int, batch_size: int) -> list[list[int]]:
+    run = Run(Path("out.csv"), scores=("siglip2-i",), max_num_patches=16, workers=workers, batch_size=batch_size)
+    processing = load_backbone("tiny").checkpoint.processing
+    found = loaded_batches(samples, range(len(samples)), processing, run)
+    return [[loaded.number for loaded in batch if isinstance(loaded, LoadedSample)] for batch in found]
+
+
+def test_pictures_of_four_megapixels_with_masks_never_cut_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_pixels", lambda _: 2048 * 2048)
+    samples = [
+        Sample(number, str(number), f"o{number}.png", f"om{number}.png", f"r{number}.png", f"rm{number}.png", "p", "s")
+        for number in range(40)
+    ]
+    for batch_size in (1, 16, 32):
+        loader = Loader(samples, load_backbone("tiny").checkpoint.processing, Run(Path("o.csv"), batch_size=batch_size))
+        cut = list(loader.batches(range(40)))
+        assert [each.numbers for each in cut] == [
+            list(range(40))[start : start + batch_size] for start in range(0, 40, batch_size)
+        ]
+        assert all(each.ahead for each in cut)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_cut_where_their_pictures_take_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    # 8 x 225 bytes a batch; a picture of 10 x 10 takes 300 bytes, and the reference is counted once in each batch.
+    monkeypatch.setattr(loading, "BYTES_A_SAMPLE", 225)
+    sizes = [(10, 10)] * 4 + [(10, 20)] * 3 + [(30, 30)] + [(10, 10)]
+    assert batches(of_sizes(tmp_path, sizes), workers, 4) == [[0, 1, 2, 3], [4, 5], [6], [7], [8]]
+
+
+def test_sample_that_is_too_large_for_a_batch_is_loaded_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = of_sizes(tmp_path, [(10, 10), (30, 30), (10, 10)])
+    monkeypatch.setattr(loading, "BYTES_A_SAMPLE", 225)
+    loader = Loader(samples, load_backbone("tiny").checkpoint.processing, Run(Path("o.csv"), batch_size=4))
+    assert [(each.numbers, each.ahead) for each in loader.batches(range(3))] == [([0], True), ([1], False), ([2], True)]
+
+
+def test_lack_of_memory_while_a_picture_is_decoded_is_no_error_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = of_sizes(tmp_path, [(10, 10)])
+
+    def full(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(MemoryError):
+        load(samples[0])
+
+
+@pytest.mark.parametrize("column", ["prompt", "subject"])
+def test_text_of_absurd_length_is_an_error_of_its_row_in_pf_only(
+    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = [dict(row) for row in rows(written(tmp_path, 2))]
+    listed[0][column] = "a" * (LONGEST_PROMPT + 1)
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(tmp_path / "long.jsonl"), "--out", str(tmp_path / "scores.csv"), *options]) == 3
+    lines = (tmp_path / "scores.csv").read_bytes().decode().splitlines()
+    assert f"aaa... has {LONGEST_PROMPT + 1} characters; give at most {LONGEST_PROMPT}" in lines[1]
+    assert f"{column} 'aaa" in capsys.readouterr().err
+    header, first, second = (line.split(",") for line in lines)
+    cp, pf = header.index("cp"), header.index("pf")
+    assert [bool(cell) for cell in (first[cp], first[pf], second[pf])] == [True, False, True]
