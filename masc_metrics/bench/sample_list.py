@@ -250,7 +250,7 @@ def _folder_samples(root: Path, needed: Collection[str], notes: list[str]) -> li
     left_out: dict[str, list[Path]] = {}
     found = (sample for concept, method in methods for sample in _method_samples(concept, method, needed, left_out))
     samples = [replace(sample, line=position) for position, sample in enumerate(found, start=1)]
-    notes += [f"{root}: left out {_count(files)}: {files[0]}; {reason}" for reason, files in left_out.items()]
+    notes += [f"{root}: left out {_count(files)}: {files[0]}; {reason}" for reason, files in left_out.items() if files]
     if not samples:
         raise ValueError(f"{'; '.join([f'{root} holds no generated images; the layout is {_LAYOUT}', *notes])}")
     return samples
@@ -267,9 +267,11 @@ def _method_samples(
     for file in sorted(method.iterdir()):
         if file.is_file() and file.suffix.lower() not in {*_IMAGE_SUFFIXES, ".txt"} and not file.name.startswith("."):
             left_out.setdefault(f"images are read from {', '.join(sorted(_IMAGE_SUFFIXES))}", []).append(file)
-    matches = (re.fullmatch(r"reference_(\d+)", name) for name in references)
-    numbers = sorted(int(match[1]) for match in matches if match)
-    further = [f"reference_{number}" for number in numbers]
+    numbered = [name for name in references if re.fullmatch(r"reference_\d+", name)]
+    further = sorted(numbered, key=lambda name: (int(name.removeprefix("reference_")), name))
+    known = {name + ending for name in ("reference", *further) for ending in ("", "_mask")}
+    unknown = left_out.setdefault("references are named reference.png, reference_2.png and so on", [])
+    unknown += [file for name, file in references.items() if name not in known and file not in unknown]
     more = [(str(references[name]), _or_none(references.get(f"{name}_mask"))) for name in further]
     wants_masks = "reference_mask" in needed or "reference_mask" in references
     missing = [str(concept / f"{name}_mask.png") for name in further if f"{name}_mask" not in references]

@@ -306,3 +306,17 @@ def test_two_processes_give_the_gallery_of_one(listed: Path) -> None:
         assert [float(row[column]) for row in together] == pytest.approx(
             [float(row[column]) for row in alone], abs=1e-6
         )
+
+
+def test_pictures_beside_the_references_of_another_name_are_named(tmp_path: Path) -> None:
+    for method in ("lora", "ip"):
+        (tmp_path / "cat" / method).mkdir(parents=True)
+    for name in ("reference", "reference_02", "reference-3", "lora/a", "ip/a"):
+        for end in ("", "_mask"):
+            Image.new("L" if end else "RGB", (16, 16)).save(tmp_path / f"cat/{name}{end}.png")
+    read = read_samples(tmp_path, ["cp"])
+    names = [[Path(image).name for image, _ in sample.references] for sample in read.samples]
+    assert names == [["reference.png", "reference_02.png"]] * 2
+    (note,) = read.notes
+    assert note.startswith(f"{tmp_path}: left out 2 files, the first is: {tmp_path / 'cat/reference-3'}")
+    assert note.endswith("; references are named reference.png, reference_2.png and so on")
