@@ -207,8 +207,8 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
         first, most = max(cut, key=lambda row: row[1].prompt_tokens_cut or 0)
         lines.append(
             f"{samples.source}: prompts whose end is ignored: {len(cut)}; they have more tokens than a text network "
-            f"reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens too many; see the "
-            "column prompt_tokens_cut"
+            f"reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens too many; see "
+            "the column prompt_tokens_cut"
         )
     lines += _mask_warnings(samples, results)
     for kind, (_, text) in _NOTICED.items():
