@@ -106,8 +106,11 @@ def test_reference_without_a_subject_patch_finds_nothing() -> None:
     assert confidence.isnan().all()
 
 
-def test_padding_is_never_found_and_changes_nothing() -> None:
-    reference, generated = torch.rand(1, 6, 8), torch.rand(1, 9, 8)
+@pytest.mark.parametrize(("seed", "finds"), [(0, True), (136, False)])
+def test_padding_is_never_found_and_changes_nothing(seed: int, finds: bool) -> None:
+    """If nothing is found, the confidence is NaN with and without padding."""
+    random = torch.Generator().manual_seed(seed)
+    reference, generated = torch.rand(1, 6, 8, generator=random), torch.rand(1, 9, 8, generator=random)
     coverage = torch.tensor([[1.0, 1, 1, 0, 0, 0]])
     full = find_subject(
         reference, coverage, torch.ones(1, 6, dtype=torch.bool), generated, torch.ones(1, 9, dtype=torch.bool)
@@ -119,7 +122,8 @@ def test_padding_is_never_found_and_changes_nothing() -> None:
     valid_R, valid_G = (torch.arange(count + 3)[None] < count for count in (6, 9))
     margin, confidence = find_subject(padded(reference, 1), padded(coverage), valid_R, padded(generated, 1), valid_G)
     torch.testing.assert_close(margin[:, :9], full[0])
-    torch.testing.assert_close(confidence, full[1])
+    torch.testing.assert_close(confidence, full[1], equal_nan=True)
+    assert confidence.isnan().item() is not finds
     assert (margin[:, 9:] == -2).all()
 
 
