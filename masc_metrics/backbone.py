@@ -318,17 +318,32 @@ class SigLIP2Backbone:
         Raises:
             ValueError: if ``keep_BN`` and the features differ in shape.
         """
-        if keep_BN.shape != features.valid_BN.shape:
-            raise ValueError(
-                f"keep_BN is {tuple(keep_BN.shape)} but the features are {tuple(features.valid_BN.shape)}; give one "
-                "boolean for each patch"
-            )
+        keep_BN = _kept(features, keep_BN)
         with self._frozen():
-            keep_BN = keep_BN.bool() & features.valid_BN
             empty_B = ~keep_BN.any(dim=1)
             # Attention over no patches is not NaN in every kernel: such rows attend to all patches, then become NaN.
             pooled_BD = self._vision.pool(features.tokens_BND, keep_BN | empty_B[:, None])
             return pooled_BD.masked_fill(empty_B[:, None], torch.nan)
+
+    @eager
+    def attention(self, features: PatchFeatures, keep_BN: Tensor) -> Tensor:
+        """How much :meth:`pool` attends to each selected patch: the mean of the weights of its heads.
+
+        Args:
+            features: patch features from this backbone.
+            keep_BN: as in :meth:`pool`.
+
+        Returns:
+            (B, N) float32; each row sums to 1, and is 0 on patches that are not selected. NaN in rows without a patch.
+
+        Raises:
+            ValueError: if ``keep_BN`` and the features differ in shape.
+        """
+        keep_BN = _kept(features, keep_BN)
+        with self._frozen():
+            empty_B = ~keep_BN.any(dim=1)
+            weights_BN = self._vision.attention(features.tokens_BND, keep_BN | empty_B[:, None]).mean(dim=1)
+            return weights_BN.masked_fill(empty_B[:, None], torch.nan)
 
     @eager
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = DEFAULT_ENCODE_BATCH_SIZE) -> Tensor:
@@ -368,6 +383,16 @@ class SigLIP2Backbone:
     def cut_tokens(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens at the end of each text that its embedding ignores; 0 if all fit, or not yet encoded."""
         return [self._cut_tokens.get(text.lower(), 0) for text in texts]
+
+
+def _kept(features: PatchFeatures, keep_BN: Tensor) -> Tensor:
+    """Selected patches without padding."""
+    if keep_BN.shape != features.valid_BN.shape:
+        raise ValueError(
+            f"keep_BN is {tuple(keep_BN.shape)} but the features are {tuple(features.valid_BN.shape)}; give one "
+            "boolean for each patch"
+        )
+    return keep_BN.bool() & features.valid_BN
 
 
 def _memory(image: Tensor) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import masc_metrics
-from masc_metrics.bench.commands import AGREEMENT, COMPARE, DREAMBENCH_PLUS, MASKS, ORIDA, SCORE, SENSITIVITY
+from masc_metrics.bench.commands import AGREEMENT, COMPARE, DREAMBENCH_PLUS, MASKS, ORIDA, REPORT, SCORE, SENSITIVITY
 from masc_metrics.bench.options import (
     Command,
     add_command,
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_with_starter()
     commands = {
         command.name: command
-        for command in (MASKS, SCORE, SENSITIVITY, COMPARE, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
+        for command in (MASKS, SCORE, SENSITIVITY, COMPARE, REPORT, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
     }
     parser = argparse.ArgumentParser(
         prog="masc-metrics",

@@ -217,12 +217,19 @@ def _check_form(image: Any, label: str) -> Tensor:
     return checked
 
 
+_SMALLEST_SIDE = 16
+"""Side of a patch of the real checkpoints; a smaller image may well have one colour."""
+
+
 def is_one_colour(image: Tensor) -> Tensor:
     """Whether a checked image has one colour, to within a level, such as the black of a safety checker.
 
     Returns:
-        A boolean scalar on the image's device, which is not waited for.
+        A boolean scalar on the image's device, which is not waited for; False for an image that is smaller than
+        a patch.
     """
+    if min(image.shape[1:]) < _SMALLEST_SIDE:
+        return torch.zeros((), dtype=torch.bool, device=image.device)
     low_C, high_C = image.flatten(1).amin(dim=1), image.flatten(1).amax(dim=1)
     return ((high_C - low_C) <= (1 / MAX_UINT8 if image.is_floating_point() else 1)).all()
 

@@ -29,7 +29,6 @@ from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_dtype, eager, sum
 from masc_metrics.sample_ids import check_repeats, find_conflict, first_of_each_id
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
-_SMALLEST_SIDE = 16  # a side of a patch; smaller images may well have one colour
 Reduction = Literal["mean", "none"]
 
 
@@ -234,9 +233,7 @@ class SampleMetric(Metric):
     def _notice(self, generated: ImageBatch, masks: object) -> None:
         """Count images and masks that are probably wrong, without waiting for the device; ``compute`` warns of them."""
         flags = {
-            "one colour": [
-                is_one_colour(image) for image in generated.images if min(image.shape[1:]) >= _SMALLEST_SIDE
-            ],
+            "one colour": [is_one_colour(image) for image in generated.images],
             "inverted": [looks_inverted(mask) for mask in mask_planes(masks)],
         }
         for kind, found in flags.items():

@@ -75,28 +75,45 @@ class VisionTower:
         tokens_BND: Tensor = output.last_hidden_state
         return tokens_BND
 
-    def pool(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
-        r"""Image embeddings, (B, D) float32, pooled over the kept patches, of which every row has at least one.
+    def attention(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
+        r"""Weights of the pooling head, (B, H, N) for H heads: each head's sum over the kept patches is 1.
 
         The attention has one query q_h per head, computed from the probe. The key projection is applied to the query
-        instead of to every patch, and the value projection after the weighted sum,
+        instead of to every patch,
 
-        .. math:: q_h^T (K_h x_n + b) = (K_h^T q_h)^T x_n + \text{const}, \quad
-            \sum_n a_{hn} (V_h x_n + b) = V_h \sum_n a_{hn} x_n + b
+        .. math:: q_h^T (K_h x_n + b) = (K_h^T q_h)^T x_n + \text{const}
 
-        so that the keys and values of the N patches are never computed: the same embedding for a hundredth of the work.
+        so that the keys of the N patches are never computed.
         """
         head = self.network.head
         attention = head.attention
         heads, width = attention.num_heads, attention.embed_dim
-        to_query, to_key, to_value = attention.in_proj_weight.float().chunk(3)
-        query_bias, _, value_bias = attention.in_proj_bias.float().chunk(3)  # the key bias cancels in the softmax
+        to_query, to_key, _ = attention.in_proj_weight.float().chunk(3)
+        query_bias = attention.in_proj_bias.float().chunk(3)[0]  # the key bias cancels in the softmax
         query_HD = (to_query @ head.probe[0, 0].float() + query_bias).reshape(heads, 1, -1)
         query_HD = (query_HD @ to_key.reshape(heads, -1, width))[:, 0] / math.sqrt(width // heads)
+        logits_BHN = (tokens_BND.float() @ query_HD.mT).mT.masked_fill(~keep_BN[:, None], -torch.inf)
+        weights_BHN: Tensor = logits_BHN.softmax(dim=2)
+        return weights_BHN
+
+    def pool(self, tokens_BND: Tensor, keep_BN: Tensor) -> Tensor:
+        r"""Image embeddings, (B, D) float32, pooled over the kept patches, of which every row has at least one.
+
+        The value projection is applied after the sum that :meth:`attention` weights,
+
+        .. math:: \sum_n a_{hn} (V_h x_n + b) = V_h \sum_n a_{hn} x_n + b
+
+        so that the values of the N patches are never computed: the same embedding for a hundredth of the work.
+        """
+        head = self.network.head
+        attention = head.attention
+        to_value = attention.in_proj_weight.float().chunk(3)[2]
+        value_bias = attention.in_proj_bias.float().chunk(3)[2]
         patches_BND = tokens_BND.float()
-        logits_BHN = (patches_BND @ query_HD.mT).mT.masked_fill(~keep_BN[:, None], -torch.inf)
-        mixed_BHD = logits_BHN.softmax(dim=2) @ patches_BND
-        values_BHK = torch.einsum("bhd,hkd->bhk", mixed_BHD, to_value.reshape(heads, -1, width))
+        mixed_BHD = self.attention(patches_BND, keep_BN) @ patches_BND
+        values_BHK = torch.einsum(
+            "bhd,hkd->bhk", mixed_BHD, to_value.reshape(attention.num_heads, -1, attention.embed_dim)
+        )
         attended_BD = values_BHK.flatten(1) + value_bias
         attended_BD = attention.out_proj(attended_BD.to(tokens_BND.dtype))
         pooled_BD: Tensor = attended_BD + head.mlp(head.layernorm(attended_BD))

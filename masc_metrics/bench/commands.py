@@ -230,6 +230,46 @@ COMPARE = Command(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """Options of ``masc-metrics report``.
+
+    Attributes:
+        scores: table of scores, as the scoring commands write it, with its summary next to it.
+        out: HTML file to write.
+        samples: number of samples in each list of the worst, the best, and those on which methods differ most.
+        maps: draw match maps and background maps of at most N samples, with the run's checkpoint and settings; 0
+            needs no checkpoint.
+        a: compare every other method with this one (default: every pair of methods).
+        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
+        cache_dir: folder for downloaded checkpoints (default: that of the run).
+        local_files_only: never use the network.
+        quiet: hide the progress bar.
+    """
+
+    scores: Path = option(type=Path, positional=True)
+    out: Path = option(type=Path, metavar="FILE.html")
+    samples: int = option(8, type=positive_integer, metavar="N")
+    maps: int = option(60, type=non_negative_integer, metavar="N")
+    a: str | None = option(None, metavar="METHOD")
+    device: str | None = option(None, type=device_name)
+    cache_dir: str | None = option(None, metavar="FOLDER")
+    local_files_only: bool = option(False)
+    quiet: bool = option(False)
+
+
+REPORT = Command(
+    name="report",
+    summary="show where methods differ, in one HTML file",
+    description="Write a table of scores as one HTML file that opens in any browser and loads nothing: means and "
+    "paired comparisons of the methods; the worst and the best samples, and those on which methods differ most, with "
+    "their images, masks, match maps and background maps; all samples, to sort and filter; the run's settings. Exit "
+    "codes: 0 success, 1 checkpoint not available or another than the run's, 2 arguments or table unusable.",
+    options=(ReportOptions,),
+    run="masc_metrics.bench.report.report_command:report",
+)
+
+
 PfWithout = Literal["style-collections", "style-prompts", "both", "nothing"]
 PF_WITHOUT: tuple[PfWithout, ...] = get_args(PfWithout)
 

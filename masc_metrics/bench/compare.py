@@ -34,7 +34,8 @@ _DRAWS = 20_000
 _DRAWN_SIGNS = 2**22  # at a time, so that memory does not grow with the number of units
 _ROUNDING = 1e-12  # relative
 
-_TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask_source")
+TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask_source")
+"""Columns of a table of scores that hold text."""
 
 Cell = tuple[str, str, str]
 """What pairs two samples: concept, key (else prompt), seed."""
@@ -127,7 +128,7 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         OSError: if a table cannot be read.
         ValueError: if it is malformed, lacks a column, or has a method that another table has.
     """
-    tables = {file: read_rows(file, texts=_TEXTS, pictures=("reference_image",)) for file in files}
+    tables = {file: read_rows(file, texts=TEXTS, pictures=("reference_image",)) for file in files}
     for file, rows in tables.items():
         if not rows:
             raise ValueError(f"{file} has no rows; give a table of scores")
@@ -162,9 +163,9 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
                 found_sources.update({text_of(row, column)} - {""})
             left_out[method] = () if scores else tuple(name for name in SCORE_NAMES if name in header - {*names})
             for name in names:
-                value = _number(file, row, name)
+                value = number_in(file, row, name)
                 if not math.isnan(value):
-                    values[name].setdefault(_cell(file, row), []).append(value)
+                    values[name].setdefault(cell_of(file, row), []).append(value)
     methods = [
         MethodScores(
             method,
@@ -177,7 +178,8 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
     return methods, names
 
 
-def _cell(file: Path, row: Row) -> Cell:
+def cell_of(file: Path, row: Row) -> Cell:
+    """What pairs a row of a table with those of other methods; ValueError without a concept and a reference image."""
     concept, reference = text_of(row, "concept"), text_of(row, "reference_image")
     if not concept and not reference:
         raise ValueError(f"{file}, line {row.line} has neither a concept nor a reference_image; give one to pair it by")
@@ -186,7 +188,8 @@ def _cell(file: Path, row: Row) -> Cell:
     return subject, text_of(row, "key") or text_of(row, "prompt"), text_of(row, "seed")
 
 
-def _number(file: Path, row: Row, name: str) -> float:
+def number_in(file: Path, row: Row, name: str) -> float:
+    """A score in a row of a table, NaN if it is undefined or not computed; ValueError for any other text."""
     text = row.cells.get(name)
     try:
         value = float(text) if text else math.nan

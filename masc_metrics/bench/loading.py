@@ -24,8 +24,8 @@ from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
-from masc_metrics.images import ImageProcessing, check_image, open_picture
-from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, same_aspect
+from masc_metrics.images import ImageProcessing, check_image, is_one_colour, open_picture
+from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, looks_inverted, same_aspect
 from masc_metrics.prompts import check_unicode
 from masc_metrics.settings import SEGMENTERS
 
@@ -47,8 +47,9 @@ class LoadedImage:
         patches: number of patches of the grid that the image is encoded on.
         subject_patches: number of those that belong to the subject: more than half covered in a reference image, at
             least half covered in a generated image. None without a mask.
-        orientation_undecided: whether only one of image and mask has an EXIF orientation, and they fit with and without
-            it.
+        noticed: what is probably wrong with it: "orientation" if only one of image and mask has an
+            EXIF orientation, and they fit with and without it; "one_colour" for a generated image, see
+            :func:`masc_metrics.images.is_one_colour`; "inverted_mask", see :func:`masc_metrics.masks.looks_inverted`.
     """
 
     pixels: Tensor
@@ -56,11 +57,11 @@ class LoadedImage:
     coverage: float | None
     patches: int
     subject_patches: int | None
-    orientation_undecided: bool
+    noticed: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Callable[..., LoadedImage], tuple[object, ...]]:
         mask = None if self.mask is None else self.mask.numpy()
-        measures = (self.coverage, self.patches, self.subject_patches, self.orientation_undecided)
+        measures = (self.coverage, self.patches, self.subject_patches, self.noticed)
         return _received, (self.pixels.numpy(), mask, *measures)
 
 
@@ -109,7 +110,7 @@ def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
 Loaded = LoadedSample | SampleResult
 """A sample to score, or the result of one that cannot be scored."""
 
-_Reference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
+LoadedReference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
 """A reference image with its mask, and what is unusable of them."""
 
 
@@ -127,10 +128,10 @@ class Loader(Dataset[list[Loaded]]):
 
     def __getitem__(self, index: int) -> list[Loaded]:
         # A reference is decoded, and sent to the parent, once per batch.
-        references: dict[tuple[str, str | None], _Reference] = {}
+        references: dict[tuple[str, str | None], LoadedReference] = {}
         return [self.load(number, references) for number in self.batches[index]]
 
-    def load(self, number: int, references: dict[tuple[str, str | None], _Reference]) -> Loaded:
+    def load(self, number: int, references: dict[tuple[str, str | None], LoadedReference]) -> Loaded:
         """Read, decode and check one sample's files; loaded references are kept by image and mask file.
 
         Without its generated image a sample fails. Without another input it lacks the scores that need this input.
@@ -167,7 +168,7 @@ class Loader(Dataset[list[Loaded]]):
             if lacks_mask(sample, which, self.run) and not getattr(sample, f"{which}_noun")
         }
 
-    def reference(self, image_file: str, mask_file: str | None) -> _Reference:
+    def reference(self, image_file: str, mask_file: str | None) -> LoadedReference:
         """Load a reference image and its mask."""
         lacks: dict[str, str] = {}
         try:
@@ -199,14 +200,22 @@ class Loader(Dataset[list[Loaded]]):
         pixels = check_image(image, f"{label} {named(image_file)}").contiguous()
         size = (pixels.shape[1], pixels.shape[2])
         grid = self.processing.grid(*size, self.run.max_num_patches)
+        noticed: tuple[str, ...] = ("orientation",) if undecided else ()
+        if which == "generated" and is_one_colour(pixels):
+            noticed = (*noticed, "one_colour")
         if guide is None or mask_file is None:
-            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
+            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, noticed)
         try:
             mask = _mask(guide.upright if upright else guide.stored, f"{mask_label} {named(mask_file)}", size)
         except (ValueError, TypeError) as error:
             lacks[mask_label] = str(error)
-            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, undecided)
-        return LoadedImage(pixels, mask, *mask_measures(mask, grid, which), undecided)
+            return LoadedImage(pixels, None, None, grid[0] * grid[1], None, noticed)
+        return LoadedImage(pixels, mask, *mask_measures(mask, grid, which), (*noticed, *noticed_in(mask)))
+
+
+def noticed_in(mask: Tensor) -> tuple[str, ...]:
+    """What is probably wrong with a mask, see :class:`LoadedImage`."""
+    return ("inverted_mask",) if looks_inverted(mask) else ()
 
 
 def _lacking_prompt(sample: Sample) -> dict[str, str]:

@@ -198,10 +198,19 @@ class ResultFile:
 
 def check_json_file(out: Path, inputs: Sequence[Path]) -> None:
     """Raise ValueError unless JSON can be written to ``--out`` without overwriting an input."""
+    _check_out(out, inputs, ".json")
+
+
+def check_html_file(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise ValueError unless HTML can be written to ``--out`` without overwriting an input."""
+    _check_out(out, inputs, ".html")
+
+
+def _check_out(out: Path, inputs: Sequence[Path], suffix: str) -> None:
     if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
         raise ValueError(f"--out is {out}, which is an input; give another file")
-    if out.suffix.lower() != ".json" or out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"--out is {out}; give a name that ends with .json, in a folder that exists")
+    if out.suffix.lower() != suffix or out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out is {out}; give a name that ends with {suffix}, in a folder that exists")
 
 
 def check_png_file(option: str, out: Path) -> None:

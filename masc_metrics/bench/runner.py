@@ -180,4 +180,9 @@ def write_scores(
 
 def summary_file(run: Run) -> Path:
     """File of the summary: ``<out without suffix>.summary.json``."""
-    return run.out.with_name(f"{run.out.stem}.summary.json")
+    return summary_of(run.out)
+
+
+def summary_of(scores: Path) -> Path:
+    """File of the summary of a table of scores."""
+    return scores.with_name(f"{scores.stem}.summary.json")

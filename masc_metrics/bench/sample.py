@@ -118,7 +118,7 @@ class SampleResult:
             baseline, did not read; the largest of several. None if no score needs a text.
         left_out: why the sample was skipped by a filter; empty if it was not.
         error: why the sample failed, or lacks some of its scores; empty if it has all.
-        orientation_undecided: its images that may be turned against their masks, see
+        noticed: its images that are probably wrong, by what is wrong; see
             :class:`masc_metrics.bench.loading.LoadedImage`.
     """
 
@@ -134,7 +134,7 @@ class SampleResult:
     prompt_tokens_cut: int | None = None
     left_out: str = ""
     error: str = ""
-    orientation_undecided: Sequence[str] = ()
+    noticed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     concept_scores: Sequence[float] = ()
 
 

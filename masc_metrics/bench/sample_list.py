@@ -148,7 +148,7 @@ def _samples(
             name: file_in(source.parent, cells[name]) if cells.get(name) else None
             for name in ("generated_image", "generated_mask")
         }
-        (reference_image, reference_mask), *more = _references(cells, source.parent, label)
+        (reference_image, reference_mask), *more = references_of(cells, source.parent, label)
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
         noun = cells.get("noun") or text_of(row, "subject")
         yield Sample(
@@ -169,7 +169,7 @@ def _samples(
         )
 
 
-def _references(cells: Mapping[str, str], folder: Path, label: str) -> list[tuple[str, str | None]]:
+def references_of(cells: Mapping[str, str], folder: Path, label: str) -> list[tuple[str, str | None]]:
     """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
 
     Raises:

@@ -15,7 +15,7 @@ from masc_metrics.bench.baselines.functions import FunctionResultError, Function
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
 from masc_metrics.bench.gallery import Gallery
-from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named
+from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named, noticed_in
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
 from masc_metrics.bench.segmenting import segmented
@@ -106,8 +106,7 @@ class Scorer:
             if self.run.min_coverage is not None and masks_lack:
                 results[number] = made.result(none, error="; ".join(masks_lack))
             elif left_out := self._left_out(made.sample):
-                undecided = undecided_orientation(made.sample)
-                results[number] = made.result(none, left_out=left_out, orientation_undecided=undecided)
+                results[number] = made.result(none, left_out=left_out, noticed=noticed_files(made.sample))
             else:
                 masked[number] = made
         pairs = [made.sample for made in masked.values()]
@@ -137,7 +136,7 @@ class Scorer:
                         for reason in self._reasons(pair, name, errors.get(name, {}))
                     )
                 ),
-                orientation_undecided=undecided_orientation(pair),
+                noticed=noticed_files(pair),
                 concept_scores=row,
             )
         return [results[loaded.number] for loaded in batch]
@@ -227,7 +226,7 @@ class Scorer:
         image: LoadedImage = getattr(pair, which)
         grid = self.backbone.checkpoint.processing.grid(mask.shape[0], mask.shape[1], self.run.max_num_patches)
         measures = mask_measures(mask.cpu(), grid, which)
-        completed = LoadedImage(image.pixels, mask.cpu(), *measures, image.orientation_undecided)
+        completed = LoadedImage(image.pixels, mask.cpu(), *measures, (*image.noticed, *noticed_in(mask.cpu())))
         return replace(pair, reference=completed) if which == "reference" else replace(pair, generated=completed)
 
     def _check(self, pair: LoadedSample) -> float:
@@ -431,11 +430,12 @@ def _masks(images: Sequence[LoadedImage]) -> MaskBatch:
     return MaskBatch(tuple(image.mask for image in images if image.mask is not None))
 
 
-def undecided_orientation(pair: LoadedSample) -> list[str]:
-    """The pair's images that may be turned against their masks."""
+def noticed_files(pair: LoadedSample) -> dict[str, list[str]]:
+    """The pair's images that are probably wrong, by what is wrong, see LoadedImage."""
     files = [image for image, _ in pair.sample.references]
     images = [(pair.generated, pair.sample.generated_image), *zip(pair.references, files, strict=False)]
-    return [file for image, file in images if image.orientation_undecided]
+    kinds = dict.fromkeys(kind for image, _ in images for kind in image.noticed)
+    return {kind: [file for image, file in images if kind in image.noticed] for kind in kinds}
 
 
 def _measures(pair: LoadedSample) -> dict[str, float | None]:

@@ -37,6 +37,24 @@ _UNDEFINED = {
     "cp_mutual_recall": "no mutual pair of nearest patches begins in the reference's subject",
 } | {column: _UNPOOLED[pooling] for column, (pooling, _) in PF_COLUMNS.items() if pooling in _UNPOOLED}
 
+_NOTICED = {
+    "orientation": (
+        "orientation_undecided",
+        "images of uncertain orientation: {}; only one of image and mask has an EXIF orientation, and they fit with "
+        "and without it; it was not applied; if they are not aligned, save both without it",
+    ),
+    "one_colour": (
+        "one_colour",
+        "{} generated images have one colour, as a safety checker's black images do; their scores count in the means",
+    ),
+    "inverted_mask": (
+        "inverted_masks",
+        "the masks of {} images cover most of the image and almost all of its border, as inverted masks do; 255 marks "
+        "the subject",
+    ),
+}
+"""For what is noticed in images: its name in the summary, and the warning."""
+
 _STRIPPED = [column for column, (_, prompt) in PF_COLUMNS.items() if prompt == "stripped"]
 
 
@@ -83,7 +101,7 @@ def summarize(samples: Sequence[Sample], results: Sequence[SampleResult], scores
         "left_out": sum(bool(result.left_out) for result in results),
         "masks": {which: _mask_counts(results, which) for which in WHICH},
         "prompts_cut": sum(bool(result.prompt_tokens_cut) for result in results),
-        "orientation_undecided": len(_orientation_undecided(results)),
+        **{_NOTICED[kind][0]: len(_noticed(results, kind)) for kind in _NOTICED},
         "undefined": {
             name: sum(values[index] is not None and math.isnan(values[index] or 0) for _, values in scored)
             for index, name in enumerate(scores)
@@ -193,12 +211,9 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
             "column prompt_tokens_cut"
         )
     lines += _mask_warnings(samples, results)
-    if undecided := _orientation_undecided(results):
-        lines.append(
-            f"{samples.source}: images of uncertain orientation: {len(undecided)}; only one of image and mask has an "
-            "EXIF orientation, and they fit with and without it; it was not applied; if they are not aligned, save "
-            f"both without it; the first is {undecided[0]}"
-        )
+    for kind, (_, text) in _NOTICED.items():
+        if files := _noticed(results, kind):
+            lines.append(f"{samples.source}: {text.format(len(files))}; the first is {files[0]}")
     return lines
 
 
@@ -279,8 +294,8 @@ def _mask_counts(results: Sequence[SampleResult], which: str) -> dict[str, int]:
     return {**dict(sorted(sources.items())), "empty": sum(_is_empty(result, which) for result in results)}
 
 
-def _orientation_undecided(results: Sequence[SampleResult]) -> list[str]:
-    return list(dict.fromkeys(file for result in results for file in result.orientation_undecided))
+def _noticed(results: Sequence[SampleResult], kind: str) -> list[str]:
+    return list(dict.fromkeys(file for result in results for file in result.noticed.get(kind, ())))
 
 
 def _problems(samples: SampleList, sample: Sample, result: SampleResult) -> Iterator[str]:

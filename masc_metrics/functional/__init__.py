@@ -2,6 +2,7 @@
 
 from masc_metrics.functional.following import (
     PromptScores,
+    background_maps,
     check_pooling,
     cut_prompt,
     prompt_following,
@@ -26,6 +27,7 @@ __all__ = [
     "Pooling",
     "PromptScores",
     "Refiner",
+    "background_maps",
     "check_pooling",
     "check_transfer",
     "concept_anchors",

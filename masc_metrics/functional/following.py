@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from masc_metrics.arguments import (
@@ -237,6 +238,43 @@ def prompt_following_variants(
         unmasked_B=rearranged(unmasked) if unmasked else None,
         cut_tokens=tuple(max(counts) for counts in zip(*cut, strict=True)),
     )
+
+
+def background_maps(
+    generated_images: Images,
+    generated_masks: Masks,
+    *,
+    backbone: SigLIP2Backbone,
+    max_num_patches: int = DEFAULT_MAX_NUM_PATCHES,
+    encode_batch_size: int = DEFAULT_ENCODE_BATCH_SIZE,
+) -> list[Tensor]:
+    """Maps of what :func:`prompt_following` looks at: the attention of the pooling head to the background's patches.
+
+    Args:
+        generated_images: B images, in any form accepted by :func:`prompt_following`.
+        generated_masks: B masks of the subject in them.
+        backbone: from :func:`masc_metrics.load_backbone`.
+        max_num_patches: patch budget of one image, which sets the resolution of the maps.
+        encode_batch_size: samples encoded together.
+
+    Returns:
+        For each sample, (rows, columns) of its patch grid, float32: the weight of each patch, as a mean over the
+        head's attention heads. The weights of an image sum to 1. NaN on patches that the mask hides, which it covers
+        by at least half.
+
+    Raises:
+        TypeError, ValueError, OSError: as for :func:`prompt_following`.
+    """
+    check_settings(backbone, max_num_patches, encode_batch_size)
+    generated = check_images(generated_images, "generated_images")
+    masks = check_masks(generated_masks, "generated_masks", generated.sizes)
+    maps: dict[int, Tensor] = {}
+    for part, (features,) in encoded([each_image(generated)], backbone, max_num_patches, encode_batch_size):
+        hidden_BN = coverage_of([masks.masks[index] for index in part], features) >= FOREGROUND_THRESHOLD
+        weights_BN = backbone.attention(features, ~hidden_BN).masked_fill(hidden_BN, torch.nan)
+        for index, (rows, columns), weights_N in zip(part, features.grids, weights_BN, strict=True):
+            maps[index] = weights_N[: rows * columns].reshape(rows, columns)
+    return [maps[index] for index in range(len(generated))]
 
 
 def check_pooling(pooling: str, strip_subject: bool) -> None:

@@ -82,7 +82,7 @@ def test_image_with_one_orientation_is_taken_as_its_mask_fits(
         column = {1: plane[:, 0], QUARTER: plane[0], HALF: plane[:, -1]}[orientation if upright else 1]
         assert (column == 1).all()
         assert plane.sum() == len(column)
-    assert found.orientation_undecided is undecided
+    assert found.noticed == (("orientation",) if undecided else ())
 
 
 def test_image_without_mask_is_turned(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_image_without_mask_is_turned(tmp_path: Path) -> None:
     tag(tmp_path / "image.png", QUARTER)
     image = str(tmp_path / "image.png")
     found = load(Sample(1, "1", image, None, image, None, None, None)).generated
-    assert (tuple(found.pixels.shape), found.orientation_undecided) == ((3, 60, 30), False)
+    assert (tuple(found.pixels.shape), found.noticed) == ((3, 60, 30), ("one_colour",))
 
 
 def test_both_images_of_an_orida_pair_are_taken_as_their_masks_fit(tmp_path: Path) -> None:
@@ -102,6 +102,27 @@ def test_both_images_of_an_orida_pair_are_taken_as_their_masks_fit(tmp_path: Pat
     assert found.generated.pixels.shape == found.reference.pixels.shape == (3, 64, 75)
     assert found.generated.mask is None
     assert found.reference.mask is not None
+
+
+def test_inverted_masks_and_images_of_one_colour_are_counted_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 4, concepts=2)
+    for file in (tmp_path / "ref" / "1_mask.png", tmp_path / "out" / "3_mask.png"):
+        with Image.open(file) as mask:
+            inverted = mask.convert("L").point(lambda level: 255 - level)
+        inverted.save(file)
+    with Image.open(tmp_path / "out" / "2.png") as picture:
+        size = picture.size
+    Image.new("RGB", size).save(tmp_path / "out" / "2.png")
+    arguments = ["--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "1"]
+    assert main(["score", str(samples), "--out", str(tmp_path / "scores.csv"), *arguments]) == 0
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert (summary["one_colour"], summary["inverted_masks"], summary["orientation_undecided"]) == (1, 2, 0)
+    error = capsys.readouterr().err
+    assert "1 generated images have one colour, as a safety checker's black images do" in error
+    assert f"the first is {tmp_path / 'out' / '2.png'}" in error
+    assert "the masks of 2 images cover most of the image and almost all of its border, as inverted masks do" in error
 
 
 def test_undecided_orientations_are_counted_and_printed_and_lose_no_row(

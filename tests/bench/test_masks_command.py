@@ -158,7 +158,7 @@ def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, ori
     assert isinstance(scored, LoadedSample)
     assert scored.generated.mask is not None
     assert torch.equal(scored.generated.mask > 0, expected), "and scored so"
-    assert not scored.generated.orientation_undecided
+    assert not scored.generated.noticed
 
 
 def test_each_image_is_hashed_once(clipseg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

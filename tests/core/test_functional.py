@@ -16,6 +16,7 @@ from masc_metrics import SigLIP2Backbone
 from masc_metrics.functional import (
     Aggregation,
     Pooling,
+    background_maps,
     concept_preservation,
     concept_preservation_variants,
     prompt_following,
@@ -154,3 +155,21 @@ def test_features_that_are_not_finite_are_an_error_of_mutual_recall(
     monkeypatch.setattr(SigLIP2Backbone, "encode", broken)
     with pytest.raises(RuntimeError, match=r"generated_images\[1\] has patches to score, but .* not finite"):
         concept_preservation_variants(*pairs.values(), aggregations=("mutual-recall",), **settings)
+
+
+def test_background_maps_are_the_weights_that_pool_the_patches(backbone: SigLIP2Backbone) -> None:
+    """The mean over heads of torch's own weights; NaN where the mask hides a patch, or all of them."""
+    generated = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :32] = True
+    masks[1] = True
+    half, nothing = background_maps(generated, masks, backbone=backbone, max_num_patches=16)
+    features = backbone.encode_images(generated, max_num_patches=16)
+    head, visible = backbone._vision.network.head, features.tokens_BND[:1, 8:]
+    with torch.no_grad():
+        _, weights = head.attention(head.probe, visible, visible)
+    torch.testing.assert_close(half[2:].flatten(), weights.flatten())
+    assert half.shape == (4, 4)
+    assert half[:2].isnan().all()
+    assert float(half[2:].sum()) == pytest.approx(1, abs=1e-5)
+    assert nothing.isnan().all()

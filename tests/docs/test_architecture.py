@@ -54,6 +54,7 @@ BENCH = [
     "bench",
     "bench/agreement",
     "bench/sensitivity",
+    "bench/report",
     "bench/datasets",
 ]
 OPTIONAL = [

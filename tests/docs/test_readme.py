@@ -169,7 +169,7 @@ def test_callback_snippet_logs_both_metrics(local_hub: Hub, checkpoint: Path, tm
     logged, asked = run_program(local_hub, tmp_path, CALLBACK_PROGRAM.format(snippet=CALLBACK))
     values = batch(1) | {"prompts": ["sks dog on a beach"], "subjects": ["sks dog"]}
     expected = expected_scores(checkpoint, values)
-    assert asked == ["sks dog on a beach"] * 2, "validated after 500 and after 1000 steps"
+    assert asked == ["sks dog on a beach"] * 3, "checked before training, validated after 500 and after 1000 steps"
     assert logged["val/masc_cp"] == pytest.approx(expected["cp"], abs=1e-6)
     assert logged["val/masc_pf"] == pytest.approx(expected["pf"], abs=1e-6)
 

@@ -240,7 +240,8 @@ def evaluated_under_nccl(rank: int, world: int, checkpoint: str, device: str) ->
     results = []
     for reduction in ("mean", "none"):
         metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, reduction=reduction).to(device)  # type: ignore[arg-type]
-        metric.update(**only(rows(arguments, 0, 1), CP_ARGUMENTS), sample_ids=torch.tensor([4, 4], device=device))
+        for row in (0, 1):
+            metric.update(**only(rows(arguments, row), CP_ARGUMENTS), sample_ids=torch.tensor([4], device=device))
         metric.update(**only(rows(arguments, 2), CP_ARGUMENTS))
         results.append(metric.compute().cpu())
         empty = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, reduction=reduction).to(device)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from masc_metrics.bench.runner import errors_of_the_machine, settings_of
 from masc_metrics.bench.sample import FILES, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
-from masc_metrics.bench.scoring import Scorer, load_scorer, undecided_orientation
+from masc_metrics.bench.scoring import Scorer, load_scorer, noticed_files
 from masc_metrics.bench.sensitivity.moves import (
     SampleScores,
     alpha_move,
@@ -194,7 +194,7 @@ def _scored(
                         perturbed[score][each] += wrong_B.tolist()
                 for pair, cp, pf in zip(pairs, moved.cp_B.tolist(), moved.pf_B.tolist(), strict=True):
                     found[pair.number] = SampleResult(
-                        pair.number, {"cp": cp, "pf": pf}, {}, orientation_undecided=undecided_orientation(pair)
+                        pair.number, {"cp": cp, "pf": pf}, {}, noticed=noticed_files(pair)
                     )
             results += [loaded if isinstance(loaded, SampleResult) else found[loaded.number] for loaded in batch]
             bar.update(len(batch))

@@ -1,0 +1,1 @@
+"""A report on a table of scores, as one HTML file."""

@@ -1,0 +1,235 @@
+"""``masc-metrics report``: which samples it shows, what the page holds, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.sample_lists import rows, write_csv
+from support.three_methods import three_methods
+
+from masc_metrics.bench.report.page import script_json
+from masc_metrics.bench.report.rows import chosen_groups, read_table
+from masc_metrics.cli import main
+
+COLUMNS = ("sample_id", "method", "concept", "key", "cp", "pf", "left_out", "error", "reference_image")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scored table of three methods, two concepts and two prompts; the last sample's image is missing."""
+    samples = three_methods(tmp_path_factory.mktemp("three"), concepts=2, prompts=2, size=64)
+    scores = samples.with_name("scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(samples), "--out", str(scores), *options]) == 3
+    return scores
+
+
+def report(scores: Path, *options: str) -> Path:
+    out = scores.with_name("report.html")
+    assert main(["report", str(scores), "--out", str(out), "--device", "cpu", "--quiet", *options]) == 0
+    return out
+
+
+def blocks(page: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The data of a page, and its pictures by row."""
+    text = page.read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    pictures = [json.loads(found) for found in re.findall(r'class="pictures">(.*?)</script>', text)]
+    return json.loads(data), {block["row"]: block for block in pictures}
+
+
+def table(folder: Path, *cells: tuple[str, ...]) -> Path:
+    values = [dict(zip(("method", "key", "cp", "error"), row, strict=False)) for row in cells]
+    defaults = dict.fromkeys(COLUMNS, "") | {"concept": "x", "reference_image": "r.png"}
+    lines = [defaults | {"sample_id": str(number)} | row for number, row in enumerate(values)]
+    return write_csv(folder / "scores.csv", lines)
+
+
+def test_the_lowest_and_the_highest_have_no_sample_in_common(tmp_path: Path) -> None:
+    found = read_table(table(tmp_path, ("a", "1", "0.3"), ("a", "2", "0.1"), ("a", "3", "0.2"), ("a", "4", "nan")))
+    groups = {group.title: group.samples for group in chosen_groups(found, 2)}
+    assert groups == {"Lowest CP": ((1,), (2,)), "Highest CP": ((0,),)}
+
+
+def test_samples_of_one_key_that_differ_most_between_methods_come_first(tmp_path: Path) -> None:
+    """Of key 2, method a has the highest and the lowest score; the widest pair of two methods is 0.9 - 0.5."""
+    cells = [("a", "1", "0.4"), ("b", "1", "0.7"), ("a", "2", "0.9"), ("a", "2", "0.4"), ("b", "2", "0.5")]
+    found = read_table(table(tmp_path, *cells, ("a", "3", "0.8"), ("b", "4", "0.1")))
+    (group,) = (group for group in chosen_groups(found, 5) if "differ" in group.title)
+    assert group.samples == ((2, 4), (1, 0))
+
+
+def test_states_tell_undefined_scores_from_those_that_are_not_computed(tmp_path: Path) -> None:
+    cells = [
+        ("a", "1", "0.3"),
+        ("a", "2", "nan"),
+        ("a", "3", ""),
+        ("a", "4", "", "broken"),
+        ("a", "5", "0.3", "no mask"),
+    ]
+    found = read_table(table(tmp_path, *cells))
+    expected = ["scored", "undefined", "not scored", "failed", "incomplete"]
+    assert [found.state(number) for number in range(5)] == expected
+
+
+def test_pictures_and_maps_are_those_of_the_run(scored: Path) -> None:
+    """A note would say that the mean of a match map is not the table's CP."""
+    data, pictures = blocks(report(scored, "--samples", "2"))
+    chosen = {number for group in data["groups"] for each in group["samples"] for number in each}
+    assert {row for row, block in pictures.items() if "match" in block["images"]} == chosen
+    assert all({*pictures[row]["images"]} == {"reference", "generated", "match", "background"} for row in chosen)
+    assert not any(pictures[row]["notes"] for row in chosen)
+    assert pictures.keys() == {*range(12)}
+    assert pictures[11]["notes"] == ["No pictures: generated_image 1/overfitted 1.png: no such file"]
+    assert data["scores"]["cp"][0] == pytest.approx(float(rows(scored)[0]["cp"]), abs=1e-5)
+
+
+def test_maps_are_bounded_and_spread_over_the_lists(scored: Path) -> None:
+    data, pictures = blocks(report(scored, "--samples", "2", "--maps", "4"))
+    mapped = {row for row, block in pictures.items() if "match" in block["images"]}
+    assert len(mapped) == 4
+    assert mapped <= {group["samples"][0][0] for group in data["groups"]}
+
+
+def test_a_file_that_has_changed_since_is_noticed(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = scored.parent / rows(scored)[0]["reference_image"]
+    kept = changed.read_bytes()
+    Image.open(changed).transpose(Image.Transpose.FLIP_TOP_BOTTOM).convert("L").save(changed)
+    try:
+        _, pictures = blocks(report(scored))
+    finally:
+        changed.write_bytes(kept)
+    assert "have changed since" in pictures[0]["notes"][0]
+    assert "have another CP now" in capsys.readouterr().err
+
+
+def test_transferred_masks_are_made_again(scored: Path) -> None:
+    lines = [line | {"generated_mask": ""} for line in rows(scored.with_name("samples.csv"))[:6]]
+    samples = write_csv(scored.with_name("maskless.csv"), lines)
+    scores = scored.with_name("maskless-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(samples), "--out", str(scores), *options, "--mask-source", "transfer"]) == 0
+    data, pictures = blocks(report(scores, "--samples", "1"))
+    row = data["groups"][0]["samples"][0][0]
+    assert "background" in pictures[row]["images"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "pool"])
+def test_every_reference_of_a_sample_has_its_match_map(scored: Path, reduction: str) -> None:
+    """Their maps give the table's CP, however the run combined the references; a note would say that they do not."""
+    first, second = (rows(scored.with_name("samples.csv"))[number] for number in (0, -2))
+    both = {name: f"{first[name]};{second[name]}" for name in ("reference_image", "reference_mask")}
+    samples = write_csv(scored.with_name("two.csv"), [first | both, second])
+    scores = scored.with_name("two-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(samples), "--out", str(scores), *options, "--reference-reduction", reduction]) == 0
+    _, pictures = blocks(report(scores))
+    kinds = ["reference", "generated", "match", "background"]
+    assert sorted(pictures[0]["images"]) == sorted([*kinds, "reference 2", "match 2"])
+    assert sorted(pictures[1]["images"]) == sorted(kinds)
+    assert pictures[0]["notes"] == []
+
+
+def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
+    page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
+    assert "There was no summary file" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        (None, 2, "scores.summary.json is missing"),
+        ({"model": "/no/such/folder"}, 1, "no checkpoint folder at /no/such/folder.*give --maps 0"),
+        ({"checkpoint": "sha256:other"}, 1, "the checkpoint tiny is sha256:.*but the run used sha256:other"),
+    ],
+)
+def test_maps_need_the_checkpoint_of_the_run(
+    settings: dict[str, str] | None, code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = table(tmp_path, ("a", "1", "0.3"))
+    if settings is not None:
+        used = {"model": "tiny", "dtype": "float32", "revision": None, "cache_dir": None, "checkpoint": ""} | settings
+        summary = {"settings": used, "undefined": {"cp": 0}}
+        (tmp_path / "scores.summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(scores), "--out", str(tmp_path / "r.html"), "--device", "cpu"]) == code
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "r.pdf"], "give a name that ends with .html"),
+        (["--out", "r.html", "--a", "c"], "--a is 'c'; the methods are a, b"),
+    ],
+)
+def test_mistakes_are_named(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path, ("a", "1", "0.3"), ("b", "1", "0.3"))
+    assert main(["report", "scores.csv", *options, "--maps", "0"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_policy_allows_the_script_and_the_style_of_the_page_and_nothing_else(scored: Path) -> None:
+    page = report(scored, "--maps", "0").read_text()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    policy = policy.replace("&#39;", "'")
+    for tag in ("script", "style"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!#|data:|[\s{}])[\w:/.]+", page.partition("<script")[0]) == []
+
+
+def test_paths_are_relative_to_the_table(tmp_path: Path) -> None:
+    error = f"generated_image {tmp_path / 'sub' / 'x.png'}: no such file"
+    lines = dict.fromkeys(COLUMNS, "") | {
+        "generated_image": str(tmp_path / "sub" / "x.png"),
+        "reference_image": "r.png",
+    }
+    scores = write_csv(tmp_path / "scores.csv", [lines | {"cp": "0.5"}, lines | {"error": error}])
+    page = report(scores, "--maps", "0").read_text()
+    assert str(tmp_path) not in page
+    assert "generated_image sub/x.png: no such file" in page
+
+
+def test_json_in_a_script_cannot_end_it() -> None:
+    value = ["</script><script>alert(1)</script>", "<!--", "\u2028\u2029", "\ud800", "&amp;"]
+    text = script_json(value)
+    assert not re.search("[<>&\u2028\u2029\ud800]", text)
+    assert json.loads(text) == value
+
+
+def test_forty_thousand_samples_fit_into_thirty_megabytes(tmp_path: Path) -> None:
+    """Long prompts are cut, and the page says so. A shorter table keeps them whole."""
+    prompt = "a photograph of a very particular subject in a long and winding scene " * 10
+    lines = [
+        dict(
+            zip(COLUMNS, (f"sample-{n}", f"m{n % 8}", f"c{n // 8 % 40}", str(n // 8), f"{n % 977 / 977}"), strict=False)
+        )
+        | {"prompt": f"{n} {prompt}", "generated_image": f"images/{n}.png", "reference_image": f"{n % 40}.png"}
+        for n in range(40_000)
+    ]
+    columns = [*COLUMNS, "prompt", "generated_image"]
+    large = report(write_csv(tmp_path / "scores.csv", lines, columns), "--maps", "0", "--a", "m0")
+    assert large.stat().st_size < 30e6
+    data, pictures = blocks(large)
+    assert data["count"] == 40_000
+    assert data["texts"]["prompt"]["values"][7].endswith(f"… ({len(lines[7]['prompt'])} characters)")
+    assert len(pictures) < 100
+    small, _ = blocks(report(write_csv(tmp_path / "scores.csv", lines[:10], columns), "--maps", "0"))
+    assert small["texts"]["prompt"]["values"][7] == lines[7]["prompt"]
