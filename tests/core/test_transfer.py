@@ -298,6 +298,35 @@ def test_a_tensor_of_several_references_for_each_image_equals_the_lists(backbone
     assert all(torch.equal(a, b) for a, b in zip(stacked.masks, listed.masks, strict=True))
 
 
+def test_references_that_images_share_are_in_memory_once_and_change_nothing(
+    backbone: SigLIP2Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = batch(5)
+    pictures, marked = (list(samples[name][:3]) for name in REFERENCES)
+    counts = [3, 1, 2, 3, 2]
+    arguments = [pictures[:count] for count in counts], [marked[:count] for count in counts]
+    alone = [
+        transfer_masks(
+            samples["generated_images"][row : row + 1], *([each[row]] for each in arguments), **settings(backbone)
+        )
+        for row in range(5)
+    ]
+    prepared: list[int] = []
+    prepare = SigLIP2Backbone.prepare
+
+    def counted(self: SigLIP2Backbone, images: Any, **options: Any) -> Any:
+        prepared.append(len(images))
+        return prepare(self, images, **options)
+
+    monkeypatch.setattr(SigLIP2Backbone, "prepare", counted)
+    together = transfer_masks(samples["generated_images"], *arguments, **settings(backbone))
+    assert prepared == [3 + 5], "three references and five images"
+    for row, single in enumerate(alone):
+        assert torch.equal(together.masks[row], single.masks[0])
+    expected = torch.cat([single.confidence_B for single in alone])
+    torch.testing.assert_close(together.confidence_B, expected, equal_nan=True)
+
+
 # --- the check ---
 
 
