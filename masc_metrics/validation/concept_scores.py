@@ -240,6 +240,7 @@ class ConceptScorer:
         Raises:
             OSError, ValueError, ImportError: if a checkpoint is not available.
             ValueError: if the segmenter finds nothing in a reference.
+            RuntimeError: if the network gives features of a reference that are not finite.
         """
         self._failures, self._shots, self._shown_scores, self._masks, self._mask_hints = [], {}, {}, {}, []
         self._one_colour = self._inverted_masks = 0

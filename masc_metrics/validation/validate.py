@@ -206,7 +206,8 @@ def validate_concepts(
         TypeError, ValueError: if an argument is not accepted, a concept lacks reference masks without a segmenter, or
             the segmenter finds nothing in a reference.
         OSError: if a checkpoint is not available.
-        RuntimeError: with ``on_error="raise"``, if a batch fails.
+        RuntimeError: with ``on_error="raise"``, if a batch fails; or if the network gives features of a reference that
+            are not finite.
 
     Source: MaSC, arXiv 2605.22469.
     """

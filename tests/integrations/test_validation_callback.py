@@ -1134,6 +1134,23 @@ def test_three_concepts_are_told_apart_in_the_log_and_in_the_table(
     assert [float(row["cp_floor"]) for row in written] == [image.cp_floor for image in three.table]
 
 
+def test_a_copy_of_the_callback_leaves_encoded_references_out_and_validates_the_same(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    original = validation(checkpoint, RecordingModel(), concepts=three_concepts())
+    module = toy(lightning)
+
+    def validated(callback: MaSCValidation) -> list[tuple[float, ...]]:
+        trainer(lightning, tmp_path, callbacks=[callback]).validate(module, loader(1), verbose=False)
+        return [(image.cp, image.rank, image.margin, image.cp_floor) for image in callback.table]
+
+    first = validated(original)
+    copied = copy.deepcopy(original)
+    assert original._scorer._bank is not None
+    assert copied._scorer._bank is None
+    assert validated(copied) == first
+
+
 def test_panels_show_the_worst_images_on_request(
     lightning: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
