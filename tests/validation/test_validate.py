@@ -141,6 +141,27 @@ def test_failed_images_have_no_rank_and_change_no_other(checkpoint: Path) -> Non
         assert result.scores[name] == pytest.approx(fewer.scores[name], abs=1e-6)
 
 
+def test_a_concept_without_a_subject_patch_costs_the_ranks_of_its_own_images_only(checkpoint: Path) -> None:
+    kitten, *others = three_concepts()
+    pixel = torch.zeros(1, *SIZE, dtype=torch.bool)
+    pixel[0, 0, 0] = True
+    unmarked = Concept("kitten", kitten.prompts, kitten.references, pixel)
+    with pytest.warns(UserWarning, match="the reference masks leave no patch of the subject for 3"):
+        result = validate(
+            checkpoint,
+            Model(),
+            concepts=[unmarked, *others],
+            generate=lambda prompts, seed: [reference_of(prompt) for prompt in prompts],
+        )
+    assert [math.isnan(row.rank) for row in result.table] == [True] * 3 + [False] * 3
+    assert [math.isnan(row.margin) for row in result.table] == [True] * 3 + [False] * 3
+    assert {row.rank for row in result.table[3:]} <= {1, 2}
+    assert math.isnan(result.anchors["kitten"].floor)
+    assert result.anchors["rocket"].floor == pytest.approx(
+        validate(checkpoint, Model(), concepts=three_concepts()).anchors["rocket"].floor, abs=1e-6
+    )
+
+
 def test_anchors_are_scores_of_references_with_those_of_their_own_and_of_other_concepts(checkpoint: Path) -> None:
     result = validate(checkpoint, Model())
     kitten, rocket = (list(zip(each.references.images, each.masks.masks, strict=True)) for each in concepts())
