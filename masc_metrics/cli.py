@@ -50,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     namespace = parser.parse_args(expanded)
     try:
         return run_command(commands[namespace.command], namespace)
+    except (MemoryError, RuntimeError, OSError) as error:
+        from masc_metrics.bench.score_command import UNUSABLE, fail
+        from masc_metrics.precision import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return fail(UNUSABLE, MemoryError(f"out of memory; close other programs, or give less at a time ({reason})"))
     except KeyboardInterrupt:  # while scoring, the command itself says where its results are kept
         from masc_metrics.bench.score_command import INTERRUPTED
 

@@ -259,7 +259,8 @@ def pil_to_array(image: Image.Image, mode: str, label: str) -> np.ndarray:
             f"{mode!r}"
         )
     try:
-        return np.array(image.convert(mode))
+        image.load()
+        return np.array(image if image.mode == mode else image.convert(mode))  # convert copies in any case
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"{label} cannot be decoded: {error}; check that its file is complete and not closed"

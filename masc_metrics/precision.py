@@ -49,6 +49,18 @@ def _all_but_last(names: Mapping[str, object]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception tells of a lack of memory; torch's for the memory of a CPU is a RuntimeError."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(part in str(error) for part in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("allocate memory", "DefaultCPUAllocator", "out of memory", "Unable to allocate", "bad_alloc")
+"""In messages of torch and of oneDNN, of the system, and of NumPy's MemoryError, which a worker process reports as a
+RuntimeError."""
+
+
 def check_device(device: str | int | torch.device) -> torch.device:
     """Return the device with its index, such as "cuda:0"; raise ValueError if it is not available."""
     kinds = (str, torch.device) if isinstance(device, bool) else (str, int, torch.device)

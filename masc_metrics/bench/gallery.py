@@ -72,7 +72,7 @@ def load_gallery(samples: Sequence[Sample], backbone: SigLIP2Backbone, run: Run,
     files: dict[str, dict[tuple[str, str | None], None]] = {}
     for sample in samples:
         files.setdefault(concept_of(sample), {}).update(dict.fromkeys(sample.references))
-    loader = Loader(samples, backbone.checkpoint.processing, run, ())
+    loader = Loader(samples, backbone.checkpoint.processing, run)
     found = {concept: references for concept, keys in files.items() if (references := _read(loader, list(keys)))}
     if len(found) < 2:
         raise ValueError(

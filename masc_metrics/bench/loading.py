@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +33,20 @@ from masc_metrics.settings import SEGMENTERS
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a small file can declare a size that fills the memory."""
+
+
+LONGEST_PROMPT = 2**17
+"""Longer prompts and subjects are refused before they are split into tokens, which takes hundreds of bytes a character.
+CSV cells cannot be longer either."""
+
+BYTES_A_SAMPLE = 2**26
+"""Memory for the decoded files of a sample, on average over a batch.
+
+64 MiB are enough for two images of 4.7 megapixels with their masks."""
+
+_SMALLEST_BATCH = 8  # samples whose memory a batch may take, so that workers load large pictures at any --batch-size
+
+_IMAGE_BYTES, _MASK_BYTES = 3, 4  # of a decoded pixel; masks with other values than black and white are float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +117,26 @@ class LoadedSample:
         return () if self.reference is None else (self.reference, *self.more_references)
 
 
+def _decoded_files(sample: Sample, pixels: Callable[[str], int]) -> dict[tuple[str, int], int]:
+    """Bytes that each of a sample's files takes when it is decoded, by file and bytes a pixel."""
+    images = [sample.generated_image, *(image for image, _ in sample.references)]
+    masks = [sample.generated_mask or sample.orientation_mask, *(mask for _, mask in sample.references)]
+    files = [(file, _IMAGE_BYTES) for file in images if file] + [(file, _MASK_BYTES) for file in masks if file]
+    return {(file, each): pixels(file) * each for file, each in files}
+
+
+def _pixels(file: str) -> int:
+    """Number of pixels by the header of a picture; 0 if it cannot be read, which is an error of its row later."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with undecoded(Path(file)) as image:
+                pixels = image.width * image.height
+    except Exception:  # decoders raise any exception for a damaged file
+        return 0
+    return pixels if pixels <= MAX_PIXELS else 0
+
+
 def lacks_mask(sample: Sample, which: str, run: Run) -> bool:
     """Whether the run's segmenter makes the mask of a sample's "reference" or "generated" image."""
     name = f"{which}_mask"
@@ -114,22 +150,45 @@ LoadedReference: TypeAlias = "tuple[LoadedImage | None, dict[str, str]]"
 """A reference image with its mask, and what is unusable of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Positions of samples in their list, and whether workers may load them ahead of their use."""
+
+    numbers: Sequence[int]
+    ahead: bool
+
+
 @dataclass(frozen=True)
-class Loader(Dataset[list[Loaded]]):
-    """Batches of samples, given by their positions in the list, loaded on access."""
+class Loader(Dataset["list[Loaded] | _Batch"]):
+    """Samples, given by their positions in the list, loaded on access."""
 
     samples: Sequence[Sample]
     processing: ImageProcessing
     run: Run
-    batches: Sequence[Sequence[int]]
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __getitem__(self, batch: _Batch) -> list[Loaded] | _Batch:
+        return self.load_all(batch.numbers) if batch.ahead else batch
 
-    def __getitem__(self, index: int) -> list[Loaded]:
-        # A reference is decoded, and sent to the parent, once per batch.
+    def load_all(self, numbers: Iterable[int]) -> list[Loaded]:
+        """:meth:`load` of a batch. A reference is decoded, and sent to the parent, once per batch."""
         references: dict[tuple[str, str | None], LoadedReference] = {}
-        return [self.load(number, references) for number in self.batches[index]]
+        return [self.load(number, references) for number in numbers]
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[_Batch]:
+        """Cut positions into batches of ``batch_size``, and those that would take too much memory into smaller ones."""
+        most = BYTES_A_SAMPLE * max(self.run.batch_size, _SMALLEST_BATCH)
+        pixels = lru_cache(maxsize=2**12)(_pixels)  # references recur
+        for start in range(0, len(numbers), self.run.batch_size):
+            part: list[int] = []
+            decoded: dict[tuple[str, int], int] = {}
+            for number in numbers[start : start + self.run.batch_size]:
+                files = _decoded_files(self.samples[number], pixels)
+                if part and sum({**decoded, **files}.values()) > most:
+                    yield _Batch(part, sum(decoded.values()) <= most)
+                    part, decoded = [], {}
+                part.append(number)
+                decoded |= files
+            yield _Batch(part, sum(decoded.values()) <= most)
 
     def load(self, number: int, references: dict[tuple[str, str | None], LoadedReference]) -> Loaded:
         """Read, decode and check one sample's files; loaded references are kept by image and mask file.
@@ -224,6 +283,10 @@ def _lacking_prompt(sample: Sample) -> dict[str, str]:
     if not sample.prompt.strip():
         file = named(sample.generated_image)
         return {"prompt": f"prompt is empty; give the text that generated_image {file} was made from"}
+    for name, text in (("prompt", sample.prompt), ("subject", sample.subject or "")):
+        if len(text) > LONGEST_PROMPT:
+            reason = f"{name} {quoted(text)} has {len(text)} characters; give at most {LONGEST_PROMPT}"
+            return {"prompt": reason}
     try:
         check_unicode("prompt", sample.prompt)
     except ValueError:  # its text quotes the whole prompt
@@ -328,6 +391,8 @@ def _opened(file: Path, label: str) -> _Opened:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
                 image.load()
                 return _Opened(image, ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image)
+    except MemoryError:
+        raise
     except FileNotFoundError:
         hint = "; write its path with / instead of \\" if "\\" in str(file) and os.sep == "/" else ""
         raise FileNotFoundError(f"{label} {named(file)}: no such file{hint}") from None
@@ -353,18 +418,29 @@ def loaded_batches(
 
     Returns:
         An iterator whose worker processes have started, so that they are forked before the parent has tokenizers and
-        GPU contexts.
+        GPU contexts. A worker loads one batch ahead. A sample that is too large for a batch is loaded when it is asked
+        for. So at most ``workers + 1`` batches are in memory.
     """
-    batches = [numbers[start : start + run.batch_size] for start in range(0, len(numbers), run.batch_size)]
-    return iter(
-        DataLoader(
-            Loader(samples, processing, run, batches),
-            batch_size=None,
-            collate_fn=list,
-            num_workers=min(run.workers, len(batches)),
-            worker_init_fn=functools.partial(_follow_parent, os.getpid()),
-        )
+    loader = Loader(samples, processing, run)
+    workers = min(run.workers, math.ceil(len(numbers) / run.batch_size))
+    ahead = DataLoader(
+        loader,
+        sampler=loader.batches(numbers),  # headers of a batch's pictures are read when a worker is free for it
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=1 if workers else None,
+        worker_init_fn=functools.partial(_follow_parent, os.getpid()),
     )
+    return map(functools.partial(_loaded, loader), iter(ahead))
+
+
+def _as_it_is(batch: list[Loaded] | _Batch) -> list[Loaded] | _Batch:
+    return batch
+
+
+def _loaded(loader: Loader, batch: list[Loaded] | _Batch) -> list[Loaded]:
+    return loader.load_all(batch.numbers) if isinstance(batch, _Batch) else batch
 
 
 def _follow_parent(parent: int, worker: int) -> None:

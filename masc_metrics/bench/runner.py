@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from masc_metrics import __version__
 from masc_metrics.bench.distributed import Ranks, rank_share
@@ -20,12 +18,13 @@ from masc_metrics.bench.gallery import Gallery, gallery_summary, ranks_and_margi
 from masc_metrics.bench.loading import loaded_batches
 from masc_metrics.bench.run import NOT_COMPARED, Run
 from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
-from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, table_row
+from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, relative_to, table_row
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table
 from masc_metrics.masks import FOREGROUND_THRESHOLD
+from masc_metrics.precision import out_of_memory
 from masc_metrics.segmenters import Segmenter
 
 _PACKAGES = ("torch", "transformers", "numpy", "pillow")
@@ -125,6 +124,7 @@ def score_samples(
         for batch in loaded_batches(samples.samples, numbers, processing, scorer.run):
             file.write(scorer.score(batch))
             on_batch(len(batch))
+            del batch  # before the next one is loaded
 
 
 @contextmanager
@@ -132,15 +132,23 @@ def errors_of_the_machine() -> Iterator[None]:
     """Turn a lack of memory, and a killed worker process, into OSError with a remedy."""
     try:
         yield
-    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        raise OSError(f"out of memory; give a smaller --batch-size or fewer --workers ({error})") from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            text = "out of memory; give a smaller --batch-size or fewer --workers"
+            raise OSError(f"{text}{_last_line(error)}") from error
         if "DataLoader worker (pid" not in str(error):
             raise
         raise ChildProcessError(
             f"an image-loading worker process was killed, probably for lack of memory; give fewer --workers or a "
             f"smaller --batch-size ({error})"
         ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What an exception says in the end, in brackets: that of a worker process begins with its traceback."""
+    lines = str(error).split("\n\nException raised from")[0].split("\n")  # torch may go on with its own calls
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f" ({last})" if last else ""
 
 
 def write_scores(
@@ -162,18 +170,19 @@ def write_scores(
     """
     results = folder.results(len(samples.samples))
     pairs = zip(samples.samples, results, strict=True)
-    rows: list[dict[str, str | float | None]] = [table_row(sample, result, run.out.parent) for sample, result in pairs]
+    relative = relative_to(run.out.parent)
+    rows: Iterable[dict[str, str | float | None]] = (table_row(sample, result, relative) for sample, result in pairs)
     extra = dict.fromkeys(name for sample in samples.samples for name in sample.extra)
     numbers = (*run.columns, *NUMBERS)
     scores = run.columns
     summary = summarize(samples.samples, results, run.columns)
     if gallery is not None:
         identified = ranks_and_margins(samples.samples, results, gallery.concepts)
-        rows = [{**row, **of_gallery} for row, of_gallery in zip(rows, identified, strict=True)]
+        rows = ({**row, **of_gallery} for row, of_gallery in zip(rows, identified, strict=True))
         scores, numbers = (*scores, *GALLERY_COLUMNS), (*numbers, *GALLERY_COLUMNS)
         summary["gallery"] = gallery_summary(samples.samples, identified, gallery)
     empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
-    write_table(run.out, [empty | row for row in rows], columns(scores, extra), numbers)
+    write_table(run.out, (empty | row for row in rows), columns(scores, extra), numbers)
     write_json(summary_file(run), {"settings": folder.settings(), **summary})
     return results, summary
 

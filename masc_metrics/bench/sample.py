@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 WHICH = ("reference", "generated")
@@ -144,8 +145,8 @@ def columns(scores: Sequence[str], extra: Iterable[str] = ()) -> tuple[str, ...]
     return (*own, "left_out", "error", *COLUMNS, *extra)
 
 
-def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, str | float | None]:
-    """Row of the table of scores, by column; paths are relative to the table's folder."""
+def table_row(sample: Sample, result: SampleResult, relative: Callable[[str], str]) -> dict[str, str | float | None]:
+    """Row of the table of scores, by column; ``relative`` gives a file relative to the table's folder."""
     files: dict[str, list[str | None]] = {
         "generated_image": [sample.generated_image],
         "generated_mask": [sample.generated_mask],
@@ -163,10 +164,28 @@ def table_row(sample: Sample, result: SampleResult, folder: Path) -> dict[str, s
         "prompt_tokens_cut": result.prompt_tokens_cut,
         "left_out": result.left_out,
         "error": result.error,
-        **{name: _cell([os.path.relpath(file, folder) for file in each if file]) for name, each in files.items()},
+        **{name: _cell([relative(file) for file in each if file]) for name, each in files.items()},
         "prompt": sample.prompt,
         "subject": sample.subject,
     }
+
+
+def relative_to(folder: Path) -> Callable[[str], str]:
+    """A function that names files relative to a folder, as ``os.path.relpath`` does, but computes each folder once."""
+    start = os.path.abspath(folder)
+
+    @lru_cache(maxsize=2**16)
+    def of_folder(name: str) -> str:
+        return os.path.relpath(name or os.curdir, start)
+
+    def relative(file: str) -> str:
+        head, name = os.path.split(file)
+        if name in ("", os.curdir, os.pardir):
+            return os.path.relpath(file, start)
+        parent = of_folder(head)
+        return name if parent == os.curdir else os.path.join(parent, name)
+
+    return relative
 
 
 SEPARATOR = ";"

@@ -18,14 +18,17 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
-from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, SEPARATOR, Sample
+from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, SEPARATOR, Sample, relative_to
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, file_in, quoted, read_rows, text_of
+from masc_metrics.bench.tables import Row, file_in, iterate_rows, quoted, text_of
 from masc_metrics.images import PICTURE_SUFFIXES
+
+_Text = TypeVar("_Text", str, "str | None")
 
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
 
@@ -58,16 +61,13 @@ class SampleList:
     def sha256(self) -> str:
         """Digest of the list's content; it does not depend on where its folder is."""
         digest = hashlib.sha256()
-        root = self.source if self.source.is_dir() else self.source.parent
+        relative = relative_to(self.source if self.source.is_dir() else self.source.parent)
+        # What a sample lacks follows from the rest, and may name files by their full paths.
+        names = [item.name for item in fields(Sample) if item.name != "lacks"]
         for sample in self.samples:
-            content = asdict(sample)
-            del content["lacks"]  # follows from the rest, and may name files by their full paths
-            content |= {
-                name: os.path.relpath(content[name], root) for name in (*FILES, "orientation_mask") if content[name]
-            }
-            content["more_references"] = [
-                [file and os.path.relpath(file, root) for file in pair] for pair in sample.more_references
-            ]
+            content = {name: getattr(sample, name) for name in names}
+            content |= {name: relative(content[name]) for name in (*FILES, "orientation_mask") if content[name]}
+            content["more_references"] = [[file and relative(file) for file in pair] for pair in sample.more_references]
             digest.update(json.dumps(content).encode())
         return digest.hexdigest()
 
@@ -107,7 +107,7 @@ def read_samples(
         return SampleList(tuple(_folder_samples(source, needed, notes)), source, tuple(notes))
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(scores)} - _KNOWN_COLUMNS
-    rows = read_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
+    rows = iterate_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
     samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
@@ -120,6 +120,8 @@ def read_samples(
 def _samples(
     rows: Iterable[Row], source: Path, needed: list[str], written: set[str], transferable: bool
 ) -> Iterator[Sample]:
+    folder = str(source.parent)
+    shared = _Shared()
     line_of: dict[str, int] = {}
     for position, row in enumerate(rows, start=1):
         if clash := sorted(written & row.cells.keys()):
@@ -137,39 +139,61 @@ def _samples(
         sample_id = cells.get("sample_id", str(position))
         if not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
-        if sample_id in line_of:
+        given = "sample_id" in cells  # positions cannot repeat
+        if given and sample_id in line_of:
             raise ValueError(
                 f"{source}, line {row.line}: sample_id {quoted(sample_id)} repeats that of line "
                 f"{line_of[sample_id]}; give each row its own"
             )
-        line_of[sample_id] = row.line
+        if given:
+            line_of[sample_id] = row.line
         label = f"{source}, line {row.line}"
         files = {
-            name: file_in(source.parent, cells[name]) if cells.get(name) else None
+            name: file_in(folder, cells[name]) if cells.get(name) else None
             for name in ("generated_image", "generated_mask")
         }
-        (reference_image, reference_mask), *more = references_of(cells, source.parent, label)
+        (reference_image, reference_mask), *more = references_of(cells, folder, label)
         prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
-        noun = cells.get("noun") or text_of(row, "subject")
+        noun = shared(cells.get("noun") or text_of(row, "subject"))
+        extra = {shared(name): shared(cell) for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS}
         yield Sample(
             line=row.line,
             sample_id=sample_id,
             generated_image=files["generated_image"] or "",
             generated_mask=files["generated_mask"],
-            reference_image=reference_image,
-            reference_mask=reference_mask,
+            reference_image=shared(reference_image),
+            reference_mask=shared(reference_mask),
             more_references=tuple(more),
-            prompt=prompt or "" if "prompt" in needed else prompt,
-            subject=subject,
+            prompt=shared(prompt or "" if "prompt" in needed else prompt),
+            subject=shared(subject),
             reference_noun=noun,
             generated_noun=noun,
-            extra={name: cell for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS},
-            lacks=lacks,
-            **{name: cells.get(name, "") for name in GROUPS},
+            extra=extra or _NOTHING,
+            lacks=lacks or _NOTHING,
+            **{name: shared(cells.get(name, "")) for name in GROUPS},
         )
 
 
-def references_of(cells: Mapping[str, str], folder: Path, label: str) -> list[tuple[str, str | None]]:
+_NOTHING: Mapping[str, str] = {}
+"""One object for all rows: an empty dict takes 64 bytes."""
+
+
+class _Shared:
+    """One object for equal texts of a list, of which prompts, references and groups have many."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str | None, str | None] = {}
+
+    def __call__(self, text: _Text) -> _Text:
+        if len(self._texts) < _MOST_SHARED:
+            return self._texts.setdefault(text, text)  # type: ignore[return-value]  # equal texts have one type
+        return self._texts.get(text, text)  # type: ignore[return-value]
+
+
+_MOST_SHARED = 2**16  # where each row has its own, remembering them costs more than it saves
+
+
+def references_of(cells: Mapping[str, str], folder: str | Path, label: str) -> list[tuple[str, str | None]]:
     """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
 
     Raises:
@@ -191,7 +215,7 @@ def references_of(cells: Mapping[str, str], folder: Path, label: str) -> list[tu
     return list(zip(images or [""], masks, strict=True))
 
 
-def files_of_cell(cell: str, folder: Path, label: str) -> list[str]:
+def files_of_cell(cell: str, folder: str | Path, label: str) -> list[str]:
     """The files of a cell, below a folder: one, several separated by ";", or a JSON list.
 
     Raises:

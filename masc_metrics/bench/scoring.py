@@ -27,6 +27,7 @@ from masc_metrics.functional import (
 )
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
+from masc_metrics.precision import out_of_memory
 from masc_metrics.prompts import strip_subject
 from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.segmenters import Segmenter
@@ -353,9 +354,11 @@ def _function_scores(function: FunctionScore, pairs: Sequence[LoadedSample]) -> 
     try:
         scores = _means(function.score(generated, references), pairs)
         return dict(zip((pair.number for pair in pairs), scores, strict=True)), {}
-    except (FunctionResultError, MemoryError, torch.cuda.OutOfMemoryError):
+    except FunctionResultError:
         raise
     except (Exception, SystemExit) as error:  # the function is the user's and can raise anything
+        if out_of_memory(error):
+            raise
         if len(pairs) == 1:
             text = " ".join(str(error).split())
             return {}, {pairs[0].number: f"{function.name}: {function.target} failed: {type(error).__name__}: {text}"}

@@ -15,13 +15,13 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 LISTS = ("reference_image", "reference_mask")
 """Columns of which a JSON or Parquet cell may be a list; its text is JSON."""
@@ -75,10 +75,18 @@ class Row:
 def read_rows(
     file: Path, needed: Sequence[str] = (), *, texts: Collection[str] = (), pictures: Collection[str] = ()
 ) -> list[Row]:
-    """Read all rows of a file: CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet.
+    """All rows of a file; arguments and errors as of :func:`iterate_rows`."""
+    return list(iterate_rows(file, needed, texts=texts, pictures=pictures))
 
-    Numbers become text, such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and
-    bytes become their place in the file.
+
+def iterate_rows(
+    file: Path, needed: Sequence[str] = (), *, texts: Collection[str] = (), pictures: Collection[str] = ()
+) -> Iterator[Row]:
+    """Read the rows of a file, of which only a JSON array is in memory as a whole.
+
+    A file is CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet. Numbers become text,
+    such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and bytes become their place
+    in the file.
 
     Args:
         file: its ending says its format, see ``READ``.
@@ -101,17 +109,17 @@ def read_rows(
         raise ValueError(f"{file} {_OTHER_ENDINGS[suffix]}")
     plain = {*needed, *texts}
     if suffix == ".parquet":
-        return list(_parquet_rows(file, needed, plain, pictures))
+        return _parquet_rows(file, needed, plain, pictures)
     with file.open("rb") as stream:
         head = stream.read(8)
     for beginning, kind in _CONTENTS.items():
         if head.startswith(beginning):
             raise ValueError(f"{file} {kind}")
     if suffix in (".jsonl", ".ndjson"):
-        return list(_json_rows(file, needed, plain))
+        return _json_rows(file, needed, plain)
     if suffix == ".json":
-        return list(_json_array_rows(file, needed, plain))
-    return list(_csv_rows(file, needed, "\t" if suffix == ".tsv" else ","))
+        return _json_array_rows(file, needed, plain)
+    return _csv_rows(file, needed, "\t" if suffix == ".tsv" else ",")
 
 
 def text_of(row: Row, name: str) -> str:
@@ -122,6 +130,8 @@ def text_of(row: Row, name: str) -> str:
 
 def quoted(cell: object) -> str:
     """A cell as error texts quote it: at most 200 characters of it, control characters escaped."""
+    if isinstance(cell, str):
+        cell = cell[: LONGEST_QUOTE + 1]
     text = ascii(cell) if isinstance(cell, str) and not cell.isprintable() else repr(cell)
     return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
@@ -140,7 +150,7 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that change the direction of the text after them."""
 
 
-def file_in(folder: Path, cell: str) -> str:
+def file_in(folder: str | Path, cell: str) -> str:
     """File that a cell names, relative to a folder. Backslashes of Windows are read if only that names a file."""
     file = os.path.join(folder, cell)
     if "\\" in cell and os.sep == "/" and not os.path.exists(file):
@@ -207,26 +217,37 @@ def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row
                     )
                     raise ValueError(f"{file}, line {line} has {len(cells)} cells for {len(names)} columns; {remedy}")
                 yield Row(line, dict(zip(names, cells, strict=True)))
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise _undecodable(file, kind) from error
+        except csv.Error as error:
             hint = "; close the open quote" if "unexpected end" in str(error) else ""
-            if isinstance(error, UnicodeDecodeError):
-                hint = f"; save it as {kind} UTF-8"
             raise ValueError(
                 f"{file} cannot be read as {kind} in UTF-8 after line {reader.line_num}: {error}{hint}"
             ) from error
 
 
+def _undecodable(file: Path, kind: str) -> ValueError:
+    """The error of a text that is not UTF-8, with the line; a stream decodes ahead of the lines that it gives."""
+    content = file.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return ValueError(
+            f"{file}, line {line} cannot be read as {kind} in UTF-8: byte {content[error.start]:#04x}, {error.reason}; "
+            f"save it as {kind} UTF-8"
+        )
+    return ValueError(f"{file} changed while it was read; start again")
+
+
 def _json_rows(file: Path, needed: Sequence[str], texts: Collection[str]) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="\n") as stream:
-        line = 0
         try:
             for line, text in enumerate(stream, start=1):
                 if text.strip():
                     yield Row(line, _json_cells(f"{file}, line {line}", _parsed(file, line, text), needed, texts))
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} cannot be read as JSON Lines in UTF-8 after line {line}: {error}; save it as UTF-8"
-            ) from error
+            raise _undecodable(file, "JSON Lines") from error
 
 
 def _parsed(file: Path, line: int, text: str) -> object:
@@ -401,7 +422,7 @@ def check_table_name(option: str, out: Path) -> None:
         pyarrow_parquet()
 
 
-def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
+def write_table(file: Path, rows: Iterable[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
     """Write rows as the name says: .parquet, .jsonl or .ndjson, .tsv, or .csv.
 
     The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV and
@@ -414,44 +435,57 @@ def write_table(file: Path, rows: Sequence[Cells], columns: Sequence[str], numbe
         ImportError: for Parquet without pyarrow.
     """
     check_table_name("the table's file", file)
-    # File names may hold bytes, and JSON halves of surrogate pairs, that UTF-8 cannot encode.
-    cells = [[_encodable(row[name]) for name in columns] for row in rows]
+    lines = ([_encodable(row[name]) for name in columns] for row in rows)
     suffix = file.suffix.lower()
-    if suffix != ".parquet":
-        text = _json_text(cells, columns) if suffix in (".jsonl", ".ndjson") else _csv_text(cells, columns, suffix)
-        with replacing(file) as stream:
-            stream.write(text.encode())
-        return
+    with replacing(file) as stream:
+        if suffix == ".parquet":
+            _write_parquet(stream, lines, columns, numbers)
+        elif suffix in (".jsonl", ".ndjson"):
+            _write_json_lines(stream, lines, columns)
+        else:
+            _write_csv(stream, lines, columns, "\t" if suffix == ".tsv" else ",")
+
+
+_Lines: TypeAlias = "Iterable[Sequence[str | float | None]]"
+"""Cells of rows, in the order of the columns."""
+
+
+def _write_parquet(stream: IO[bytes], lines: _Lines, columns: Sequence[str], numbers: Collection[str]) -> None:
     parquet = pyarrow_parquet()
     import pyarrow
 
     schema = pyarrow.schema([(name, pyarrow.float64() if name in numbers else pyarrow.string()) for name in columns])
-    table = pyarrow.Table.from_pylist([dict(zip(columns, line, strict=True)) for line in cells], schema=schema)
-    with replacing(file) as stream:
-        parquet.write_table(table, stream)
+    remaining = iter(lines)
+    with parquet.ParquetWriter(stream, schema) as writer:
+        while group := list(itertools.islice(remaining, _TEXT_ROWS)):
+            cells = [
+                pyarrow.array(column, kind) for column, kind in zip(zip(*group, strict=True), schema.types, strict=True)
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(cells, schema=schema))
 
 
-def _json_text(cells: Sequence[Sequence[str | float | None]], columns: Sequence[str]) -> str:
-    lines = (
-        {
+def _write_json_lines(stream: IO[bytes], lines: _Lines, columns: Sequence[str]) -> None:
+    for line in lines:
+        cells = {
             name: "nan" if isinstance(cell, float) and math.isnan(cell) else cell
             for name, cell in zip(columns, line, strict=True)
         }
-        for line in cells
-    )
-    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        stream.write((json.dumps(cells, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def _csv_text(cells: Sequence[Sequence[str | float | None]], columns: Sequence[str], suffix: str) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",")
+def _write_csv(stream: IO[bytes], lines: _Lines, columns: Sequence[str], separator: str) -> None:
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text, delimiter=separator)
     writer.writerow(columns)
-    writer.writerows([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line] for line in cells)
-    return text.getvalue()
+    writer.writerows([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in line] for line in lines)
+    text.detach()  # writes what is left, and leaves the stream open
 
 
 def _encodable(cell: str | float | None) -> str | float | None:
-    return cell.encode(errors="backslashreplace").decode() if isinstance(cell, str) else cell
+    # File names may hold bytes, and JSON halves of surrogate pairs, that UTF-8 cannot encode.
+    if not isinstance(cell, str) or cell.isascii():
+        return cell
+    return cell.encode(errors="backslashreplace").decode()
 
 
 @contextmanager

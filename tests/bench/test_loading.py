@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ from support.benchmark_trees import orida_tree
 from support.sample_lists import rows, written
 
 from masc_metrics import load_backbone
+from masc_metrics.bench import loading
 from masc_metrics.bench.datasets.orida import read_orida
-from masc_metrics.bench.loading import MAX_PIXELS, LoadedImage, LoadedSample, Loader, open_image
+from masc_metrics.bench.loading import (
+    LONGEST_PROMPT,
+    MAX_PIXELS,
+    LoadedImage,
+    LoadedSample,
+    Loader,
+    loaded_batches,
+    open_image,
+)
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import Sample
 from masc_metrics.cli import main
@@ -46,7 +56,7 @@ def loaded(folder: Path, size: tuple[int, int], image_tag: int, mask: tuple[int,
 
 def load(sample: Sample) -> LoadedSample:
     processing = load_backbone("tiny").checkpoint.processing
-    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16), [[0]])[0][0]
+    found = Loader([sample], processing, Run(Path("out.csv"), scores=("cp",), max_num_patches=16)).load_all([0])[0]
     assert isinstance(found, LoadedSample), found
     return found
 
@@ -236,3 +246,89 @@ def test_mask_that_cannot_be_read_is_refused_with_advice_for_files(tmp_path: Pat
 def test_windows_path_of_no_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\\b\.png: no such file; write its path with / instead of"):
         open_image(tmp_path / "a\\b.png", "image")
+
+
+# Memory
+
+
+def of_sizes(folder: Path, sizes: Sequence[tuple[int, int]]) -> list[Sample]:
+    """Samples whose generated images have these sizes, each with one reference of 10 x 10 for all."""
+    Image.new("RGB", (10, 10)).save(folder / "reference.png")
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(folder / f"{number}.png")
+    reference = str(folder / "reference.png")
+    return [
+        Sample(number + 1, str(number), str(folder / f"{number}.png"), None, reference, None, None, None)
+        for number in range(len(sizes))
+    ]
+
+
+def batches(samples: Sequence[Sample], workers: int, batch_size: int) -> list[list[int]]:
+    run = Run(Path("out.csv"), scores=("siglip2-i",), max_num_patches=16, workers=workers, batch_size=batch_size)
+    processing = load_backbone("tiny").checkpoint.processing
+    found = loaded_batches(samples, range(len(samples)), processing, run)
+    return [[loaded.number for loaded in batch if isinstance(loaded, LoadedSample)] for batch in found]
+
+
+def test_pictures_of_four_megapixels_with_masks_never_cut_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_pixels", lambda _: 2048 * 2048)
+    samples = [
+        Sample(number, str(number), f"o{number}.png", f"om{number}.png", f"r{number}.png", f"rm{number}.png", "p", "s")
+        for number in range(40)
+    ]
+    for batch_size in (1, 16, 32):
+        loader = Loader(samples, load_backbone("tiny").checkpoint.processing, Run(Path("o.csv"), batch_size=batch_size))
+        cut = list(loader.batches(range(40)))
+        assert [each.numbers for each in cut] == [
+            list(range(40))[start : start + batch_size] for start in range(0, 40, batch_size)
+        ]
+        assert all(each.ahead for each in cut)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_cut_where_their_pictures_take_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    # 8 x 225 bytes a batch; a picture of 10 x 10 takes 300 bytes, and the reference is counted once in each batch.
+    monkeypatch.setattr(loading, "BYTES_A_SAMPLE", 225)
+    sizes = [(10, 10)] * 4 + [(10, 20)] * 3 + [(30, 30)] + [(10, 10)]
+    assert batches(of_sizes(tmp_path, sizes), workers, 4) == [[0, 1, 2, 3], [4, 5], [6], [7], [8]]
+
+
+def test_sample_that_is_too_large_for_a_batch_is_loaded_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = of_sizes(tmp_path, [(10, 10), (30, 30), (10, 10)])
+    monkeypatch.setattr(loading, "BYTES_A_SAMPLE", 225)
+    loader = Loader(samples, load_backbone("tiny").checkpoint.processing, Run(Path("o.csv"), batch_size=4))
+    assert [(each.numbers, each.ahead) for each in loader.batches(range(3))] == [([0], True), ([1], False), ([2], True)]
+
+
+def test_lack_of_memory_while_a_picture_is_decoded_is_no_error_of_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = of_sizes(tmp_path, [(10, 10)])
+
+    def full(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", full)
+    with pytest.raises(MemoryError):
+        load(samples[0])
+
+
+@pytest.mark.parametrize("column", ["prompt", "subject"])
+def test_text_of_absurd_length_is_an_error_of_its_row_in_pf_only(
+    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = [dict(row) for row in rows(written(tmp_path, 2))]
+    listed[0][column] = "a" * (LONGEST_PROMPT + 1)
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--workers", "0", "--quiet")
+    assert main(["score", str(tmp_path / "long.jsonl"), "--out", str(tmp_path / "scores.csv"), *options]) == 3
+    lines = (tmp_path / "scores.csv").read_bytes().decode().splitlines()
+    assert f"aaa... has {LONGEST_PROMPT + 1} characters; give at most {LONGEST_PROMPT}" in lines[1]
+    assert f"{column} 'aaa" in capsys.readouterr().err
+    header, first, second = (line.split(",") for line in lines)
+    cp, pf = header.index("cp"), header.index("pf")
+    assert [bool(cell) for cell in (first[cp], first[pf], second[pf])] == [True, False, True]

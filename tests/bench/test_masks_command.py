@@ -154,7 +154,7 @@ def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, ori
     with Image.open(sample.generated_mask or "") as mask:
         marked = torch.from_numpy(np.array(ImageOps.exif_transpose(mask))) > 0
     assert torch.equal(marked, expected)
-    scored = Loader([sample], load_backbone("tiny").checkpoint.processing, Run(out / "scores.csv"), [[0]])[0][0]
+    scored = Loader([sample], load_backbone("tiny").checkpoint.processing, Run(out / "scores.csv")).load_all([0])[0]
     assert isinstance(scored, LoadedSample)
     assert scored.generated.mask is not None
     assert torch.equal(scored.generated.mask > 0, expected), "and scored so"

@@ -196,7 +196,9 @@ def test_workers_ignore_control_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that ends by itself waits for its last batch to be read, and the run waits for the worker."""
     monkeypatch.setattr(loading.Loader, "load", lambda *_: signal.getsignal(signal.SIGINT))
     processing: Any = None
-    batches: Any = loading.loaded_batches([], [0], processing, Run(Path(), workers=1))
+    batches: Any = loading.loaded_batches(
+        [Sample(1, "1", "a", None, "", None, None, None)], [0], processing, Run(Path(), workers=1)
+    )
     assert list(batches) == [[signal.SIG_IGN]]
 
 
@@ -210,6 +212,47 @@ def test_full_device_memory_is_reported_with_the_remedy(
     assert score(listed, out="full.csv") == 2
     expected = "out of memory; give a smaller --batch-size or fewer --workers (Tried to allocate 2.0"
     assert expected in capsys.readouterr().err
+
+
+NO_MEMORY = "out of memory; give a smaller --batch-size or fewer --workers"
+
+
+def test_allocation_that_fails_is_reported_in_one_line_with_the_remedy(
+    listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> list[SampleResult]:
+        torch.empty(2**60, dtype=torch.uint8)  # torch's error for a CPU is a RuntimeError
+        raise AssertionError
+
+    monkeypatch.setattr(Scorer, "score", full)
+    assert score(listed, out="full_cpu.csv") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"masc-metrics: {NO_MEMORY} (")
+    assert "you tried to allocate 1152921504606846976 bytes" in line
+
+
+@patched_workers
+@pytest.mark.parametrize("allocate", [lambda *_: np.empty(2**60, np.uint8), lambda *_: torch.empty(2**60)])
+def test_allocation_that_fails_in_a_worker_is_reported_in_one_line_with_the_remedy(
+    listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], allocate: Any
+) -> None:
+    monkeypatch.setattr(loading.Loader, "load", allocate)
+    assert score(listed, "--workers", "1", out="full_worker.csv") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"masc-metrics: {NO_MEMORY} (")
+    assert "allocate" in line
+
+
+def test_lack_of_memory_elsewhere_in_a_command_is_reported_in_one_line(
+    listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("masc_metrics.bench.score_command.read_samples", full)
+    assert score(listed, out="full_list.csv") == 2
+    expected = "masc-metrics: out of memory; close other programs, or give less at a time (MemoryError)"
+    assert capsys.readouterr().err.splitlines() == [expected]
 
 
 def interrupted(samples: Path, after: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

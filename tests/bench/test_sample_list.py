@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +256,29 @@ def test_what_a_folder_leaves_out_is_said(folder: Path, capsys: pytest.CaptureFi
     options = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "0")
     assert main(["score", str(folder), "--out", str(folder / "scores.csv"), *options]) == 0
     assert set(read.notes) <= set(capsys.readouterr().err.splitlines())
+
+
+def test_reading_a_list_takes_little_more_memory_than_what_differs_between_its_rows(tmp_path: Path) -> None:
+    count, prompt = 4000, "a photo of a backpack on the beach " * 3
+    header = "generated_image,generated_mask,reference_image,reference_mask,prompt,subject,method,concept,seed\n"
+    row = "out/{0:08}.png,out/{0:08}_mask.png,ref/backpack.png,ref/backpack_mask.png,{1},backpack,A,backpack,{2}\n"
+    lines = (row.format(number, prompt, number % 10) for number in range(count))
+    (tmp_path / "samples.csv").write_text(header + "".join(lines))
+    read_samples(tmp_path / "samples.csv")  # what is imported does not count
+    tracemalloc.start()
+    read = read_samples(tmp_path / "samples.csv")
+    kept, peak = (size / count for size in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    paths = sum(len(path) + 49 for path in (read.samples[0].generated_image, read.samples[0].generated_mask or ""))
+    assert kept < paths + 600
+    assert peak < kept + 100
+
+
+def test_digest_of_a_list_does_not_depend_on_its_folder_or_on_the_form_of_paths(tmp_path: Path, listed: Path) -> None:
+    shutil.copytree(listed.parent, tmp_path / "elsewhere" / "deep")
+    moved = tmp_path / "elsewhere" / "deep" / "samples.csv"
+    assert read_samples(moved).sha256 == read_samples(listed).sha256
+    moved.write_text(moved.read_text().replace("out/0.png", "out/../out/./0.png"))
+    assert read_samples(moved).sha256 == read_samples(listed).sha256
+    moved.write_text(moved.read_text().replace("ref/1.png", "ref/2.png"))
+    assert read_samples(moved).sha256 != read_samples(listed).sha256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ import pytest
 from support.sample_lists import rows, write_csv, written
 
 from masc_metrics.bench import tables
-from masc_metrics.bench.sample import COLUMNS, FILES, MEASURES, NUMBERS, Sample, SampleResult, columns, table_row
+from masc_metrics.bench.sample import (
+    COLUMNS,
+    FILES,
+    MEASURES,
+    NUMBERS,
+    Sample,
+    SampleResult,
+    columns,
+    relative_to,
+    table_row,
+)
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, write_table
 from masc_metrics.cli import main
@@ -84,14 +95,18 @@ HEADER = ",".join(COLUMNS)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv.gz", gzip.compress(HEADER.encode()), "is compressed; unpack it first"),
-        ("a.csv", gzip.compress(HEADER.encode()), "is compressed; unpack it first"),
+        ("a.csv.gz", gzip.compress(HEADER.encode(), mtime=0), "is compressed; unpack it first"),
+        ("a.csv", gzip.compress(HEADER.encode(), mtime=0), "is compressed; unpack it first"),
         ("a.xlsx", b"PK\x03\x04", "is a spreadsheet; save it as .csv, .tsv, .jsonl or .parquet"),
         ("a.csv", b"PK\x03\x04", "is a spreadsheet or a ZIP archive; save it as"),
         ("a.csv", b"PAR1....PAR1", "is Parquet; rename it to end with .parquet"),
         ("a.csv", HEADER.encode("utf-16"), "is UTF-16; save it as UTF-8"),
         ("a.csv", b'[{"prompt": "a"}]', "it looks like JSON: rename it to end with .jsonl or .json"),
-        ("a.csv", f"{HEADER}\na,b,c,d,caf\xe9,f\n".encode("latin-1"), "can't decode byte 0xe9"),
+        (
+            "a.csv",
+            f"{HEADER}\na,b,c,d,caf\xe9,f\n".encode("latin-1"),
+            "line 2 cannot be read as CSV in UTF-8: byte 0xe9",
+        ),
         (
             "a.csv",
             HEADER.replace(",", "\t").encode(),
@@ -276,11 +291,34 @@ def test_every_number_of_a_result_is_a_number_in_parquet(tmp_path: Path) -> None
         reference_mask_confidence=0.5,
         prompt_tokens_cut=3,
     )
-    row = table_row(sample, result, tmp_path)
+    row = table_row(sample, result, relative_to(tmp_path))
     write_table(tmp_path / "t.parquet", [row], columns(("cp",)), ("cp", *NUMBERS))
     (found,) = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert {name for name, cell in row.items() if isinstance(cell, int | float)} == {"cp", *NUMBERS}
     assert found == row
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_rows_are_written_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(tables, "_TEXT_ROWS", 100)
+    count = 3000
+    listed = ({"sample_id": f"{number}", "prompt": "long " * 200, "cp": number / 2} for number in range(count))
+    write_table(tmp_path / f"one{ending}", [{"sample_id": "0", "prompt": "p", "cp": 1.0}], ("cp",), ("cp",))
+    tracemalloc.start()
+    write_table(tmp_path / f"t{ending}", listed, ("sample_id", "prompt", "cp"), ("cp",))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6  # the texts have three megabytes
+    found = read_rows(tmp_path / f"t{ending}")
+    assert [row.cells["sample_id"] for row in found] == [str(number) for number in range(count)]
+    assert found[-1].cells == {"sample_id": "2999", "prompt": "long " * 200, "cp": "1499.5"}
+
+
+@pytest.mark.parametrize("file", ["a/b.png", "a/../b.png", "../b.png", "/x/b.png", "b.png", "a/", "a/..", "./a//b.png"])
+def test_files_are_named_relative_to_a_folder_as_by_relpath(tmp_path: Path, file: str) -> None:
+    for start in (tmp_path, tmp_path / "deep" / "er", Path("/"), Path()):
+        for each in (file, str(tmp_path / file)):
+            assert relative_to(start)(each) == os.path.relpath(each, start)
 
 
 # Pictures in Parquet

@@ -213,8 +213,8 @@ def test_prompts_that_a_text_network_cuts_and_masks_without_a_subject_are_counte
     assert int(cut[1]) > 100
     assert [*cut[:1], *cut[2:]] == ["0"] * 3
     printed = " ".join(capsys.readouterr().err.split())
-    assert "the end of 1 prompts is ignored, since they have more tokens than a text network reads" in printed
-    assert f"most in line 3, {cut[1]} tokens" in printed
+    assert "prompts whose end is ignored: 1; they have more tokens than a text network reads" in printed
+    assert f"most in line 3, {cut[1]} tokens too many" in printed
     assert "the generated masks of 1 samples mark nothing, so their PF is" in printed
     summary = json.loads(out.with_suffix(".summary.json").read_text())
     assert summary["prompts_cut"] == summary["masks"]["generated"]["empty"] == 1

@@ -136,7 +136,7 @@ class Illustrator:
             self.references.clear()
         processing = _NO_PROCESSING if self.backbone is None else self.backbone.checkpoint.processing
         run = Run(self.table.file, max_num_patches=self.max_num_patches)
-        loaded = Loader([sample], processing, run, [[0]]).load(0, self.references)
+        loaded = Loader([sample], processing, run).load(0, self.references)
         return loaded if isinstance(loaded, LoadedSample) else f"No pictures: {self._relative(number, loaded.error)}"
 
     def _relative(self, number: int, text: str) -> str:
