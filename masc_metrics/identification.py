@@ -183,6 +183,7 @@ class MaSCIdentification(SampleMetric):
         )
         own_B1 = to_device(own_B, matrix_BR.device)[:, None]
         self.accumulate(torch.cat([own_B1.to(matrix_BR.dtype), matrix_BR], dim=1), ids)
+        self._notice(generated, None)
 
     def _check_targets(self, targets: Sequence[str], count: int) -> Tensor:
         """Columns of the targets, (B,) int64."""
@@ -219,6 +220,7 @@ class MaSCIdentification(SampleMetric):
             ``reduction="none"``, ``rank`` and ``margin``, (n,) float32: first the samples with an id, sorted by id,
             then the others in order of process and update.
         """
+        self._warn_noticed()
         keyed, ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
         self._warn_conflict(keyed, ids)
         rows = torch.cat([first_of_each_id(keyed, ids), self._concatenated("scores")])

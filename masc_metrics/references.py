@@ -78,6 +78,10 @@ def check_references(
     for index, (pictures, planes_of_set) in enumerate(zip(sets, sets_of_masks, strict=True)):
         key = (_identity(pictures), _identity(planes_of_set))
         if key not in checked:
+            if planes_of_set is None and masks is not None:
+                raise TypeError(
+                    f"reference_masks[{index}] is None; give the mask of every image of reference_images[{index}]"
+                )
             checked[key] = _check_set(pictures, planes_of_set, index)
         references.append(checked[key])
     return tuple(references)

@@ -256,7 +256,7 @@ class SampleMetric(Metric):
             self._warn_once(
                 "inverted",
                 f"{masks} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 "
-                "or 255 marks the subject; if yours mark the background, give 1 - mask or ~mask.",
+                "or 255 marks the subject; if yours mark the background, give mask < 0.5.",
             )
 
     def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
@@ -299,8 +299,7 @@ class SampleMetric(Metric):
         @functools.wraps(update)
         def atomic_update(*args: Any, **kwargs: Any) -> None:
             with lock:
-                # torchmetrics counts an update even if it raises
-                count, computed = self._update_count, self._computed
+                count = self._update_count  # torchmetrics counts an update even if it raises
                 collected, self._in_collection = self._in_collection, False
                 try:
                     wrapped(*args, **kwargs)
@@ -310,7 +309,8 @@ class SampleMetric(Metric):
                             f"{error}; a MetricCollection passes positional arguments to every metric in this order: "
                             f"give update's arguments by name, such as {list(self._update_signature.parameters)[1]}=",
                         )
-                    self._update_count, self._computed = count, computed
+                    # The cached result stays discarded: a rank that returned it would not synchronise with the others.
+                    self._update_count = count
                     raise
 
         return atomic_update
@@ -329,6 +329,7 @@ class SampleMetric(Metric):
             return super().forward(*args, **kwargs)
         except BaseException:
             vars(self).update(backup)
+            self._computed = None  # as after a failed update
             raise
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -194,15 +195,15 @@ class MaSCValidation(L.Callback):
     def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _is_dev_run(trainer):
             return
-        name, n, last_name, last = "every_n_epochs", self.every_n_epochs, "max_epochs", float(trainer.max_epochs or -1)
+        steps, epochs = _length(trainer, pl_module)
+        unit, n, last, limit = "epochs", self.every_n_epochs, epochs, trainer.max_epochs
         if self.every_n_steps is not None:
-            name, n, last_name, last = "every_n_steps", self.every_n_steps, "max_steps", float(trainer.max_steps)
-            if last < 0 and pl_module.automatic_optimization:  # otherwise, a batch may be any number of steps
-                last_name, last = "the number of steps", float(trainer.estimated_stepping_batches)
-        if n is not None and 0 < last < n:
+            unit, n, last, limit = "steps", self.every_n_steps, steps, trainer.max_steps
+        if n is not None and last < n:
+            last_name = f"max_{unit}" if last == limit else f"the number of {unit}"
             rank_zero_warn(
-                f"MaSCValidation: {name} is {n} and {last_name} {last:.0f}, so it never validates; give at most "
-                f"{last:.0f}",
+                f"MaSCValidation: every_n_{unit} is {n} and {last_name} {last:.0f}, so it never validates; give at "
+                f"most {last:.0f}",
                 UserWarning,
             )
 
@@ -338,7 +339,7 @@ class MaSCValidation(L.Callback):
         if between_steps:
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
         else:  # equal on all ranks, so the mean does not change them
-            pl_module.log_dict(values, sync_dist=True, logger=not direct, batch_size=1)
+            pl_module.log_dict(values, sync_dist=True, logger=bool(trainer.loggers) and not direct, batch_size=1)
         if between_steps or direct:
             for (
                 logger
@@ -353,6 +354,19 @@ def _is_dev_run(trainer: L.Trainer) -> bool:
 def _logged_step(trainer: L.Trainer) -> int:
     """Step that Lightning assigns to values logged now, as used by its own callbacks."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _length(trainer: L.Trainer, pl_module: L.LightningModule) -> tuple[float, float]:
+    """Numbers of optimiser steps and of epochs with which training ends; infinite if it has no such limit."""
+    steps, epochs = (
+        math.inf if limit is None or limit < 0 else float(limit) for limit in (trainer.max_steps, trainer.max_epochs)
+    )
+    batches = trainer.num_training_batches
+    if not pl_module.automatic_optimization or math.isinf(batches):  # the steps of an epoch are not known
+        return steps, epochs
+    steps_per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+    steps = min(steps, epochs * steps_per_epoch)
+    return steps, min(epochs, steps if math.isinf(steps) else math.ceil(steps / steps_per_epoch))
 
 
 def _loaded_step(trainer: L.Trainer) -> int | None:

@@ -547,7 +547,7 @@ def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, tra
     if inverted := sum(report.inverted_masks for report in reports):
         reasons.append(
             f"{marked} most of the image and almost all of its border in {inverted}, as an inverted mask does; if so, "
-            "return ~mask"
+            "return mask < 0.5"
         )
     if not reasons:
         return ""

@@ -81,7 +81,7 @@ class Concept:
             if looks_inverted(mask):
                 rank_zero_warn(
                     f"reference_masks[{index}] of {self.subject!r} covers most of its image and almost all of its "
-                    "border, as an inverted mask does; if it marks the background, give ~mask",
+                    "border, as an inverted mask does; if it marks the background, give mask < 0.5",
                     UserWarning,
                 )
             if mask.max() <= FOREGROUND_THRESHOLD:

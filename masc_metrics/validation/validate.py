@@ -18,7 +18,7 @@ from masc_metrics.arguments import check_choice, check_integer, check_positive
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
-from masc_metrics.precision import DEFAULT_DTYPE, Dtype
+from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_device
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 from masc_metrics.validation.concept_scores import (
     Anchors,
@@ -146,7 +146,7 @@ def validate_concepts(
     segment: Segment | str | None = None,
     *,
     modules: torch.nn.Module | Sequence[torch.nn.Module] = (),
-    device: torch.device | str | None = None,
+    device: str | int | torch.device | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
     seeds_per_prompt: int = 1,
@@ -231,7 +231,7 @@ def validate_concepts(
         settings,
         generate,
         modules=parts,
-        device=_device_of(parts) if device is None else torch.device(device),
+        device=_device_of(parts) if device is None else check_device(device),
         share=(world, rank),
         sharded=any(is_sharded(module) for module in parts),
     )
@@ -377,6 +377,8 @@ def _table(
 
 
 def _check_modules(modules: Any) -> tuple[torch.nn.Module, ...]:
+    if modules is None:
+        raise TypeError("modules is None; give torch modules, such as pipeline.unet, or () for none")
     parts = (modules,) if isinstance(modules, torch.nn.Module) else tuple(modules)
     for index, part in enumerate(parts):
         if not isinstance(part, torch.nn.Module):

@@ -99,9 +99,20 @@ def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
     metrics.compute()
     feed(metrics, data(), indices[1:], keyed=False)
     results["continued"] = metrics.compute()
+    # A rank whose update fails after a compute synchronises with the others; its own samples are those of before.
+    names = ("generated_images", "reference_images", "reference_masks")
+    metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES)
+    metric.update(**{name: value for name, value in rows(data(), rank).items() if name in names})
+    metric.compute()
+    arguments = {name: value for name, value in rows(data(), world + rank).items() if name in names}
+    if rank == 0:
+        metric.update(**arguments)
+    else:
+        with pytest.raises(TypeError):
+            metric.update(**arguments | {"reference_masks": None})
+    results["refused"] = metric.compute()
     # Synchronisation in forward.
     metric = MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES, dist_sync_on_step=True)
-    names = ("generated_images", "reference_images", "reference_masks")
     results["step"] = metric(**{n: v for n, v in rows(data(), rank).items() if n in names})
     return results
 
@@ -130,6 +141,16 @@ def test_several_processes_equal_one_process(name: str, ranks: list[dict[str, An
         for metric in ("cp", "pf"):
             assert rank[name][metric].shape == expected[metric].shape
             assert torch.allclose(rank[name][metric], expected[metric], atol=1e-6, equal_nan=True)
+
+
+def test_a_refused_update_after_a_compute_does_not_return_the_cached_result(
+    ranks: list[dict[str, Any]], checkpoint: Path
+) -> None:
+    metric = MaSCConceptPreservation(str(checkpoint), max_num_patches=PATCHES)
+    accepted = rows(data(), *range(len(ranks) + 1))
+    metric.update(*(accepted[name] for name in ("generated_images", "reference_images", "reference_masks")))
+    for rank in ranks:
+        assert rank["refused"].item() == pytest.approx(metric.compute().item(), abs=1e-6)
 
 
 def test_compute_without_data_is_nan_or_empty(ranks: list[dict[str, Any]]) -> None:

@@ -265,3 +265,15 @@ def test_two_processes_equal_one(checkpoint: Path, tmp_path: Path) -> None:
             assert_close(found[f"mean {share}"], expected)
             assert found[f"none {share}"]["rank"].tolist() == ranks
             assert found[f"none {share}"]["margin"].tolist() == pytest.approx(margins, abs=1e-6)
+
+
+def test_generated_images_of_one_colour_are_warned_about(backbone: SigLIP2Backbone) -> None:
+    metric, pictures = identification(backbone), generated()
+    metric.update(pictures, TARGETS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.compute()
+    pictures[2] = 0
+    metric.update(pictures, TARGETS)
+    with pytest.warns(UserWarning, match="MaSCIdentification: 1 generated images have one colour"):
+        metric.compute()

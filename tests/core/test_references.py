@@ -202,6 +202,15 @@ def test_a_flat_list_of_all_references_is_refused_with_the_nested_form(settings:
         concept_preservation(images(2), images(6), masks(6), **settings)
 
 
+def test_a_missing_mask_is_not_read_as_one_that_marks_the_complete_image(settings: dict[str, Any]) -> None:
+    pictures, marked = nested((2, 1))
+    for given in (pictures, [pictures[0][0], pictures[1]]):
+        with pytest.raises(
+            TypeError, match=r"^reference_masks\[0\] is None; give the mask of every image of reference_"
+        ):
+            concept_preservation(images(2), given, [None, marked[1]], **settings)
+
+
 def test_unknown_reduction_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^reference_reduction is 'median'; give 'mean', 'max' or 'pool'$"):
         concept_preservation(images(1), images(1), masks(1), reference_reduction="median", **settings)  # type: ignore[arg-type]

@@ -272,6 +272,9 @@ def test_one_batch_is_checked_before_training_and_leaves_nothing(
         ({"every_n_steps": 50}, {"max_steps": 6, "max_epochs": -1}, "every_n_steps is 50 and max_steps 6, so it never"),
         ({"every_n_steps": 50}, {"max_epochs": 2}, "every_n_steps is 50 and the number of steps 8, .* give at most 8"),
         ({"every_n_epochs": 3}, {"max_epochs": 2}, "every_n_epochs is 3 and max_epochs 2, so it never validates"),
+        ({"every_n_steps": 50}, {"max_steps": 90, "max_epochs": 2}, "every_n_steps is 50 and the number of steps 8, "),
+        ({"every_n_epochs": 3}, {"max_steps": 8, "max_epochs": -1}, "every_n_epochs is 3 and the number of epochs 2, "),
+        ({"every_n_epochs": 3}, {"max_steps": 9, "max_epochs": -1}, ""),
         ({"every_n_steps": 8}, {"max_epochs": 2}, ""),
         ({"every_n_epochs": 2}, {"max_epochs": 2}, ""),
     ],
@@ -285,6 +288,17 @@ def test_schedules_that_never_validate_are_warned_about_before_training(
     assert len(texts) == bool(text)
     assert all(re.search(text, each) for each in texts)
     assert bool(recorder.prompts) != bool(text)
+
+
+def test_a_trainer_without_a_logger_is_not_warned_about(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel())], logger=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.fit(toy(lightning), noise())
+    assert "val/masc_cp" in run.callback_metrics
+    assert not [str(each.message) for each in caught if "no logger" in str(each.message)]
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 3}, {"every_n_epochs": 2}])

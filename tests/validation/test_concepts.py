@@ -88,5 +88,5 @@ def test_reference_masks_that_look_inverted_are_warned_about() -> None:
     mask = torch.zeros(1, 24, 36, dtype=torch.bool)
     mask[:, 8:16, 8:20] = True
     Concept("rex", PROMPTS, images(1, 24, 36), mask)
-    with pytest.warns(UserWarning, match=r"reference_masks\[0\] of 'rex' covers most .* give ~mask"):
+    with pytest.warns(UserWarning, match=r"reference_masks\[0\] of 'rex' covers most .* give mask < 0.5$"):
         Concept("rex", PROMPTS, images(1, 24, 36), ~mask)

@@ -245,6 +245,8 @@ def test_failed_batches_are_undefined_and_counted_in_one_warning(checkpoint: Pat
     ("settings", "error", "text"),
     [
         ({"modules": [1]}, TypeError, r"modules\[0\] is a int; give torch modules"),
+        ({"modules": None}, TypeError, r"modules is None; give torch modules, such as pipeline.unet, or \(\)"),
+        ({"device": "gpu"}, ValueError, "device 'gpu' is not available"),
         ({"seeds_per_prompt": 0}, ValueError, "seeds_per_prompt is 0"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"segment": 3}, TypeError, "segment is a int"),
