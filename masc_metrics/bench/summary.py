@@ -206,8 +206,8 @@ def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[s
     if cut := [(sample, result) for sample, result in rows if result.prompt_tokens_cut]:
         first, most = max(cut, key=lambda row: row[1].prompt_tokens_cut or 0)
         lines.append(
-            f"{samples.source}: prompts whose end is ignored: {len(cut)}; they have more tokens than a text "
-            f"network reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens too many; see "
+            f"{samples.source}: prompts whose end is ignored: {len(cut)}; they have more tokens than a text network "
+            f"reads (SigLIP2 64, CLIP 77); most in line {first.line}, {most.prompt_tokens_cut} tokens too many; see "
             "the column prompt_tokens_cut"
         )
     lines += _mask_warnings(samples, results)

@@ -28,9 +28,7 @@ from masc_metrics.precision import to_device
 from masc_metrics.prompts import check_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
 from masc_metrics.references import References
-from masc_metrics.scores import (
-    embedding_cosine,
-)
+from masc_metrics.scores import embedding_cosine, samples_per_block
 
 
 def check_settings(backbone: SigLIP2Backbone, max_num_patches: int, encode_batch_size: int) -> None:
@@ -73,11 +71,6 @@ def check_texts(
 def each_image(batch: ImageBatch) -> list[tuple[Tensor, ...]]:
     """Group of images for :func:`encoded`, one for each sample."""
     return [(image,) for image in batch.images]
-
-
-def all_images(references: Sequence[References]) -> list[tuple[Tensor, ...]]:
-    """Group of images for :func:`encoded`, all references of each sample."""
-    return [each.images.images for each in references]
 
 
 def _parts(samples: Sequence[tuple[Tensor, ...]], size: int) -> Iterator[list[int]]:
@@ -174,6 +167,54 @@ def encoded_references(
         row_of = {key: row for row, key in enumerate(known)}
         rows = [[row_of[id(image), id(mask)] for image, mask in pairs_of(index)] for index in part]
         yield part, Shown(features, coverage_of([mask for _, mask in known.values()], features), rows), candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Features of P pairs of a reference, or of a bank of several, and a generated image.
+
+    Attributes:
+        tokens_PRD, valid_PR, coverage_PR: patches of the references.
+        generated_PGD, generated_valid_PG: patches of the generated images.
+        subject_PG: coverage of these by the masks of the generated images; None without masks.
+    """
+
+    tokens_PRD: Tensor
+    valid_PR: Tensor
+    coverage_PR: Tensor
+    generated_PGD: Tensor
+    generated_valid_PG: Tensor
+    subject_PG: Tensor | None
+
+
+def pairs_of(shown: Shown, candidate: PatchFeatures, subject_BG: Tensor | None, *, pool: bool) -> Iterator[Pairs]:
+    """All pairs of a sample and one of its references, in order, or with ``pool`` of a sample and all of them.
+
+    With one reference for each sample, all pairs of the part come together; otherwise as many as fit into memory.
+    """
+    samples = list(enumerate(shown.rows))
+    banks = samples if pool else [(sample, [row]) for sample, rows in samples for row in rows]
+    width = shown.coverage_RN.shape[1]
+    longest = max(len(rows) for _, rows in banks)
+    several = any(len(rows) > 1 for rows in shown.rows)
+    size = samples_per_block(longest * width, candidate.tokens_BND.shape[1]) if several else len(banks)
+    for start in range(0, len(banks), size):
+        chunk = banks[start : start + size]
+        sample_P = [sample for sample, _ in chunk]
+        row_PK = [rows + [-1] * (longest - len(rows)) for _, rows in chunk]
+        features, coverage_RN = shown.features, shown.coverage_RN
+        reference = features.tokens_BND, features.valid_BN, coverage_RN
+        if row_PK != [[row] for row in range(len(coverage_RN))]:
+            rows_PK = torch.tensor(row_PK, device="cpu")
+            given_PM = to_device((rows_PK >= 0).repeat_interleave(width, dim=1), coverage_RN.device)
+            rows_PK = to_device(rows_PK.clamp(min=0), coverage_RN.device)
+            tokens, valid, coverage = (values[rows_PK].flatten(1, 2) for values in reference)
+            reference = tokens, valid & given_PM, coverage * given_PM
+        generated = candidate.tokens_BND, candidate.valid_BN, subject_BG
+        if sample_P != list(range(len(candidate.grids))):
+            rows_P = to_device(torch.tensor(sample_P, device="cpu"), coverage_RN.device)
+            generated = generated[0][rows_P], generated[1][rows_P], None if subject_BG is None else subject_BG[rows_P]
+        yield Pairs(*reference, *generated)
 
 
 def encoded_pairs(

@@ -6,7 +6,7 @@ Shape suffixes: B samples, N patches.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,14 +18,15 @@ from masc_metrics.arguments import (
     check_sequence,
     check_type,
 )
-from masc_metrics.backbone import SigLIP2Backbone
+from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import (
-    all_images,
+    Shown,
     check_settings,
     check_texts,
     coverage_of,
     each_image,
     encoded,
+    encoded_references,
     followed,
     rearranged,
 )
@@ -197,14 +198,19 @@ def prompt_following_variants(
         references = check_references(reference_images, reference_masks, len(generated))
     texts = {strip: check_texts(prompts, subjects, len(generated), strip) for strip in strip_subject}
 
-    images = [each_image(generated)] if references is None else [all_images(references), each_image(generated)]
+    settings = backbone, max_num_patches, encode_batch_size
+    encoded_parts: Iterable[tuple[list[int], Shown | None, PatchFeatures]]
+    if references is None:
+        encoded_parts = ((part, None, features) for part, (features,) in encoded([each_image(generated)], *settings))
+    else:
+        encoded_parts = encoded_references(generated, references, *settings)
     transferred = Transferring(generated)
     unmasked: list[tuple[list[int], Tensor]] = []
     pooled: dict[Pooling, list[tuple[list[int], Tensor, Tensor]]] = {pooling: [] for pooling in poolings}
-    for part, (*shown, features) in encoded(images, backbone, max_num_patches, encode_batch_size):
+    for part, shown, features in encoded_parts:
         part_masks = None if masks is None else [masks.masks[index] for index in part]
-        if references is not None:
-            part_masks = transferred.add(part, [references[index] for index in part], shown[0], features)
+        if shown is not None:
+            part_masks = transferred.add(part, shown, features)
         foreground_BN = None
         if part_masks is not None and masked:
             coverage_BN = coverage_of(part_masks, features)

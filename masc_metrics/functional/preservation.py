@@ -5,8 +5,7 @@ Shape suffixes: B samples, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, TypeAlias, get_args, overload
 
 import torch
@@ -17,8 +16,16 @@ from masc_metrics.arguments import (
     check_choice,
     check_sequence,
 )
-from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
-from masc_metrics.functional.encoding import Shown, check_settings, coverage_of, encoded_references, finite, in_order
+from masc_metrics.backbone import SigLIP2Backbone
+from masc_metrics.functional.encoding import (
+    Pairs,
+    check_settings,
+    coverage_of,
+    encoded_references,
+    finite,
+    in_order,
+    pairs_of,
+)
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.masks import (
@@ -26,7 +33,7 @@ from masc_metrics.masks import (
     Masks,
     check_masks,
 )
-from masc_metrics.precision import eager, to_device
+from masc_metrics.precision import eager
 from masc_metrics.references import (
     ReferenceImages,
     ReferenceMasks,
@@ -37,7 +44,6 @@ from masc_metrics.scores import (
     masked_max_cosine,
     mutual_recall,
     over_references,
-    samples_per_block,
     weighted_max_cosine,
 )
 from masc_metrics.settings import (
@@ -167,7 +173,7 @@ def concept_preservation_variants(
         if generated_subjects is not None:
             subject_BN = coverage_of([generated_subjects.masks[index] for index in part], candidate)
         of_pairs: dict[Aggregation, list[tuple[Tensor, Tensor]]] = {name: [] for name in aggregations}
-        for pairs in _pairs(shown, candidate, subject_BN, pool=reference_reduction == "pool"):
+        for pairs in pairs_of(shown, candidate, subject_BN, pool=reference_reduction == "pool"):
             for aggregation, each in of_pairs.items():
                 each.append(_scores_of_pairs(aggregation, pairs))
         counts = [1] * len(part) if reference_reduction == "pool" else [len(rows) for rows in shown.rows]
@@ -178,55 +184,7 @@ def concept_preservation_variants(
     return {aggregation: in_order(parts, backbone) for aggregation, parts in scored.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Features of P pairs of a reference, or of a bank of several, and a generated image.
-
-    Attributes:
-        tokens_PRD, valid_PR, coverage_PR: patches of the references.
-        generated_PGD, generated_valid_PG: patches of the generated images.
-        subject_PG: coverage of these by the masks of the generated images; None without masks.
-    """
-
-    tokens_PRD: Tensor
-    valid_PR: Tensor
-    coverage_PR: Tensor
-    generated_PGD: Tensor
-    generated_valid_PG: Tensor
-    subject_PG: Tensor | None
-
-
-def _pairs(shown: Shown, candidate: PatchFeatures, subject_BG: Tensor | None, *, pool: bool) -> Iterator[_Pairs]:
-    """All pairs of a sample and one of its references, in order, or with ``pool`` of a sample and all of them.
-
-    With one reference for each sample, all pairs of the part come together; otherwise as many as fit into memory.
-    """
-    samples = list(enumerate(shown.rows))
-    banks = samples if pool else [(sample, [row]) for sample, rows in samples for row in rows]
-    width = shown.coverage_RN.shape[1]
-    longest = max(len(rows) for _, rows in banks)
-    several = any(len(rows) > 1 for rows in shown.rows)
-    size = samples_per_block(longest * width, candidate.tokens_BND.shape[1]) if several else len(banks)
-    for start in range(0, len(banks), size):
-        chunk = banks[start : start + size]
-        sample_P = [sample for sample, _ in chunk]
-        row_PK = [rows + [-1] * (longest - len(rows)) for _, rows in chunk]
-        features, coverage_RN = shown.features, shown.coverage_RN
-        reference = features.tokens_BND, features.valid_BN, coverage_RN
-        if row_PK != [[row] for row in range(len(coverage_RN))]:
-            rows_PK = torch.tensor(row_PK, device="cpu")
-            given_PM = to_device((rows_PK >= 0).repeat_interleave(width, dim=1), coverage_RN.device)
-            rows_PK = to_device(rows_PK.clamp(min=0), coverage_RN.device)
-            tokens, valid, coverage = (values[rows_PK].flatten(1, 2) for values in reference)
-            reference = tokens, valid & given_PM, coverage * given_PM
-        generated = candidate.tokens_BND, candidate.valid_BN, subject_BG
-        if sample_P != list(range(len(candidate.grids))):
-            rows_P = to_device(torch.tensor(sample_P, device="cpu"), coverage_RN.device)
-            generated = generated[0][rows_P], generated[1][rows_P], None if subject_BG is None else subject_BG[rows_P]
-        yield _Pairs(*reference, *generated)
-
-
-def _scores_of_pairs(aggregation: Aggregation, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+def _scores_of_pairs(aggregation: Aggregation, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Scores of pairs, and whether they are defined; a score that is NaN all the same is an error of the network."""
     foreground_PR = pairs.coverage_PR > FOREGROUND_THRESHOLD
     generated = pairs.generated_PGD, pairs.generated_valid_PG
@@ -308,7 +266,7 @@ def match_maps(
     ):
         found: list[Tensor] = []
         sums_of_pairs = []
-        for pairs in _pairs(shown, candidate, None, pool=False):
+        for pairs in pairs_of(shown, candidate, None, pool=False):
             foreground_PR = pairs.coverage_PR > FOREGROUND_THRESHOLD
             best_PR = best_cosine(pairs.tokens_PRD, pairs.generated_PGD, pairs.generated_valid_PG)
             sums_of_pairs.append(torch.where(foreground_PR, best_PR, 0).sum(dim=1))

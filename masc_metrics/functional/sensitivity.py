@@ -18,6 +18,7 @@ from masc_metrics.arguments import (
 )
 from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import (
+    Shown,
     check_pairs,
     check_settings,
     check_texts,
@@ -28,17 +29,15 @@ from masc_metrics.functional.encoding import (
 )
 from masc_metrics.functional.transferring import Transferring
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
-from masc_metrics.images import ImageBatch, Images
+from masc_metrics.images import Images
 from masc_metrics.masks import (
     FOREGROUND_THRESHOLD,
-    MaskBatch,
     Masks,
     Perturbation,
     check_masks,
     perturb,
 )
 from masc_metrics.precision import eager
-from masc_metrics.references import References
 from masc_metrics.scores import (
     best_cosine,
     weighted_mean,
@@ -132,11 +131,8 @@ def mask_sensitivity(
         alone = _without_padding(candidate)  # as prompt following encodes them
         for change, parts in pooled.items():
             if change is not None and change.kind == "transferred":
-                sources = [
-                    References(ImageBatch((references.images[index],)), MaskBatch((reference_given.masks[index],)))
-                    for index in part
-                ]
-                wrong: Sequence[Tensor] = transferred.add(part, sources, reference, candidate)
+                shown = Shown(reference, coverage_of(part_masks, reference), [[row] for row in range(len(part))])
+                wrong: Sequence[Tensor] = transferred.add(part, shown, candidate)
             else:
                 wrong = _perturbed([generated_given.masks[index] for index in part], change, seed, alone)
             keep_BN = alone.valid_BN & (coverage_of(wrong, alone) < FOREGROUND_THRESHOLD)

@@ -10,14 +10,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
-from masc_metrics.functional.encoding import all_images, check_settings, coverage_of, each_image, encoded, finite
+from masc_metrics.functional.encoding import Shown, check_settings, encoded_references, finite, pairs_of
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.precision import eager, to_device
-from masc_metrics.references import ReferenceImages, ReferenceMasks, References, check_references
+from masc_metrics.references import ReferenceImages, ReferenceMasks, check_references
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.transfer import (
     TransferredMasks,
@@ -88,9 +87,8 @@ def transfer_masks(
     generated = check_images(generated_images, "generated_images")
     references = check_references(reference_images, reference_masks, len(generated))
     transferred = Transferring(generated)
-    images = [all_images(references), each_image(generated)]
-    for part, (shown, features) in encoded(images, backbone, max_num_patches, encode_batch_size):
-        transferred.add(part, [references[index] for index in part], shown, features)
+    for part in encoded_references(generated, references, backbone, max_num_patches, encode_batch_size):
+        transferred.add(*part)
     found = transferred.masks(backbone)
     if refine is None:
         return found
@@ -159,24 +157,15 @@ class Transferring:
         self._finite: list[tuple[list[int], Tensor]] = []
         self._margins: dict[int, tuple[Tensor, Grid]] = {}
 
-    def add(
-        self, part: list[int], references: Sequence[References], shown: PatchFeatures, generated: PatchFeatures
-    ) -> list[Tensor]:
-        """Masks of the generated images of a part; ``shown`` are the features of all their references."""
-        coverage_BN = coverage_of([mask for each in references for mask in each.masks.masks], shown)
-        counts = [len(each.images) for each in references]
-        finite_S = finite(shown.tokens_BND, shown.valid_BN)
-        finite_B = torch.stack([rows.all() for rows in torch.split(finite_S, counts)])
-        finite_B = finite_B & finite(generated.tokens_BND, generated.valid_BN)
+    def add(self, part: list[int], shown: Shown, generated: PatchFeatures) -> list[Tensor]:
+        """Masks of the generated images of a part."""
+        found = []
+        for pairs in pairs_of(shown, generated, None, pool=True):
+            reference, candidate = pairs.tokens_PRD, (pairs.generated_PGD, pairs.generated_valid_PG)
+            finite_P = finite(reference, pairs.valid_PR) & finite(*candidate)
+            found.append((*find_subject(reference, pairs.coverage_PR, pairs.valid_PR, *candidate), finite_P))
+        margin_BN, confidence_B, finite_B = (torch.cat(values) for values in zip(*found, strict=True))
         self._finite.append((part, finite_B))
-        bank = [  # all patches of a sample's references in one row
-            pad_sequence([rows.flatten(0, 1) for rows in torch.split(values, counts)], batch_first=True)
-            for values in (shown.tokens_BND, coverage_BN, shown.valid_BN)
-        ]
-        tokens_BMD, coverage_BM, valid_BM = bank
-        margin_BN, confidence_B = find_subject(
-            tokens_BMD, coverage_BM, valid_BM, generated.tokens_BND, generated.valid_BN
-        )
         masks = [
             mask_of_patches(margin_N, grid, self._sizes[index])
             for index, margin_N, grid in zip(part, margin_BN, generated.grids, strict=True)

@@ -57,7 +57,9 @@ class MaSCValidation(L.Callback):
     masks, scores and match maps is sent to TensorBoard and W&B, and written as a PNG file for any other logger. A table
     of all images is written as CSV and sent to W&B; that of the last validation is ``table``, a tuple of
     :class:`masc_metrics.validation.ValidatedImage`. The 95 % intervals of both means over concepts are logged as
-    ``val/masc_cp_low``, ``val/masc_cp_high``, ``val/masc_pf_low`` and ``val/masc_pf_high``.
+    ``val/masc_cp_low``, ``val/masc_cp_high``, ``val/masc_pf_low`` and ``val/masc_pf_high``. With three or more
+    concepts, ``val/masc_identified``, ``val/masc_mean_reciprocal_rank`` and ``val/masc_margin`` say whether images show
+    their own concept rather than another one, as :class:`masc_metrics.MaSCIdentification` does.
 
     Training is bit-identical with and without the callback: random states and the train or eval mode of every module
     are restored. Nothing is added to checkpoints.

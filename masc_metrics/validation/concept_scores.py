@@ -1,6 +1,6 @@
 """Scores concepts: generates and segments images in batches and computes both metrics; a failed batch is undefined.
 
-Shape suffixes: P pairs of a generated and a reference image, S generated images.
+Shape suffixes: P pairs of a generated and a reference image, S generated images, R concepts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchmetrics.utilities import rank_zero_warn
 
 from masc_metrics.arguments import check_choice
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
+from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
 from masc_metrics.intervals import mean, unit_means
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks, looks_inverted
@@ -26,14 +27,19 @@ from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import strip_subject
+from masc_metrics.references import References
+from masc_metrics.scores import concept_margins, concept_ranks
 from masc_metrics.segmenters import Segmenter, load_segmenter
-from masc_metrics.settings import SEGMENTERS
+from masc_metrics.settings import DEFAULT_REFERENCE_REDUCTION, SEGMENTERS
 from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
 from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
 from masc_metrics.validation.outputs import check_generated, check_segmented
 from masc_metrics.validation.panels import ascending
 
 Segment = Callable[[Any, list[str]], Masks]
+
+LEAST_CONCEPTS = 3
+"""Least number of concepts with which images are also scored with the concepts that they should not show."""
 
 _MAX_REASONS = 3  # number of distinct failures in a message
 
@@ -77,6 +83,21 @@ class ImageMask:
 
 
 @dataclass(frozen=True, slots=True)
+class Anchors:
+    """Concept preservation between references, as a scale for that of generated images.
+
+    Attributes:
+        ceiling: mean score of each reference of the concept with its other references; NaN with fewer than two.
+        floor: mean score of the references of other concepts with those of this one; NaN with one concept.
+
+    Source: :func:`masc_metrics.functional.concept_anchors`.
+    """
+
+    ceiling: float
+    floor: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankReport:
     """Results of one rank besides the scores, for exchange between ranks.
 
@@ -87,6 +108,8 @@ class RankReport:
         mask_hints: possible reasons for empty masks.
         one_colour: number of images of one colour.
         inverted_masks: number of images whose mask looks inverted.
+        concept_rows: concept preservation with every concept, (R,), by the index of their task; empty with fewer than
+            :data:`LEAST_CONCEPTS`.
     """
 
     failures: tuple[Failure, ...]
@@ -95,6 +118,7 @@ class RankReport:
     mask_hints: tuple[str, ...]
     one_colour: int
     inverted_masks: int
+    concept_rows: Mapping[int, Tensor]
 
     @property
     def empty_masks(self) -> int:
@@ -110,17 +134,23 @@ class ConceptScores:
         cp_S: concept preservation, mean over the references of the concept; NaN where undefined.
         shown_cp_S: concept preservation with the first reference only, which is shown in the panel.
         pf_S: prompt following; NaN where undefined.
+        rank_S: rank of the own concept among all, from 1; NaN where undefined, and with fewer than
+            :data:`LEAST_CONCEPTS` concepts.
+        margin_S: margin of the own concept, likewise; see :func:`masc_metrics.scores.double_centred`.
     """
 
     cp_S: Tensor
     shown_cp_S: Tensor
     pf_S: Tensor
+    rank_S: Tensor
+    margin_S: Tensor
 
     def by_name(self, tasks: Sequence[GenerationTask], names: Sequence[str]) -> dict[str, float]:
         """Means as ``cp`` and ``pf``, their intervals as ``cp_low`` and ``cp_high``, and means as ``cp/<concept>``.
 
         A mean is NaN if no image is defined. Intervals are those of :mod:`masc_metrics.intervals`, left out if
-        undefined.
+        undefined. With enough concepts also ``identified``, ``mean_reciprocal_rank`` and ``margin``, as of
+        :class:`masc_metrics.MaSCIdentification`.
 
         Args:
             tasks: all images.
@@ -136,6 +166,11 @@ class ConceptScores:
             for concept, name in enumerate(names):
                 if (rows := np.flatnonzero(concept_S == concept)).size:
                     values[f"{score}/{name}"] = score_S[rows].nanmean().item()
+        if len(names) >= LEAST_CONCEPTS:
+            rank_S = self.rank_S[~self.rank_S.isnan()]
+            values["identified"] = (rank_S == 1).float().mean().item()
+            values["mean_reciprocal_rank"] = (1 / rank_S).mean().item()
+            values["margin"] = self.margin_S.nanmean().item()
         return values
 
 
@@ -186,21 +221,30 @@ class ConceptScorer:
         self._masks: dict[int, ImageMask] = {}
         self._mask_hints: list[str] = []
         self._one_colour = self._inverted_masks = 0
+        self._concept_rows: dict[int, Tensor] = {}
+        self._bank: tuple[torch.device, SubjectBank] | None = None
         self.transfer_iou_C: Tensor | None = None
         """How well masks can be transferred, by concept; None with a segmenter, and before :meth:`prepare`."""
+        self.anchors: dict[str, Anchors] = {}
+        """Anchors by the name of the concept; none before :meth:`prepare`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_bank": None}  # a copy encodes the references itself
 
     def prepare(self, device: torch.device) -> None:
         """Reset, move to the device of the model, and load the network and the embeddings of all prompts.
 
         Without a segmenter, the transfer of masks is checked once. With one, its networks are loaded and the missing
-        masks of references are made, once.
+        masks of references are made, once. The references of all concepts are compared once.
 
         Raises:
             OSError, ValueError, ImportError: if a checkpoint is not available.
             ValueError: if the segmenter finds nothing in a reference.
+            RuntimeError: if the network gives features of a reference that are not finite.
         """
         self._failures, self._shots, self._shown_scores, self._masks, self._mask_hints = [], {}, {}, {}, []
         self._one_colour = self._inverted_masks = 0
+        self._concept_rows = {}
         for metric in (self.cp, self.pf):
             metric.reset()
             metric.to(device)
@@ -214,6 +258,7 @@ class ConceptScorer:
             self.segment = load_segmenter(**self._segmenter_settings, device=device)
         if isinstance(self.segment, Segmenter) and not self._segmenter_loaded:
             self._load_segmenter(self.segment, device)
+        self._encode_references()
 
     def _load_segmenter(self, segmenter: Segmenter, device: torch.device) -> None:
         if segmenter.settings.device is not None:
@@ -221,6 +266,20 @@ class ConceptScorer:
         with torch.inference_mode(False):  # the masks are used in later calls
             self.concepts = tuple(_with_masks(concept, segmenter, device) for concept in self.concepts)
         self._segmenter_loaded = True
+
+    def _encode_references(self) -> None:
+        """Encode the references of all concepts, and compare them with each other, once."""
+        device = self.cp.backbone.device
+        if self.anchors and (len(self.concepts) < LEAST_CONCEPTS or (self._bank and self._bank[0] == device)):
+            return
+        gallery = [References(concept.references, concept.masks) for concept in self.concepts]
+        with torch.inference_mode(False):  # the bank is used in later calls
+            bank = SubjectBank.of(gallery, **self._encoder)
+            self._bank = (device, bank) if len(self.concepts) >= LEAST_CONCEPTS else None
+            if not self.anchors:
+                found = bank.anchors(gallery, reduction=DEFAULT_REFERENCE_REDUCTION, **self._encoder)
+                values = zip(self.concepts, found.ceiling_R.tolist(), found.floor_R.tolist(), strict=True)
+                self.anchors = {concept.name: Anchors(ceiling, floor) for concept, ceiling, floor in values}
 
     def _check_transfer(self) -> None:
         self.transfer_iou_C = check_transfer(
@@ -279,6 +338,7 @@ class ConceptScorer:
             self._one_colour += sum(bool(is_one_colour(image)) for image in checked.images)
             self._add_pairs(batch, checked, pairs)
             unscored.pop(0)
+            self._add_concept_rows(batch, checked)
             stage = "mask transfer" if self.segment is None else "segment"
             masks = self._find_masks(batch, images, checked)
             stage = "scoring"
@@ -340,7 +400,13 @@ class ConceptScorer:
         """Report of this rank."""
         hints = tuple(self._mask_hints[:1])
         return RankReport(
-            tuple(self._failures), self._shots, self._masks, hints, self._one_colour, self._inverted_masks
+            tuple(self._failures),
+            self._shots,
+            self._masks,
+            hints,
+            self._one_colour,
+            self._inverted_masks,
+            self._concept_rows,
         )
 
     def _add_failure(
@@ -356,6 +422,11 @@ class ConceptScorer:
         references = ImageBatch(tuple(image for concept in concepts for image in concept.references.images))
         masks = [mask for concept in concepts for mask in concept.masks.masks]
         self.cp.update(generated, references, masks, sample_ids=pairs)
+
+    def _add_concept_rows(self, batch: Sequence[GenerationTask], images: ImageBatch) -> None:
+        if self._bank is not None:
+            rows_SR = self._bank[1].matrix(images, reduction=DEFAULT_REFERENCE_REDUCTION, **self._encoder).cpu()
+            self._concept_rows |= zip([task.index for task in batch], rows_SR, strict=True)
 
     def _add_shots(
         self,
@@ -402,16 +473,30 @@ class ConceptScorer:
             for index in known.keys() - kept:
                 del self._shots[index], known[index]
 
-    def scores(self, tasks: Sequence[GenerationTask]) -> ConceptScores:
-        """Scores of all ranks; a collective call."""
+    def scores(self, tasks: Sequence[GenerationTask], reports: Sequence[RankReport]) -> ConceptScores:
+        """Scores of all ranks; a collective call.
+
+        Args:
+            tasks: all images.
+            reports: reports of all ranks.
+        """
         with warnings.catch_warnings():
             # The caller reports undefined samples; a rank without batches is not a problem.
             warnings.simplefilter("ignore", UserWarning)
             cp_P, pf_S = self.cp.compute(), self.pf.compute()
+        row_of = {index: row for report in reports for index, row in report.concept_rows.items()}
+        known = [number for number, task in enumerate(tasks) if task.index in row_of]
+        rank_S, margin_S = torch.full((2, len(tasks)), torch.nan, dtype=torch.float32, device="cpu")
+        if known:
+            matrix_KR = torch.stack([row_of[tasks[number].index] for number in known])
+            own_K = torch.tensor([tasks[number].concept for number in known], device="cpu")
+            rank_S[known], margin_S[known] = concept_ranks(matrix_KR, own_K), concept_margins(matrix_KR, own_K)
         return ConceptScores(
             torch.stack([cp_P[task.pairs.start : task.pairs.stop].nanmean() for task in tasks]),
             torch.stack([cp_P[task.pairs.start] for task in tasks]),
             pf_S,
+            rank_S,
+            margin_S,
         )
 
 

@@ -20,7 +20,14 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_device
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
-from masc_metrics.validation.concept_scores import ConceptScorer, ConceptScores, ImageMask, Segment, problem_summary
+from masc_metrics.validation.concept_scores import (
+    Anchors,
+    ConceptScorer,
+    ConceptScores,
+    ImageMask,
+    Segment,
+    problem_summary,
+)
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
 from masc_metrics.validation.panels import PanelChoice, draw_panel, panel_rows
@@ -78,6 +85,12 @@ class ValidatedImage:
         mask_coverage: share of the image's pixels that its mask marks, in [0, 1]; NaN without a mask.
         mask_confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; NaN
             if nothing was found, and for other masks.
+        rank: place of its concept among all concepts by concept preservation, from 1, see
+            :func:`masc_metrics.scores.concept_ranks`; NaN if undefined, and with fewer than three concepts.
+        margin: how much better it matches its concept than images of other concepts do, see
+            :func:`masc_metrics.scores.concept_margins`; NaN likewise.
+        cp_ceiling: ceiling of its concept, see :attr:`ConceptValidation.anchors`.
+        cp_floor: floor of its concept.
     """
 
     index: int
@@ -89,6 +102,10 @@ class ValidatedImage:
     mask_source: str
     mask_coverage: float
     mask_confidence: float
+    rank: float
+    margin: float
+    cp_ceiling: float
+    cp_floor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +115,21 @@ class ConceptValidation:
     Attributes:
         scores: "cp" and "pf", means over all images; "cp_low", "cp_high", "pf_low" and "pf_high", the 95 % intervals of
             the means over concepts; "cp/<concept>" and "pf/<concept>", means of each concept; without a segmenter
-            "mask_iou/<concept>", how well masks can be transferred. A mean is NaN if no image is defined; an interval
-            that is not defined is left out.
+            "mask_iou/<concept>", how well masks can be transferred; with three or more concepts "identified",
+            "mean_reciprocal_rank" and "margin", as :class:`masc_metrics.MaSCIdentification` computes them. A mean is
+            NaN if no image is defined; an interval that is not defined is left out.
         table: all images, in order.
         panel: references, images, masks, scores and match maps; None if none was asked for or it could not be drawn.
         problems: number of undefined images with the reasons; empty if there are none.
+        anchors: by the name of each concept, the concept preservation of its references with each other (ceiling) and
+            of the references of other concepts (floor), between which that of generated images is read.
     """
 
     scores: Mapping[str, float]
     table: tuple[ValidatedImage, ...]
     panel: Image.Image | None
     problems: str
+    anchors: Mapping[str, Anchors]
 
 
 class ValidationError(RuntimeError):
@@ -185,7 +206,8 @@ def validate_concepts(
         TypeError, ValueError: if an argument is not accepted, a concept lacks reference masks without a segmenter, or
             the segmenter finds nothing in a reference.
         OSError: if a checkpoint is not available.
-        RuntimeError: with ``on_error="raise"``, if a batch fails.
+        RuntimeError: with ``on_error="raise"``, if a batch fails; or if the network gives features of a reference that
+            are not finite.
 
     Source: MaSC, arXiv 2605.22469.
     """
@@ -270,7 +292,7 @@ def run_validation(
     if fatal and settings.on_error == "raise":
         rank, failure = fatal[0]
         raise ValidationError(f"{scorer.title}, rank {rank}: {failure}", failure.stage) from error
-    found = scorer.scores(tasks)
+    found = scorer.scores(tasks, reports)
     names = [concept.name for concept in scorer.concepts]
     scores = found.by_name(tasks, names)
     if scorer.transfer_iou_C is not None:
@@ -289,7 +311,8 @@ def run_validation(
             raise
         problems.append(f"the panel could not be drawn, {type(reason).__name__}: {reason}")
     masks = {index: mask for report in reports for index, mask in report.masks.items()}
-    return ConceptValidation(scores, _table(tasks, names, found, masks), panel, "; ".join(filter(None, problems)))
+    table = _table(tasks, names, found, masks, scorer.anchors)
+    return ConceptValidation(scores, table, panel, "; ".join(filter(None, problems)), scorer.anchors)
 
 
 def _score_share(
@@ -322,14 +345,34 @@ def _call(generate: Generate, modules: Sequence[torch.nn.Module], batch: Generat
 
 
 def _table(
-    tasks: Sequence[GenerationTask], names: Sequence[str], scores: ConceptScores, masks: Mapping[int, ImageMask]
+    tasks: Sequence[GenerationTask],
+    names: Sequence[str],
+    scores: ConceptScores,
+    masks: Mapping[int, ImageMask],
+    anchors: Mapping[str, Anchors],
 ) -> tuple[ValidatedImage, ...]:
     no_mask = ImageMask("", math.nan, math.nan)
+    columns = [values_S.tolist() for values_S in (scores.cp_S, scores.pf_S, scores.rank_S, scores.margin_S)]
     rows = []
-    for task, cp, pf in zip(tasks, scores.cp_S.tolist(), scores.pf_S.tolist(), strict=True):
-        mask = masks.get(task.index, no_mask)
-        measures = (mask.source, mask.coverage, mask.confidence)
-        rows.append(ValidatedImage(task.index, names[task.concept], task.prompt, task.seed, cp, pf, *measures))
+    for task, cp, pf, rank, margin in zip(tasks, *columns, strict=True):
+        mask, name = masks.get(task.index, no_mask), names[task.concept]
+        rows.append(
+            ValidatedImage(
+                task.index,
+                name,
+                task.prompt,
+                task.seed,
+                cp,
+                pf,
+                mask.source,
+                mask.coverage,
+                mask.confidence,
+                rank,
+                margin,
+                anchors[name].ceiling,
+                anchors[name].floor,
+            )
+        )
     return tuple(rows)
 
 

@@ -106,8 +106,11 @@ def test_reference_without_a_subject_patch_finds_nothing() -> None:
     assert confidence.isnan().all()
 
 
-def test_padding_is_never_found_and_changes_nothing() -> None:
-    reference, generated = torch.rand(1, 6, 8), torch.rand(1, 9, 8)
+@pytest.mark.parametrize(("seed", "finds"), [(0, True), (136, False)])
+def test_padding_is_never_found_and_changes_nothing(seed: int, finds: bool) -> None:
+    """If nothing is found, the confidence is NaN with and without padding."""
+    random = torch.Generator().manual_seed(seed)
+    reference, generated = torch.rand(1, 6, 8, generator=random), torch.rand(1, 9, 8, generator=random)
     coverage = torch.tensor([[1.0, 1, 1, 0, 0, 0]])
     full = find_subject(
         reference, coverage, torch.ones(1, 6, dtype=torch.bool), generated, torch.ones(1, 9, dtype=torch.bool)
@@ -119,7 +122,8 @@ def test_padding_is_never_found_and_changes_nothing() -> None:
     valid_R, valid_G = (torch.arange(count + 3)[None] < count for count in (6, 9))
     margin, confidence = find_subject(padded(reference, 1), padded(coverage), valid_R, padded(generated, 1), valid_G)
     torch.testing.assert_close(margin[:, :9], full[0])
-    torch.testing.assert_close(confidence, full[1])
+    torch.testing.assert_close(confidence, full[1], equal_nan=True)
+    assert confidence.isnan().item() is not finds
     assert (margin[:, 9:] == -2).all()
 
 
@@ -292,6 +296,35 @@ def test_a_tensor_of_several_references_for_each_image_equals_the_lists(backbone
         generated, [list(each) for each in pictures], [list(each) for each in marked], **settings(backbone)
     )
     assert all(torch.equal(a, b) for a, b in zip(stacked.masks, listed.masks, strict=True))
+
+
+def test_references_that_images_share_are_in_memory_once_and_change_nothing(
+    backbone: SigLIP2Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = batch(5)
+    pictures, marked = (list(samples[name][:3]) for name in REFERENCES)
+    counts = [3, 1, 2, 3, 2]
+    arguments = [pictures[:count] for count in counts], [marked[:count] for count in counts]
+    alone = [
+        transfer_masks(
+            samples["generated_images"][row : row + 1], *([each[row]] for each in arguments), **settings(backbone)
+        )
+        for row in range(5)
+    ]
+    prepared: list[int] = []
+    prepare = SigLIP2Backbone.prepare
+
+    def counted(self: SigLIP2Backbone, images: Any, **options: Any) -> Any:
+        prepared.append(len(images))
+        return prepare(self, images, **options)
+
+    monkeypatch.setattr(SigLIP2Backbone, "prepare", counted)
+    together = transfer_masks(samples["generated_images"], *arguments, **settings(backbone))
+    assert prepared == [3 + 5], "three references and five images"
+    for row, single in enumerate(alone):
+        assert torch.equal(together.masks[row], single.masks[0])
+    expected = torch.cat([single.confidence_B for single in alone])
+    torch.testing.assert_close(together.confidence_B, expected, equal_nan=True)
 
 
 # --- the check ---

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import processes
 from support.batches import batch
-from support.concept_cases import RecordingModel, validation
+from support.concept_cases import RecordingModel, three_concepts, validation
 from support.gpu import RESIZE_TOLERANCE
 from support.trainers import collection, loader, noise, package, rows, third_party_warnings_ignored, toy, trainer
 
@@ -71,7 +71,8 @@ def test_training_is_bit_identical_with_and_without_the_callback(
 ) -> None:
     lightning = package("lightning")
     weights, states = [], []
-    for callbacks in ([], [validation(checkpoint, RecordingModel(), every_n_steps=2, panel_size=None)]):
+    callback = validation(checkpoint, RecordingModel(), concepts=three_concepts(), every_n_steps=2, panel_size=None)
+    for callbacks in ([], [callback]):
         module = toy(lightning)
         run = trainer(lightning, tmp_path, accelerator=accelerator(gpu), callbacks=callbacks, max_epochs=2)
         run.fit(module, noise())

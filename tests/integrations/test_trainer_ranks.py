@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support import processes
-from support.concept_cases import PICTURES, PROMPTS, RecordingModel, validation
+from support.concept_cases import RecordingModel, three_concepts, validation
 from support.trainers import collection, loader, noise, package, rows, third_party_warnings_ignored, toy, trainer
 
 UNEVEN = 5  # a sampler pads it to six on two ranks
@@ -98,16 +98,17 @@ def work(rank: int, world: int, checkpoint: str, folder: Path) -> dict[str, Any]
                 run.validate(module_for(strategy, collection(checkpoint), keyed=True), loader(UNEVEN), verbose=False)
                 results[f"metrics {strategy} {precision}"] = numbers(run)
             recorder = RecordingModel()
-            run = start("callback", strategy, callbacks=[validation(checkpoint, recorder, panel_dir=folder / strategy)])
+            callback = validation(checkpoint, recorder, concepts=three_concepts(), panel_dir=folder / strategy)
+            run = start("callback", strategy, callbacks=[callback])
             run.validate(module_for(strategy), loader(1), verbose=False)
             results[f"callback {strategy}"] = numbers(run), recorder.prompts
-            run = start(
-                "callback", strategy, num_sanity_val_steps=2, callbacks=[validation(checkpoint, RecordingModel())]
-            )
+            callback = validation(checkpoint, RecordingModel(), concepts=three_concepts())
+            run = start("callback", strategy, num_sanity_val_steps=2, callbacks=[callback])
             run.fit(module_for(strategy), noise())
             results[f"callback {strategy} in fit"] = numbers(run)
 
-        for case, callbacks in (("with", [validation(checkpoint, RecordingModel())]), ("without", [])):
+        callback = validation(checkpoint, RecordingModel(), concepts=three_concepts())
+        for case, callbacks in (("with", [callback]), ("without", [])):
             module = module_for("ddp")
             start(case, "ddp", callbacks=callbacks, max_epochs=2).fit(module, noise())
             results[f"weights {case}"] = {name: value.clone() for name, value in module.state_dict().items()}
@@ -224,7 +225,7 @@ def test_checkpoints_have_equal_size_with_and_without_metrics(strategy: str, ran
 def one_process(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     with third_party_warnings_ignored():
         lightning = package("lightning")
-        callback = validation(checkpoint, RecordingModel(), panel_size=None)
+        callback = validation(checkpoint, RecordingModel(), concepts=three_concepts(), panel_size=None)
         run = trainer(lightning, tmp_path_factory.mktemp("single"), callbacks=[callback])
         run.validate(toy(lightning), loader(1), verbose=False)
         return numbers(run)
@@ -235,19 +236,21 @@ def test_callback_distributes_prompts_and_scores_as_one_process(
     strategy: str, ranks: list[dict[str, Any]], one_process: dict[str, float], folder: Path
 ) -> None:
     generated = []
+    wanted = [prompt for concept in three_concepts() for prompt in concept.prompts]
     for rank in ranks:
         scores, prompts = rank[f"callback {strategy}"]
         assert scores == pytest.approx(one_process, abs=TOLERANCE)
         assert scores.keys() >= {"val/masc_cp", "val/masc_pf", "val/masc_cp/kitten", "val/masc_pf/rocket"}
+        assert scores.keys() >= {"val/masc_identified", "val/masc_mean_reciprocal_rank", "val/masc_margin"}
         generated += prompts
         fitted = rank[f"callback {strategy} in fit"]
         assert fitted == ranks[0][f"callback {strategy} in fit"], "all ranks have equal scores, and none is undefined"
-        assert len(fitted) == 10, "two scores with intervals, and both of two concepts"
+        assert len(fitted) == 15, "two scores with intervals, both of three concepts, and three of identification"
     if strategy == "ddp":
-        assert sorted(generated) == sorted(prompt for prompts in PROMPTS.values() for prompt in prompts)
+        assert sorted(generated) == sorted(wanted)
     else:  # three batches on two ranks: both generate the last one of a sharded model, and it counts once
-        assert len(ranks[0][f"callback {strategy}"][1]) >= PICTURES - 2
-        assert len(generated) > PICTURES
+        assert len(ranks[0][f"callback {strategy}"][1]) >= len(wanted) - 2
+        assert len(generated) > len(wanted)
     assert sorted(Path(name).suffix for name in os.listdir(folder / strategy)) == [".csv", ".png"], "of rank 0 only"
 
 

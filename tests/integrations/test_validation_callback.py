@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 from support.batches import PATCHES, images, masks
-from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, validation
+from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, three_concepts, validation
 from support.segmenter_checkpoints import build_clipseg
 from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
 
@@ -354,7 +354,7 @@ def test_training_is_bit_identical_with_and_without_the_callback(
 ) -> None:
     """This includes dropout, shuffling, batch statistics, and a submodule that the user keeps in eval mode."""
     states = []
-    for callbacks in ([], [validation(checkpoint, RecordingModel(), **settings)]):
+    for callbacks in ([], [validation(checkpoint, RecordingModel(), concepts=three_concepts(), **settings)]):
         module = toy(either)
         module.frozen = torch.nn.Dropout().eval()
         run = trainer(either, tmp_path, max_epochs=2, callbacks=callbacks)
@@ -1123,6 +1123,46 @@ def test_a_table_of_all_images_is_kept_and_written(lightning: ModuleType, checkp
     assert [float(row["cp"]) for row in written] == [image.cp for image in callback.table]
     assert [row["concept"] for row in written] == [image.concept for image in callback.table]
     assert np.mean([image.pf for image in callback.table]) == pytest.approx(scores(run)["val/masc_pf"], abs=1e-6)
+
+
+def test_three_concepts_are_told_apart_in_the_log_and_in_the_table(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    two, three = (
+        validation(checkpoint, RecordingModel()),
+        validation(checkpoint, RecordingModel(), concepts=three_concepts(), prefix="three/"),
+    )
+    run = trainer(lightning, tmp_path, callbacks=[two, three])
+    run.fit(toy(lightning), noise(), loader(1))
+    assert set(scores(run)) >= EVERY
+    assert not {name for name in scores(run) if name.startswith("val/")} - EVERY
+    ranks = [image.rank for image in three.table]
+    assert scores(run)["three/masc_identified"] == pytest.approx(np.mean(np.equal(ranks, 1)))
+    assert scores(run)["three/masc_mean_reciprocal_rank"] == pytest.approx(np.mean(np.reciprocal(ranks)))
+    assert scores(run)["three/masc_margin"] == pytest.approx(np.mean([image.margin for image in three.table]))
+    (file,) = (tmp_path / "masc_tables").glob("three-*.csv")
+    with file.open(newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [float(row["rank"]) for row in written] == ranks
+    assert [float(row["margin"]) for row in written] == [image.margin for image in three.table]
+    assert [float(row["cp_floor"]) for row in written] == [image.cp_floor for image in three.table]
+
+
+def test_a_copy_of_the_callback_leaves_encoded_references_out_and_validates_the_same(
+    lightning: ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    original = validation(checkpoint, RecordingModel(), concepts=three_concepts())
+    module = toy(lightning)
+
+    def validated(callback: MaSCValidation) -> list[tuple[float, ...]]:
+        trainer(lightning, tmp_path, callbacks=[callback]).validate(module, loader(1), verbose=False)
+        return [(image.cp, image.rank, image.margin, image.cp_floor) for image in callback.table]
+
+    first = validated(original)
+    copied = copy.deepcopy(original)
+    assert original._scorer._bank is not None
+    assert copied._scorer._bank is None
+    assert validated(copied) == first
 
 
 def test_panels_show_the_worst_images_on_request(

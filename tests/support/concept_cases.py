@@ -30,6 +30,12 @@ def concepts() -> list[Concept]:
     ]
 
 
+def three_concepts() -> list[Concept]:
+    """Also "kettle" with two references."""
+    kettle = Concept("kettle", ["a kettle in the snow"], images(2, *SIZE, seed=90), masks(2, *SIZE, seed=90))
+    return [*concepts(), kettle]
+
+
 class RecordingModel:
     """Generates and segments, and records the arguments and the state of the module and trainer."""
 
@@ -57,4 +63,4 @@ class RecordingModel:
 def validation(checkpoint: Path | str, recorder: RecordingModel, **settings: Any) -> MaSCValidation:
     settings = {"batch_size": 2, "max_num_patches": PATCHES, "model_name_or_path": checkpoint, **settings}
     generate, segment = (settings.pop(name, getattr(recorder, name)) for name in ("generate", "segment"))
-    return MaSCValidation(concepts(), generate, segment, **settings)
+    return MaSCValidation(settings.pop("concepts", concepts()), generate, segment, **settings)

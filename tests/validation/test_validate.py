@@ -14,9 +14,10 @@ import pytest
 import torch
 from support import processes
 from support.batches import PATCHES, images, masks
-from support.concept_cases import PROMPTS, SIZE, concepts
+from support.concept_cases import PROMPTS, SIZE, concepts, three_concepts
 
-from masc_metrics.validation import ConceptValidation, validate_concepts
+from masc_metrics import MaSCIdentification, functional, load_backbone
+from masc_metrics.validation import Concept, ConceptValidation, validate_concepts
 
 
 class Model(torch.nn.Module):
@@ -42,7 +43,8 @@ def segment(pictures: Any, nouns: list[str]) -> torch.Tensor:
 
 def validate(checkpoint: Path | str, model: Model, **settings: Any) -> ConceptValidation:
     settings = {"segment": segment, "batch_size": 2, "max_num_patches": PATCHES, "modules": model} | settings
-    return validate_concepts(concepts(), model.generate, model_name_or_path=checkpoint, **settings)
+    chosen, generate = settings.pop("concepts", concepts()), settings.pop("generate", model.generate)
+    return validate_concepts(chosen, generate, model_name_or_path=checkpoint, **settings)
 
 
 def test_the_table_has_every_image_and_its_means_are_the_scores(checkpoint: Path) -> None:
@@ -66,6 +68,119 @@ def test_the_table_has_every_image_and_its_means_are_the_scores(checkpoint: Path
     assert result.panel is not None
     assert result.panel.width > 600
     assert result.problems == ""
+    assert not {"identified", "mean_reciprocal_rank", "margin"} & result.scores.keys()
+    assert all(math.isnan(row.rank) and math.isnan(row.margin) for row in table), "of two concepts"
+
+
+def reference_of(prompt: str) -> torch.Tensor:
+    """The first reference of the concept in the prompt, except that rockets in the snow show the kitten."""
+    named = {concept.name: concept.references.images[0] for concept in three_concepts()}
+    name = next(name for name in named if name in prompt)
+    return named["kitten" if name == "rocket" and "snow" in prompt else name]
+
+
+def test_images_of_three_concepts_are_ranked_by_whether_they_show_their_own(checkpoint: Path) -> None:
+    chosen = three_concepts()
+    result = validate(
+        checkpoint,
+        Model(),
+        concepts=chosen,
+        generate=lambda prompts, seed: [reference_of(prompt) for prompt in prompts],
+    )
+    assert [row.rank == 1 for row in result.table] == [True, True, True, True, False, True]
+    assert result.scores["identified"] == pytest.approx(5 / 6)
+    assert result.table[4].margin < 0 < result.table[3].margin
+    found = {}
+    for reduction in ("mean", "none"):
+        metric = MaSCIdentification(
+            [concept.name for concept in chosen],
+            [concept.references for concept in chosen],
+            [concept.masks for concept in chosen],
+            model_name_or_path=checkpoint,
+            max_num_patches=PATCHES,
+            reduction=reduction,
+        )
+        metric.update([reference_of(row.prompt) for row in result.table], [row.concept for row in result.table])
+        found[reduction] = metric.compute()
+    for name, value in found["mean"].items():
+        assert result.scores[name] == pytest.approx(value.item(), abs=1e-6)
+    for name, values in found["none"].items():
+        assert [getattr(row, name) for row in result.table] == pytest.approx(values.tolist(), abs=1e-6)
+
+
+def test_failed_images_have_no_rank_and_change_no_other(checkpoint: Path) -> None:
+    """A segmenter that fails costs no rank."""
+
+    def generate(prompts: list[str], seed: int) -> list[torch.Tensor]:
+        if "forest" in prompts[0]:
+            raise RuntimeError("intended failure")
+        return [reference_of(prompt) for prompt in prompts]
+
+    def fails(pictures: Any, nouns: list[str]) -> torch.Tensor:
+        raise RuntimeError("no segmenter")
+
+    with pytest.warns(UserWarning, match="intended failure"):
+        result = validate(
+            checkpoint, Model(), concepts=three_concepts(), generate=generate, segment=fails, batch_size=1
+        )
+    assert [math.isnan(row.rank) for row in result.table] == [False, False, True, False, False, False]
+    assert [math.isnan(row.margin) for row in result.table] == [False, False, True, False, False, False]
+    assert result.scores["identified"] == pytest.approx(4 / 5)
+    kitten = three_concepts()[0]
+    without = Concept("kitten", kitten.prompts[:2], kitten.references, kitten.masks)
+    with pytest.warns(UserWarning, match="no segmenter"):
+        fewer = validate(
+            checkpoint,
+            Model(),
+            concepts=[without, *three_concepts()[1:]],
+            generate=generate,
+            segment=fails,
+            batch_size=1,
+        )
+    for name in ("identified", "mean_reciprocal_rank", "margin"):
+        assert result.scores[name] == pytest.approx(fewer.scores[name], abs=1e-6)
+
+
+def test_a_concept_without_a_subject_patch_costs_the_ranks_of_its_own_images_only(checkpoint: Path) -> None:
+    kitten, *others = three_concepts()
+    pixel = torch.zeros(1, *SIZE, dtype=torch.bool)
+    pixel[0, 0, 0] = True
+    unmarked = Concept("kitten", kitten.prompts, kitten.references, pixel)
+    with pytest.warns(UserWarning, match="the reference masks leave no patch of the subject for 3"):
+        result = validate(
+            checkpoint,
+            Model(),
+            concepts=[unmarked, *others],
+            generate=lambda prompts, seed: [reference_of(prompt) for prompt in prompts],
+        )
+    assert [math.isnan(row.rank) for row in result.table] == [True] * 3 + [False] * 3
+    assert [math.isnan(row.margin) for row in result.table] == [True] * 3 + [False] * 3
+    assert {row.rank for row in result.table[3:]} <= {1, 2}
+    assert math.isnan(result.anchors["kitten"].floor)
+    assert result.anchors["rocket"].floor == pytest.approx(
+        validate(checkpoint, Model(), concepts=three_concepts()).anchors["rocket"].floor, abs=1e-6
+    )
+
+
+def test_anchors_are_scores_of_references_with_those_of_their_own_and_of_other_concepts(checkpoint: Path) -> None:
+    result = validate(checkpoint, Model())
+    kitten, rocket = (list(zip(each.references.images, each.masks.masks, strict=True)) for each in concepts())
+    settings: dict[str, Any] = {"backbone": load_backbone(checkpoint), "max_num_patches": PATCHES}
+
+    def score(picture: tuple[torch.Tensor, torch.Tensor], reference: tuple[torch.Tensor, torch.Tensor]) -> float:
+        image, mask = reference
+        return functional.concept_preservation([picture[0]], [image], [mask], **settings).item()
+
+    own = (score(rocket[0], rocket[1]) + score(rocket[1], rocket[0])) / 2
+    kitten_floor = (score(rocket[0], kitten[0]) + score(rocket[1], kitten[0])) / 2
+    rocket_floor = (score(kitten[0], rocket[0]) + score(kitten[0], rocket[1])) / 2
+    anchors = result.anchors
+    assert math.isnan(anchors["kitten"].ceiling), "one reference"
+    assert anchors["rocket"].ceiling == pytest.approx(own, abs=1e-6)
+    assert anchors["kitten"].floor == pytest.approx(kitten_floor, abs=1e-6)
+    assert anchors["rocket"].floor == pytest.approx(rocket_floor, abs=1e-6)
+    assert [row.cp_floor for row in result.table] == [anchors[row.concept].floor for row in result.table]
+    assert [row.cp_ceiling for row in result.table[3:]] == [anchors["rocket"].ceiling] * 2
 
 
 def test_transferred_masks_are_in_the_table_with_their_confidence(checkpoint: Path) -> None:
@@ -153,6 +268,7 @@ def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
         return model.generate(prompts, seed)
 
     several_calls = list(model.calls)
+    three = validate(checkpoint, Model(), concepts=three_concepts(), panel_size=None)
     try:
         validate_concepts(
             concepts(),
@@ -171,6 +287,7 @@ def work(rank: int, world: int, checkpoint: str) -> dict[str, Any]:
         "table": several.table,
         "panel": several.panel.tobytes(),
         "calls": several_calls,
+        "three": three,
         "raised": raised,
     }
 
@@ -180,6 +297,7 @@ def test_two_ranks_share_the_batches_and_return_the_result_of_one_process(checkp
     model = Model()
     single = validate(checkpoint, model, seeds_per_prompt=2, panel="worst", panel_size=(2, 2))
     assert single.panel is not None
+    three = validate(checkpoint, Model(), concepts=three_concepts(), panel_size=None)
     assert sorted(ranks[0]["calls"] + ranks[1]["calls"]) == sorted(model.calls)
     for rank in ranks:
         assert len(rank["calls"]) == 3
@@ -189,6 +307,11 @@ def test_two_ranks_share_the_batches_and_return_the_result_of_one_process(checkp
         assert [row.cp for row in rank["table"]] == pytest.approx([row.cp for row in single.table], abs=1e-6)
         assert [row.seed for row in rank["table"]] == [row.seed for row in single.table]
         assert rank["panel"] == single.panel.tobytes(), "each rank keeps enough of its worst images"
+        assert rank["three"].scores == ranks[0]["three"].scores == pytest.approx(three.scores, abs=1e-6)
+        assert [row.rank for row in rank["three"].table] == [row.rank for row in three.table]
+        assert [row.margin for row in rank["three"].table] == pytest.approx(
+            [row.margin for row in three.table], abs=1e-6
+        )
         assert rank["raised"].startswith("validate_concepts, rank 1: generate raised MemoryError: out of memory")
 
 
