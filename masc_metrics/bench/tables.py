@@ -499,8 +499,9 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
     if file.exists() and not file.is_file():
         raise OSError(f"{file} is not a regular file; give another name")
     part = file.with_name(file.name + ".part")
+    part.unlink(missing_ok=True)  # of a run that was killed; opening it would write into the target of a link
     try:
-        with part.open("wb") as stream:
+        with part.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

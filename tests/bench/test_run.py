@@ -475,10 +475,14 @@ def test_table_replaces_the_target_of_a_link_and_holds_any_text(tmp_path: Path, 
     target, link = tmp_path / name, tmp_path / f"link-{name}"
     target.write_text("earlier")
     link.symlink_to(target)
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (tmp_path / f"{name}.part").symlink_to(other)  # half of an earlier file; what it may point to is not overwritten
     cells = [{"a": "half \ud800 of a pair", "b": math.nan}, {"a": None, "b": None}]
     write_table(link, cells, ("a", "b"), ("b",))
     assert link.is_symlink()
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, link.name])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, link.name, "other"])
+    assert other.read_text() == "kept"
     if name.endswith(".csv"):
         assert target.read_text().splitlines() == ["a,b", "half \\ud800 of a pair,nan", ","]
     else:

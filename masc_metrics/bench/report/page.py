@@ -57,7 +57,7 @@ def write_page(
     comparisons: Sequence[Comparison],
     groups: Sequence[Group],
     pictures: Iterable[Pictures],
-    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
 ) -> None:
     """Write the page; pictures are taken and written one by one.
 
@@ -68,7 +68,7 @@ def write_page(
         comparisons: their paired differences.
         groups: the samples to show.
         pictures: pictures of samples.
-        settings: settings of the run, from its summary; empty if there is no summary.
+        summary: the summary of the run; empty if there is none.
     """
     jinja2 = jinja()
     folder = resources.files(__package__)
@@ -97,7 +97,8 @@ def write_page(
         comparisons=_comparison_lines(comparisons),
         problems=[_problem(table, number, states[number]) for number in problems[:_SHOWN_REASONS]],
         problem_count=len(problems),
-        settings=list(_setting_lines(settings)),
+        anchors=_anchor_lines(summary),
+        settings=list(_setting_lines(summary.get("settings", {}))),
         style=safe(style),
         script=safe(script),
         style_hash=_csp_hash(style),
@@ -251,6 +252,15 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]
 def _half_width(figure: Mapping[str, Any]) -> dict[str, float | None]:
     low, high = figure["interval_95"] or (None, None)
     return {"half": None if low is None or high is None else (high - low) / 2}
+
+
+def _anchor_lines(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Mean CP of each concept of a gallery, and what its references reach: its scale."""
+    means = summary.get("by", {}).get("concept", {})
+    return [
+        {"concept": concept, "cp": means.get(concept, {}).get("cp", {}).get("mean"), **limits}
+        for concept, limits in summary.get("gallery", {}).get("anchors", {}).items()
+    ]
 
 
 def _problem(table: ScoredTable, number: int, state: str) -> dict[str, Any]:

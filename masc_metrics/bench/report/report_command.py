@@ -55,7 +55,7 @@ def report(options: ReportOptions) -> int:
     try:
         with replacing(options.out) as stream:
             pictures = _pictures(illustrator, groups, options)
-            write_page(stream, table, methods, comparisons, groups, pictures, settings)
+            write_page(stream, table, methods, comparisons, groups, pictures, summary)
     except OSError as error:
         return fail(UNUSABLE, error)
     print(f"report: {options.out} ({options.out.stat().st_size / 1e6:.1f} MB)")

@@ -137,6 +137,20 @@ def test_every_reference_of_a_sample_has_its_match_map(scored: Path, reduction: 
     assert pictures[0]["notes"] == []
 
 
+def test_concepts_of_a_gallery_stand_between_floor_and_ceiling(scored: Path) -> None:
+    scores = scored.with_name("gallery-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    samples = scored.with_name("samples.csv")
+    assert main(["score", str(samples), "--out", str(scores), *options, "--gallery"]) == 3  # one image is missing
+    page = report(scores, "--maps", "0").read_text()
+    summary = json.loads(scores.with_suffix(".summary.json").read_text())
+    concept, limits = next(iter(summary["gallery"]["anchors"].items()))
+    mean = summary["by"]["concept"][concept]["cp"]["mean"]
+    cells = "".join(f'<td class="number">{value}</td>' for value in (f"{limits['floor']:.3f}", f"{mean:.3f}", "-"))
+    assert f"<bdi>{concept}</bdi></th>{cells}" in page
+    assert 'id="concepts"' not in report(scored, "--maps", "0").read_text()
+
+
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
     page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
     assert "There was no summary file" in page
