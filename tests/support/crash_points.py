@@ -1,8 +1,8 @@
 """End a run at each of its file operations in turn; print their number, or fail if one cannot be continued.
 
-    python crash_points.py ENOSPC|EIO|SIGKILL SAMPLES.csv [parquet]
+    python crash_points.py ENOSPC|EIO|SIGKILL[,...] SAMPLES.csv [parquet]
 
-Every other run is continued with ``--restart``.
+Several kinds of ends take turns. Half of the runs are continued with ``--restart``.
 
 Every start is a fork of this process, which has imported everything, so that a start takes a fraction of a second. The
 scores are made up: what is tested is the files.
@@ -39,8 +39,8 @@ TRACEBACK = 99
 class Faults:
     """Counts the operations below a folder, and fails at one of them."""
 
-    def __init__(self, folder: Path, crash: str) -> None:
-        self.folder, self.crash, self.at, self.count = str(folder), crash, -1, 0
+    def __init__(self, folder: Path, crashes: str) -> None:
+        self.folder, self.crashes, self.at, self.count = str(folder), crashes.split(","), -1, 0
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         # Files that are only read are opened with a mode that has no "w", "x" or "a", or with flags of 0.
@@ -52,9 +52,10 @@ class Faults:
     def step(self) -> None:
         self.count += 1
         if self.count - 1 == self.at:
-            if self.crash == "SIGKILL":
+            crash = self.crashes[self.at % len(self.crashes)]
+            if crash == "SIGKILL":
                 os.kill(os.getpid(), signal.SIGKILL)
-            number = getattr(errno, self.crash)
+            number = getattr(errno, crash)
             raise OSError(number, os.strerror(number))
 
 
@@ -107,7 +108,7 @@ def points(crash: str, samples: Path, suffix: str) -> int:
     assert status == 0, status
     expected, files = out.read_bytes(), sorted(samples.parent.rglob("*"))
     for at in range(count):
-        restart = ["--restart"] * (at % 2)
+        restart = ["--restart"] * (at // len(faults.crashes) % 2)
         for file in (out, out.with_suffix(".summary.json")):
             file.unlink()
         status, _ = start(arguments, faults, at)
