@@ -226,8 +226,9 @@ class Scorer:
         """The pair with a mask, (H, W) bool, of one of its images."""
         image: LoadedImage = getattr(pair, which)
         grid = self.backbone.checkpoint.processing.grid(mask.shape[0], mask.shape[1], self.run.max_num_patches)
-        measures = mask_measures(mask.cpu(), grid, which)
-        completed = LoadedImage(image.pixels, mask.cpu(), *measures, (*image.noticed, *noticed_in(mask.cpu())))
+        marked = mask.cpu()  # once: each copy waits for the device
+        measures = mask_measures(marked, grid, which)
+        completed = LoadedImage(image.pixels, marked, *measures, (*image.noticed, *noticed_in(marked)))
         return replace(pair, reference=completed) if which == "reference" else replace(pair, generated=completed)
 
     def _check(self, pair: LoadedSample) -> float:
