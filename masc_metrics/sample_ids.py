@@ -25,6 +25,8 @@ REPEAT_TOLERANCE = 1e-5
 
 def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
     """Scores sorted by id; of several samples with the same id, only the first is kept."""
+    if not len(ids):
+        return scores  # selecting rows would wait for the device
     order = ids.argsort(stable=True)
     ordered = ids[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -42,6 +44,8 @@ class Conflict(NamedTuple):
 
 def find_conflict(scores: Tensor, ids: Tensor, tolerance: float = CONFLICT_TOLERANCE) -> Conflict | None:
     """Find an id whose scores differ by more than the tolerance, or are only partly undefined."""
+    if len(ids) < 2:
+        return None
     order = ids.argsort(stable=True)
     scores, ids = scores[order], ids[order]
     differ = ((scores[1:] - scores[:-1]).abs() > tolerance) | (scores[1:].isnan() ^ scores[:-1].isnan())

@@ -221,26 +221,26 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
     rows = list(zip(samples.samples, results, strict=True))
     for which in WHICH:
         yield from _empty_mask_warnings(samples, rows, which)
-        made = [(sample, result) for sample, result in rows if _mask_source(result, which) not in ("", "given")]
-        if not made:
-            continue
-        given = _mask_counts(results, which).get("given", 0)
+        by_source: dict[str, list[tuple[Sample, SampleResult]]] = {}
+        for row in rows:
+            by_source.setdefault(_mask_source(row[1], which), []).append(row)
+        given = len(by_source.pop("given", ()))
         mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
-        (source,) = {_mask_source(result, which) for _, result in made}
-        if source == "transferred":
-            yield (
-                f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not the "
-                f"paper's protocol{mixed}"
-            )
-            yield from _transfer_warnings(samples, made)
-        else:
-            yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
-            if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
-                share = f"{ALMOST_FULL * 100:.0f} %"
+        for source, made in by_source.items():
+            if source == "transferred":
                 yield (
-                    f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
-                    "masks draws such masks"
+                    f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not "
+                    f"the paper's protocol{mixed}"
                 )
+                yield from _transfer_warnings(samples, made)
+            elif source:
+                yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
+                if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
+                    share = f"{ALMOST_FULL * 100:.0f} %"
+                    yield (
+                        f"{samples.source}: {full} of them have a mask over more than {share} of the image; "
+                        "masc-metrics masks draws such masks"
+                    )
 
 
 def _empty_mask_warnings(samples: SampleList, rows: Sequence[tuple[Sample, SampleResult]], which: str) -> Iterator[str]:

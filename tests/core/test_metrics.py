@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from support.batches import CP_ARGUMENTS, PATCHES, PF_ARGUMENTS, batch, counted_encodings, images, masks, only, rows
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
@@ -542,6 +543,45 @@ def test_prompts_longer_than_the_text_tower_are_counted_and_warned_about_once(ch
     assert torch.equal(one, other)  # why it is said
     with pytest.warns(UserWarning, match=r"^prompts\[0\] has \d+ tokens"):
         prompt_following(images(1), masks(1), [long], ["cat"], backbone=backbone, max_num_patches=PATCHES)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that copy values to the host, each of which waits for a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "index.Tensor"))
+        return func(*args, **kwargs or {})
+
+
+def test_compute_copies_all_that_it_may_warn_of_at_once_and_nothing_that_it_has_warned_of(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
+    box = masks(1)[0]
+    given = torch.stack([~box, torch.zeros_like(box), torch.ones_like(box)])
+    arguments = (images(3) * torch.tensor([0, 1, 1])[:, None, None, None].byte(), given)
+    with pytest.warns(UserWarning, match=r"prompts\[2\]|subjects\[1\]"):
+        metric.update(*arguments, prompts=["a cat", "at night", "at night " * 200], subjects=["cat"] * 3)
+    with Reads(monkeypatch) as reads, pytest.warns(UserWarning) as caught:
+        metric.compute()
+    assert reads.count == 1
+    texts = sorted(str(each.message).removeprefix("MaSCPromptFollowing: ")[:20] for each in caught)
+    assert texts == ["1 generated images h", "1 masks cover most o", "1 of 3 samples are u", "the masks of 1 gener"]
+    metric.update(*arguments, prompts=["a cat"] * 3)
+    with Reads(monkeypatch) as reads:
+        metric.compute()
+    assert reads.count == 0
 
 
 def test_warnings_about_other_ranks_samples_are_given_by_compute(checkpoint: Path) -> None:
