@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_metrics.arguments import check_sequence
+from masc_metrics.arguments import check_sequence, type_name
 
 SampleIds = Tensor | Sequence[int]
 
@@ -102,8 +102,7 @@ def _check_id(index: int, value: object) -> int:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
-            f"sample_ids[{index}] is {value!r}, a {type(value).__name__}; give integers, such as the samples' dataset "
-            "indices"
+            f"sample_ids[{index}] is {value!r}, {type_name(value)}; give integers, such as the samples' dataset indices"
         ) from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"sample_ids[{index}] is {number}, which needs more than 64 bits; give a smaller id")

@@ -32,10 +32,10 @@ from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 Reduction = Literal["mean", "none"]
 
 _NOTICED = {
-    "one colour": "{} generated images have one colour, as a safety checker's black images do; their scores count in the "
-    "mean. Switch the safety checker off, or leave them out.",
-    "inverted": "{} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 or 255 "
-    "marks the subject; if yours mark the background, give mask < 0.5.",
+    "one colour": "{} generated images have one colour, as a safety checker's black images do; their scores count in "
+    "the mean. Switch the safety checker off, or leave them out.",
+    "inverted": "{} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 or "
+    "255 marks the subject; if yours mark the background, give mask < 0.5.",
 }
 """Warnings of images and masks that are probably wrong."""
 
@@ -215,8 +215,8 @@ class SampleMetric(Metric):
         if self.reduction == "mean":
             count, undefined = self.sample_count + count, self.undefined_sum + undefined
         text = (
-            f"{{}} of {{}} samples are undefined, because {self._undefined_reason}; they are excluded from the mean and "
-            "NaN in per-sample output. Check their masks."
+            f"{{}} of {{}} samples are undefined, because {self._undefined_reason}; they are excluded from the mean "
+            "and NaN in per-sample output. Check their masks."
         )
         self._warn_counted(undefined=((undefined, count + undefined), text))
         if self.reduction == "none":

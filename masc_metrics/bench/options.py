@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from masc_metrics.settings import DTYPE_NAMES
+
 _Options = TypeVar("_Options")
 
 
@@ -241,6 +243,15 @@ def device_name(text: str) -> str:
     name = text.strip().lower()
     name = f"cuda:{name}" if name.isdecimal() else name
     return "cuda" + name[len("gpu") :] if name == "gpu" or name.startswith("gpu:") else name
+
+
+def dtype_name(text: str) -> str:
+    """torch's name of a dtype that is given by it or by its short name, such as "bf16"."""
+    name = DTYPE_NAMES.get(text, text)
+    if name not in DTYPE_NAMES.values():
+        known = ", ".join(f"{name} ({short})" for short, name in DTYPE_NAMES.items())
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}")
+    return name
 
 
 def fraction(text: str) -> float:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_choice
+from masc_metrics.arguments import check_choice, type_name
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
@@ -193,7 +193,7 @@ class ConceptScorer:
         self, concepts: Sequence[Concept], segment: Segment | str | None, settings: Mapping[str, Any], title: str
     ) -> None:
         if not callable(segment) and not isinstance(segment, str | None):
-            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
+            raise TypeError(f"segment is {type_name(segment)}; give a function, the name of a segmenter, or None")
         self.title = title
         self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.

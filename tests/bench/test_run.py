@@ -294,7 +294,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
     capsys.readouterr()
     for options, named in (
         (("--max-num-patches", "25"), "max_num_patches was 16 and is 25"),
-        (("--dtype", "bfloat16"), 'dtype was "float32" and is "bfloat16"'),
+        (("--dtype", "bf16"), 'dtype was "float32" and is "bfloat16"'),
         (("--min-coverage", "0.1"), "min_coverage was null and is 0.1"),
         (("--scores", "cp"), 'scores was ["cp", "pf"] and is ["cp"]'),
     ):
@@ -303,7 +303,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
         assert named in error
         assert "--restart" in error
         assert error.count(" was ") == 2, "was started, and one setting: no other differs"
-    for options in (("--batch-size", "2"), ("--workers", "1", "--quiet")):
+    for options in (("--batch-size", "2", "--dtype", "fp32"), ("--workers", "1", "--quiet")):
         with monkeypatch.context() as patch:
             patch.setattr(Scorer, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert score(samples, *options) == 130, "settings that do not affect scores may differ"

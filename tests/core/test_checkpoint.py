@@ -330,7 +330,7 @@ def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: py
     ("model", "error", "message"),
     [
         (None, TypeError, "model_name_or_path is a NoneType; give a hub id, a local folder or a SigLIP2Backbone"),
-        (3, TypeError, "model_name_or_path is a int"),
+        (3, TypeError, "model_name_or_path is an int"),
         (" ", ValueError, "model_name_or_path is empty"),
     ],
 )
@@ -342,9 +342,9 @@ def test_errors_for_invalid_models_name_the_argument(model: object, error: type[
 def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder; omit revision or give a hub id"):
         CheckpointSource.of(checkpoint, revision="v1")
-    with pytest.raises(TypeError, match="revision is a int; give a branch, tag or commit"):
+    with pytest.raises(TypeError, match="revision is an int; give a branch, tag or commit"):
         CheckpointSource.of("a/b", revision=3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="cache_dir is a int; give a folder"):
+    with pytest.raises(TypeError, match="cache_dir is an int; give a folder"):
         CheckpointSource.of("a/b", cache_dir=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="local_files_only is a str; give True or False"):
         CheckpointSource.of("a/b", local_files_only="yes")  # type: ignore[arg-type]
