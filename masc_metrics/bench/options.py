@@ -246,7 +246,7 @@ def device_name(text: str) -> str:
 
 
 def dtype_name(text: str) -> str:
-    """torch's name of a dtype that is given by it or by its short name, such as "bf16"."""
+    """Name of a dtype that is given by it or by its short name, such as "bf16"."""
     name = DTYPE_NAMES.get(text, text)
     if name not in DTYPE_NAMES.values():
         known = ", ".join(f"{name} ({short})" for short, name in DTYPE_NAMES.items())

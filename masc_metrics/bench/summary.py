@@ -52,6 +52,11 @@ _NOTICED = {
         "the masks of {} images cover most of the image and almost all of its border, as inverted masks do; 255 marks "
         "the subject",
     ),
+    "several_pictures": (
+        "several_pictures",
+        "the files of {} images, or of their masks, hold several pictures, as animations and files of several pages "
+        "do; the first picture was taken",
+    ),
 }
 """For what is noticed in images: its name in the summary, and the warning."""
 

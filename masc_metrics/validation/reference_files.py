@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import ExifTags, Image, ImageOps
+from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.images import PICTURE_SUFFIXES, Images, open_picture
+from masc_metrics.images import PICTURE_SUFFIXES, Images, holds_several, open_picture
 from masc_metrics.masks import Masks
 
 Files: TypeAlias = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]]"
@@ -93,6 +94,8 @@ def _open(file: Path) -> tuple[Image.Image, bool]:
     """Image turned as its EXIF orientation says, and whether it has one."""
     try:
         with open_picture(file) as image:
+            if holds_several(image):
+                rank_zero_warn(f"{file} holds several pictures; the first is taken", UserWarning)
             image.load()
             turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
             return (ImageOps.exif_transpose(image) if turned else image), turned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
-from masc_metrics.bench.options import any_of, device_name
+from masc_metrics.bench.options import any_of, device_name, dtype_name
 from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
@@ -385,6 +386,18 @@ def test_unusable_arguments_are_reported_in_one_line(
 )
 def test_common_words_for_a_device_are_understood(given: str, meant: str) -> None:
     assert device_name(given) == meant
+
+
+def test_short_names_of_dtypes_are_understood_and_the_error_lists_all_names() -> None:
+    assert [dtype_name(name) for name in ("bf16", "fp16", "fp32", "bfloat16")] == [
+        "bfloat16",
+        "float16",
+        "float32",
+        "bfloat16",
+    ]
+    known = re.escape("'bf16-mixed' is not one of float32 (fp32), bfloat16 (bf16), float16 (fp16)")
+    with pytest.raises(argparse.ArgumentTypeError, match=known):
+        dtype_name("bf16-mixed")
 
 
 def test_names_of_scores_are_understood_in_capitals_and_others_get_a_hint(

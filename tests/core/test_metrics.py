@@ -844,7 +844,7 @@ def test_invalid_input_is_rejected_before_the_checkpoint_is_read(kind: Kind, tmp
         (
             {"dtype": "bf16-mixed"},
             ValueError,
-            r"dtype is 'bf16-mixed'; give a torch.dtype or its name: float32 \(fp32\), bfloat16 \(bf16\), float16 \(fp16\)",
+            r"dtype is 'bf16-mixed'; give a torch.dtype or its name: float32 \(fp32\), bfloat16 \(bf16\)",
         ),
         ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; give a torch.dtype or its name: float32"),
         ({"dtype": 16}, TypeError, "dtype is an int; give a torch.dtype or its name: float32"),
