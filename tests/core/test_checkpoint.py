@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -337,6 +338,15 @@ def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: py
 def test_errors_for_invalid_models_name_the_argument(model: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CheckpointSource.of(model)  # type: ignore[arg-type]
+
+
+def test_models_and_caches_are_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    home = os.path.realpath(tmp_path)
+    for spelling in ("~/model", Path("~/model"), tmp_path / "model"):
+        assert CheckpointSource.of(spelling).model == os.path.join(home, "model")
+    assert CheckpointSource.of("a/b", cache_dir="~/cache").cache_dir == os.path.join(home, "cache")
 
 
 def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) -> None:

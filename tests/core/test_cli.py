@@ -21,7 +21,8 @@ from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
-from masc_metrics.bench.options import any_of, device_name, dtype_name
+from masc_metrics.bench.commands import SCORE
+from masc_metrics.bench.options import any_of, device_name, dtype_name, expand_config
 from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
@@ -425,6 +426,31 @@ def test_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ([], ["score"], ["score", "a.csv", "--out", "b.csv", "--batch-size", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)
+
+
+def test_home_folder_is_replaced_in_options_and_in_config_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    (home / "run.yaml").write_text("cache_dir: ~/cache\nmodel: ~/model\nbaseline_model: {clip-i: ~/clip}\n")
+    assert main(["demo", "--out=~/demo.png"]) == 0
+    assert (home / "demo.png").is_file()
+    assert list(tmp_path.iterdir()) == [home], "no folder ~ is made"
+    arguments = ["score", "~/a.csv", "--out", "~/b.csv", "--config=~/run.yaml", "--scores=cp,mine=~.f"]
+    assert expand_config(arguments, {"score": SCORE}) == [
+        "score",
+        f"--cache-dir={home}/cache",
+        f"--model={home}/model",
+        f"--baseline-model=clip-i={home}/clip",
+        f"{home}/a.csv",
+        "--out",
+        f"{home}/b.csv",
+        "--scores=cp,mine=~.f",
+    ]
+    assert expand_config(["a~/b", "./~/c", "x/~"], {}) == ["a~/b", "./~/c", "x/~"]
 
 
 def test_config_file_gives_options_and_the_command_line_overrides_them(
