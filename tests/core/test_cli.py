@@ -104,7 +104,7 @@ def test_each_sample_has_a_row_with_scores_and_stripped_prompt(
         "on a beach, astronaut smiling",
         "in a sunny garden",
     ]
-    assert f"CP  {sum(cp) / 4:.4f} ±" in printed.out
+    assert f"CP  {sum(cp) / 4:.4f} [" in printed.out, "the interval ends at 1"
     assert f"PF  {sum(pf) / 4:.4f} ±" in printed.out
     assert printed.out.count("  4 samples of 4 concepts\n") == 2
     assert "4/4" in printed.err, "a progress bar"
