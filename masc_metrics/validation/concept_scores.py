@@ -306,6 +306,13 @@ class ConceptScorer:
             "encode_batch_size": self.cp.encode_batch_size,
         }
 
+    @property
+    def mask_source(self) -> str:
+        """Where masks of generated images come from, as in :attr:`ImageMask.source`."""
+        if self.segment is None:
+            return "transferred"
+        return self.segment.settings.name if isinstance(self.segment, Segmenter) else "function"
+
     def score_batch(
         self,
         batch: Sequence[GenerationTask],
@@ -369,14 +376,13 @@ class ConceptScorer:
         masks: Sequence[Tensor]
         if self.segment is None:
             found = self._transfer_masks(batch, checked)
-            masks, confidences, source = found.masks, found.confidence_B.tolist(), "transferred"
+            masks, confidences = found.masks, found.confidence_B.tolist()
         else:
             masks = self._segment_masks(self.segment, batch, images, checked)
             confidences = [math.nan] * len(batch)
-            source = self.segment.settings.name if isinstance(self.segment, Segmenter) else "function"
         for task, mask, confidence in zip(batch, masks, confidences, strict=True):
             coverage = (mask >= FOREGROUND_THRESHOLD).float().mean().item()
-            self._masks[task.index] = ImageMask(source, coverage, confidence)
+            self._masks[task.index] = ImageMask(self.mask_source, coverage, confidence)
             self._inverted_masks += bool(looks_inverted(mask))
         return masks
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,25 @@ _SHOWN_REASONS = 100
 _SCORE_NAMES = {"cp": "Concept preservation", "pf": "Prompt following"}
 _DERIVED = ("sample_id", "method", "concept")
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Validations of a training, whose steps are the methods of the page's table.
+
+    Attributes:
+        steps: training steps, ascending.
+        curves: by score, for each step the mean over concepts and both ends of its interval; None where undefined.
+        concepts: by concept and score, the mean at each step; None where undefined.
+        anchors: by concept, floor and ceiling of CP; None where undefined.
+        changes: settings that changed between steps, in words.
+    """
+
+    steps: tuple[int, ...]
+    curves: Mapping[str, Sequence[tuple[float | None, ...]]]
+    concepts: Mapping[str, Mapping[str, Sequence[float | None]]]
+    anchors: Mapping[str, tuple[float | None, float | None]]
+    changes: Sequence[str]
 
 
 def jinja() -> ModuleType:
@@ -58,6 +78,7 @@ def write_page(
     groups: Sequence[Group],
     pictures: Iterable[Pictures],
     summary: Mapping[str, Any],
+    training: Training | None = None,
 ) -> None:
     """Write the page; pictures are taken and written one by one.
 
@@ -69,10 +90,14 @@ def write_page(
         groups: the samples to show.
         pictures: pictures of samples.
         summary: the summary of the run; empty if there is none.
+        training: for a training, its curves; its samples are shown by step instead of in groups.
     """
     jinja2 = jinja()
     folder = resources.files(__package__)
-    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, page, curves = (
+        folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "training.js")
+    )
+    script = f'"use strict";\n(() => {{\n{page}{curves if training else ""}}})();\n'
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
@@ -88,7 +113,7 @@ def write_page(
         file=table.file.name,
         counts={
             "samples": len(table.rows),
-            "methods": len(methods),
+            "methods" if training is None else "validations": len(methods),
             "concepts": len({table.concept(number) for number in range(len(table.rows))}),
             **{state: count for state in STATES[1:] if (count := states.count(state))},
         },
@@ -98,12 +123,13 @@ def write_page(
         problems=[_problem(table, number, states[number]) for number in problems[:_SHOWN_REASONS]],
         problem_count=len(problems),
         anchors=_anchor_lines(summary),
+        training=training,
         settings=list(_setting_lines(summary.get("settings", {}))),
         style=safe(style),
         script=safe(script),
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
-        data=safe(script_json(_data(table, states, groups))),
+        data=safe(script_json(_data(table, states, groups) | ({"training": asdict(training)} if training else {}))),
         pictures=(safe(script_json(each)) for each in _blocks(pictures)),
     )
     for part in parts:

@@ -93,7 +93,7 @@ class Illustrator:
         if marked:
             (found,) = match_maps(generated, references, reference_masks, **settings)
             for place, (pixels, each) in enumerate(zip(references[0], found, strict=True), start=1):
-                images[_numbered("match", place)] = _data_uri(heat_map(_pixels(pixels), each, 0.0), SIDE)
+                images[_numbered("match", place)] = match_uri(pixels, each, SIDE)
             notes += self._check(number, found)
         elif not loaded.lacks.keys() & {"reference_image", "reference_mask"}:
             notes.append(self._no_mask(number, "reference"))
@@ -151,7 +151,7 @@ class Illustrator:
         }
         first = dict(list(shown.items())[:1])
         return {
-            kind: _outlined(image.pixels, mask, side)
+            kind: outlined_uri(image.pixels, mask, side)
             for kind, (image, mask) in (first | {"generated": (loaded.generated, generated_mask)} | shown).items()
         }
 
@@ -165,7 +165,25 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
     return picture_and_mask(image, None, "image", "mask")[0]
 
 
-def _outlined(image: Tensor, mask: Tensor | None, side: int) -> str:
+def match_uri(reference: Tensor, found: Tensor, side: int) -> str:
+    """A match map as a data URI.
+
+    Args:
+        reference: (3, H, W), the reference image.
+        found: its map from :func:`masc_metrics.functional.match_maps`.
+        side: longest side of the picture.
+    """
+    return _data_uri(heat_map(_pixels(reference), found, 0.0), side)
+
+
+def outlined_uri(image: Tensor, mask: Tensor | None, side: int) -> str:
+    """An image with the outline of its mask, if it has one, as a data URI.
+
+    Args:
+        image: (3, H, W).
+        mask: (H, W).
+        side: longest side of the picture.
+    """
     pixels, inside = picture_and_mask(image, mask, "image", "mask")
     return _data_uri(outlined(_sized(pixels, side), inside), side)
 
