@@ -696,6 +696,27 @@ def test_modules_that_hold_metrics_can_be_scripted(kind: Kind) -> None:
         host.step(values, kind.batch(1))
 
 
+def test_a_collection_agrees_again_at_the_update_after_a_refused_one(checkpoint: Path) -> None:
+    settings: dict[str, Any] = {"model_name_or_path": checkpoint, "max_num_patches": PATCHES}
+    equal = {name: MaSCConceptPreservation(**settings) for name in ("first", "second")}
+    metrics = MetricCollection({**equal, "pf": MaSCPromptFollowing(**settings)})
+    alone = MaSCConceptPreservation(**settings), MaSCPromptFollowing(**settings)
+    for seed, refused in ((1, False), (2, False), (3, True), (4, False)):
+        values = batch(2, seed=seed)
+        alone[0].update(**only(values, CP_ARGUMENTS))
+        if refused:
+            list(metrics.items())
+            with pytest.raises(ValueError, match=r"prompts\[0\] is empty"):
+                metrics.update(**values | {"prompts": ["", ""]})
+            continue
+        metrics.update(**values)
+        alone[1].update(**only(values, PF_ARGUMENTS))
+    assert metrics.compute_groups == {0: ["first", "second"], 1: ["pf"]}
+    found = metrics.compute()
+    assert found["first"] == found["second"] == alone[0].compute(), "the refused batch counts in CP"
+    assert found["pf"] == alone[1].compute()
+
+
 def test_dtypes_are_given_as_names_too(kind: Kind) -> None:
     for name in ("bfloat16", "torch.bfloat16", "bf16"):
         metric = kind.metric(dtype=name)
