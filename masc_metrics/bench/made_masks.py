@@ -115,9 +115,8 @@ class MaskMaker:
         if not chosen:
             return {}
         generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
-        found = transfer_masks(
-            generated, reference_images(chosen), reference_masks(chosen), **encoder_settings(self.backbone, self.run)
-        )
+        settings = encoder_settings(self.backbone, self.run)
+        found = transfer_masks(generated, reference_images(chosen), reference_masks(chosen), **settings)
         return {
             pair.number: MaskedSample(
                 self._with_mask(pair, "generated", mask),
@@ -139,9 +138,8 @@ class MaskMaker:
     def _check(self, pair: LoadedSample) -> float:
         key = pair.sample.references
         if key not in self.checks:
-            found = check_transfer(
-                reference_images([pair]), reference_masks([pair]), **encoder_settings(self.backbone, self.run)
-            )
+            settings = encoder_settings(self.backbone, self.run)
+            found = check_transfer(reference_images([pair]), reference_masks([pair]), **settings)
             self.checks[key] = float(found)
         return self.checks[key]
 
