@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_choice
+from masc_metrics.arguments import check_choice, type_name
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
-from masc_metrics.intervals import mean, unit_means
+from masc_metrics.intervals import COSINES, mean, unit_means
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks, looks_inverted
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
@@ -161,7 +161,7 @@ class ConceptScores:
         for score, score_S in (("cp", self.cp_S.cpu()), ("pf", self.pf_S.cpu())):
             values[score] = score_S.nanmean().item()
             units_U1, _ = unit_means(score_S.double().numpy()[:, None], concept_S)
-            if interval := mean(units_U1[:, 0]).interval:
+            if interval := mean(units_U1[:, 0], COSINES).interval:
                 values[f"{score}_low"], values[f"{score}_high"] = interval
             for concept, name in enumerate(names):
                 if (rows := np.flatnonzero(concept_S == concept)).size:
@@ -193,7 +193,7 @@ class ConceptScorer:
         self, concepts: Sequence[Concept], segment: Segment | str | None, settings: Mapping[str, Any], title: str
     ) -> None:
         if not callable(segment) and not isinstance(segment, str | None):
-            raise TypeError(f"segment is a {type(segment).__name__}; give a function, the name of a segmenter, or None")
+            raise TypeError(f"segment is {type_name(segment)}; give a function, the name of a segmenter, or None")
         self.title = title
         self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.

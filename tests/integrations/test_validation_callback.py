@@ -768,13 +768,13 @@ PICTURE, MASK = images(1, *SIZE), masks(1, *SIZE)
         (("", ["a cat"], PICTURE, MASK), ValueError, "subject is empty"),
         (("cat", "a cat", PICTURE, MASK), TypeError, "prompts is a str; give a list"),
         (("cat", [], PICTURE, MASK), ValueError, "prompts of 'cat' is empty"),
-        (("cat", ["a cat", 3], PICTURE, MASK), TypeError, r"prompts\[1\] of 'cat' is a int"),
+        (("cat", ["a cat", 3], PICTURE, MASK), TypeError, r"prompts\[1\] of 'cat' is an int"),
         (("cat", [" "], PICTURE, MASK), ValueError, r"prompts\[0\] of 'cat' is empty"),
         (("cat", ["a cat"], PICTURE.float(), MASK), ValueError, "reference_images"),
         (("cat", ["a cat"], PICTURE, MASK[:, :9]), ValueError, "reference_masks"),
         (("cat", ["a cat"], PICTURE, MASK[:0]), ValueError, "reference_masks"),
         (("cat", ["a cat"], PICTURE, MASK & False), ValueError, r"reference_masks\[0\] of 'cat' marks nothing"),
-        (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is a int"),
+        (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is an int"),
     ],
 )
 def test_errors_for_invalid_concepts_name_the_argument(
@@ -798,7 +798,7 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"seed": 2**32}, ValueError, r"seed is 4294967296; give an integer in \[0, 2\*\*32\)"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
-        ({"segment": 3}, TypeError, "segment is a int; give a function, the name of a segmenter, or None"),
+        ({"segment": 3}, TypeError, "segment is an int; give a function, the name of a segmenter, or None"),
         ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
         (
             {"reduction": "mean"},
@@ -812,7 +812,7 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ),
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
-        ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
+        ({"panel_dir": 3}, TypeError, "panel_dir is an int"),
         ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a local folder"),
         ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a local folder"),
         ({"panel_dir": Path("s3://bucket")}, ValueError, "give a local folder"),
@@ -831,7 +831,7 @@ def test_errors_for_invalid_settings_name_the_argument(
     [
         ([], "concepts is empty"),
         ("kitten", "concepts is a str; give a list"),
-        ([1], r"concepts\[0\] is a int"),
+        ([1], r"concepts\[0\] is an int"),
         (None, "concepts is a NoneType"),
     ],
 )
