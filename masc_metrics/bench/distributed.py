@@ -6,7 +6,8 @@ import atexit
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,15 @@ class Ranks:
     _fabric: Fabric | None = None
 
     def from_first(self, value: Any) -> Any:
-        """Broadcast the value of rank 0."""
-        return value if self._fabric is None else self._fabric.broadcast(value, src=0)
+        """Broadcast the value of rank 0.
+
+        Raises:
+            ConnectionError: if one has ended before.
+        """
+        if self._fabric is None:
+            return value
+        with _errors_of_the_connection():
+            return self._fabric.broadcast(value, src=0)
 
     def wait(self) -> None:
         """Wait for all ranks.
@@ -55,10 +63,16 @@ class Ranks:
             ConnectionError: if one has ended before.
         """
         if self._fabric is not None:
-            try:
+            with _errors_of_the_connection():
                 self._fabric.barrier()
-            except RuntimeError as error:  # torch's error for a closed connection
-                raise ConnectionError(f"another rank ended before its part was done ({error})") from error
+
+
+@contextmanager
+def _errors_of_the_connection() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's error for a closed connection
+        raise ConnectionError(f"another rank ended before its part was done ({error})") from error
 
 
 def start_ranks(run: Run) -> Ranks:

@@ -12,25 +12,31 @@ texts, and masks of no image, are left out and named.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
 from masc_metrics.bench.run import MASC_SCORES, MASK_SOURCES, inputs_of
 from masc_metrics.bench.sample import COLUMNS, FILES, GROUPS, SEPARATOR, Sample, relative_to
 from masc_metrics.bench.sample import columns as table_columns
-from masc_metrics.bench.tables import Row, file_in, iterate_rows, quoted, text_of
+from masc_metrics.bench.tables import Row, file_in, iterate_rows, quoted, texts_of
 from masc_metrics.images import PICTURE_SUFFIXES
 
-_Text = TypeVar("_Text", str, "str | None")
-
 _KNOWN_COLUMNS = {*COLUMNS, *GROUPS, "sample_id"}
+
+_READ_COLUMNS = {*_KNOWN_COLUMNS, "noun"}
+
+Reference: TypeAlias = "tuple[str, str | None]"
+"""Image and mask file of a reference."""
 
 _IMAGE_SUFFIXES = frozenset(itertools.chain.from_iterable(PICTURE_SUFFIXES.values()))
 
@@ -108,7 +114,8 @@ def read_samples(
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(scores)} - _KNOWN_COLUMNS
     rows = iterate_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
-    samples = tuple(_samples(rows, source, columns, written, transferable))
+    with _no_garbage_collection():
+        samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
         raise ValueError(f"{source} lists no samples; give one row per sample below the header line")
     for name in columns:
@@ -121,79 +128,116 @@ def _samples(
     rows: Iterable[Row], source: Path, needed: list[str], written: set[str], transferable: bool
 ) -> Iterator[Sample]:
     folder = str(source.parent)
-    shared = _Shared()
+    shared, references = _Shared(), _References(folder)
     line_of: dict[str, int] = {}
+    needed_files = [name for name in FILES if name in needed]
+    needs_prompt = "prompt" in needed
+    names: AbstractSet[str] = frozenset()
+    read: list[str] = []
+    copied: list[str] = []
     for position, row in enumerate(rows, start=1):
-        if clash := sorted(written & row.cells.keys()):
-            raise ValueError(
-                f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
-            )
-        cells = {name: text_of(row, name) for name in row.cells if name not in ("prompt", "subject")}
+        if row.cells.keys() != names:  # once, except in JSON
+            names = row.cells.keys()
+            if clash := sorted(written & names):
+                raise ValueError(
+                    f"{source} has a column {clash[0]!r}, which the table of scores has too; rename or remove it"
+                )
+            read = [name for name in names if name in _READ_COLUMNS]
+            copied = [name for name in names if name not in _KNOWN_COLUMNS]
+        cells = texts_of(row, read)
         lacks = {}
-        for name in FILES:
-            if name in needed and not cells.get(name):
+        for name in needed_files:
+            if not cells.get(name):
                 instead = _OTHER_SOURCES.get(name, "") if transferable else ""
                 lacks[name] = f"{name} is empty; give a file{instead}"
         if "generated_image" in lacks:
             raise ValueError(f"{source}, line {row.line}: {lacks['generated_image']}")
-        sample_id = cells.get("sample_id", str(position))
-        if not sample_id:
+        sample_id = cells.get("sample_id")
+        if sample_id is None:
+            sample_id = str(position)  # positions cannot repeat
+        elif not sample_id:
             raise ValueError(f"{source}, line {row.line}: sample_id is empty; give each row its own, or no such column")
-        given = "sample_id" in cells  # positions cannot repeat
-        if given and sample_id in line_of:
+        elif line_of.setdefault(sample_id, row.line) != row.line:
             raise ValueError(
                 f"{source}, line {row.line}: sample_id {quoted(sample_id)} repeats that of line "
                 f"{line_of[sample_id]}; give each row its own"
             )
-        if given:
-            line_of[sample_id] = row.line
-        label = f"{source}, line {row.line}"
-        files = {
-            name: file_in(folder, cells[name]) if cells.get(name) else None
-            for name in ("generated_image", "generated_mask")
-        }
-        (reference_image, reference_mask), *more = references_of(cells, folder, label)
-        prompt, subject = (row.cells.get(name) if text_of(row, name) else None for name in ("prompt", "subject"))
-        noun = shared(cells.get("noun") or text_of(row, "subject"))
-        extra = {shared(name): shared(cell) for name, cell in row.cells.items() if name not in _KNOWN_COLUMNS}
+        generated_image, generated_mask = cells.get("generated_image"), cells.get("generated_mask")
+        (reference_image, reference_mask), more = references.of(cells, source, row.line)
+        prompt = row.cells["prompt"] if cells.get("prompt") else "" if needs_prompt else None
+        subject = row.cells["subject"] if cells.get("subject") else None
+        noun = shared[cells.get("noun") or cells.get("subject", "")]
         yield Sample(
             line=row.line,
             sample_id=sample_id,
-            generated_image=files["generated_image"] or "",
-            generated_mask=files["generated_mask"],
-            reference_image=shared(reference_image),
-            reference_mask=shared(reference_mask),
-            more_references=tuple(more),
-            prompt=shared(prompt or "" if "prompt" in needed else prompt),
-            subject=shared(subject),
+            generated_image=file_in(folder, generated_image) if generated_image else "",
+            generated_mask=file_in(folder, generated_mask) if generated_mask else None,
+            reference_image=reference_image,
+            reference_mask=reference_mask,
+            more_references=more,
+            prompt=None if prompt is None else shared[prompt],
+            subject=None if subject is None else shared[subject],
+            method=shared[cells.get("method", "")],
+            concept=shared[cells.get("concept", "")],
+            category=shared[cells.get("category", "")],
+            key=shared[cells.get("key", "")],
             reference_noun=noun,
             generated_noun=noun,
-            extra=extra or _NOTHING,
+            extra={name: cell and shared[cell] for name in copied for cell in [row.cells[name]]}
+            if copied
+            else _NOTHING,
             lacks=lacks or _NOTHING,
-            **{name: shared(cells.get(name, "")) for name in GROUPS},
         )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Rows hold no cycles, and to look for some among ever more rows takes a seventh of the time of a long list."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _NOTHING: Mapping[str, str] = {}
 """One object for all rows: an empty dict takes 64 bytes."""
 
 
-class _Shared:
+class _Shared(dict[str, str]):
     """One object for equal texts of a list, of which prompts, references and groups have many."""
 
-    def __init__(self) -> None:
-        self._texts: dict[str | None, str | None] = {}
+    def __missing__(self, text: str) -> str:
+        if len(self) < _MOST_SHARED:
+            self[text] = text
+        return text
 
-    def __call__(self, text: _Text) -> _Text:
-        if len(self._texts) < _MOST_SHARED:
-            return self._texts.setdefault(text, text)  # type: ignore[return-value]  # equal texts have one type
-        return self._texts.get(text, text)  # type: ignore[return-value]
+
+class _References:
+    """The references of a list's rows; rows with equal cells have one object."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._known: dict[tuple[str, str], tuple[Reference, tuple[Reference, ...]]] = {}
+
+    def of(self, cells: Mapping[str, str], source: Path, line: int) -> tuple[Reference, tuple[Reference, ...]]:
+        """The first reference of a row, and its others; errors as of :func:`references_of`."""
+        key = cells.get("reference_image", ""), cells.get("reference_mask", "")
+        found = self._known.get(key)
+        if found is None:
+            first, *more = references_of(cells, self._folder, f"{source}, line {line}")
+            found = first, tuple(more)
+            if len(self._known) < _MOST_SHARED:
+                self._known[key] = found
+        return found
 
 
 _MOST_SHARED = 2**16  # where each row has its own, remembering them costs more than it saves
 
 
-def references_of(cells: Mapping[str, str], folder: str | Path, label: str) -> list[tuple[str, str | None]]:
+def references_of(cells: Mapping[str, str], folder: str | Path, label: str) -> list[Reference]:
     """Image and mask file of each reference of a row, at least one; the image's is empty if there is none.
 
     Raises:
@@ -204,7 +248,7 @@ def references_of(cells: Mapping[str, str], folder: str | Path, label: str) -> l
     )
     if not masks:
         if len(images) > 1:
-            no_masks: list[tuple[str, str | None]] = [(image, None) for image in images]
+            no_masks: list[Reference] = [(image, None) for image in images]
             return no_masks
         return [(images[0] if images else "", None)]
     if len(images) != len(masks) and len(masks) + len(images) > 1:

@@ -124,8 +124,13 @@ def iterate_rows(
 
 def text_of(row: Row, name: str) -> str:
     """Text of a cell without surrounding space; empty for a missing cell, and for the NaN that dataframes write."""
-    text = (row.cells.get(name) or "").strip()
-    return "" if text in ("nan", "NaN") else text
+    return texts_of(row, (name,))[name]
+
+
+def texts_of(row: Row, names: Iterable[str]) -> dict[str, str]:
+    """:func:`text_of` of several cells, by column."""
+    cells = row.cells
+    return {name: "" if (text := (cells.get(name) or "").strip()) in ("nan", "NaN") else text for name in names}
 
 
 def quoted(cell: object) -> str:
@@ -205,10 +210,11 @@ def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row
                     f"its cells are separated by {other!r}; {remedy}{', or name it .tsv' if other == chr(9) else ''}"
                 )
             _check_columns(file, names, needed, remedy)
+            next_line = reader.line_num + 1
             for cells in reader:
+                line, next_line = next_line, reader.line_num + 1
                 if not cells:  # an empty line
                     continue
-                line = reader.line_num - sum(cell.count("\n") for cell in cells)
                 if len(cells) != len(names):
                     remedy = (
                         f"quote cells that hold a {cells_of}"

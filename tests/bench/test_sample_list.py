@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tracemalloc
@@ -282,3 +283,42 @@ def test_digest_of_a_list_does_not_depend_on_its_folder_or_on_the_form_of_paths(
     assert read_samples(moved).sha256 == read_samples(listed).sha256
     moved.write_text(moved.read_text().replace("ref/1.png", "ref/2.png"))
     assert read_samples(moved).sha256 != read_samples(listed).sha256
+
+
+def test_each_json_line_may_name_its_own_columns(tmp_path: Path) -> None:
+    lines = [
+        {"generated_image": "a.png", "reference_image": "r.png", "reference_mask": "m.png", "seed": 3},
+        {
+            "generated_image": "b.png",
+            "reference_image": "r.png",
+            "reference_mask": "m.png",
+            "method": "x",
+            "note": None,
+        },
+        {"generated_image": "c.png", "reference_image": "r.png", "reference_mask": "", "seed": 4, "noun": "cat"},
+    ]
+    file = tmp_path / "list.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    first, second, third = read_samples(file, ["cp"]).samples
+    assert [first.extra, second.extra, third.extra] == [{"seed": "3"}, {"note": None}, {"seed": "4", "noun": "cat"}]
+    assert [first.method, second.method, third.method] == ["", "x", ""]
+    assert third.reference_noun == "cat"
+    assert (first.lacks, set(third.lacks)) == ({}, {"reference_mask"})
+    assert first.references == second.references
+    lines[2]["cp"] = 0.5
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="has a column 'cp', which the table of scores has too"):
+        read_samples(file, ["cp"])
+    assert gc.isenabled()
+
+
+def test_line_of_a_sample_is_the_one_on_which_it_begins(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    cells = ["a.png", "r.png", "m.png"]
+    note = ["plain", '"two\nlines"', '"old\rend"', '"dos\r\nend"', "last"]
+    records = [",".join([*cells, each]) for each in note]
+    records.insert(3, "")
+    file.write_bytes("\n".join(["generated_image,reference_image,reference_mask,note", *records]).encode())
+    samples = read_samples(file, ["cp"]).samples
+    assert [sample.line for sample in samples] == [2, 3, 5, 8, 10]
+    assert [sample.extra["note"] for sample in samples] == [each.strip('"') for each in note]

@@ -26,7 +26,16 @@ from PIL import Image
 from support.batches import PATCHES, images, masks
 from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, three_concepts, validation
 from support.segmenter_checkpoints import build_clipseg
-from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
+from support.trainers import (
+    collection,
+    loader,
+    noise,
+    package,
+    third_party_warnings_ignored,
+    toy,
+    trainer,
+    validation_warnings,
+)
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
@@ -62,14 +71,6 @@ def scores(run: Any) -> dict[str, float]:
 
 def random_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-
-
-def validation_warnings(function: Callable[[], Any]) -> list[str]:
-    """Texts of the callback's warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function()
-    return [str(warning.message) for warning in caught if "MaSCValidation" in str(warning.message)]
 
 
 def size_of(file: Path) -> tuple[int, int]:

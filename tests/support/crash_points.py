@@ -1,29 +1,37 @@
 """End a run at each of its file operations in turn; print their number, or fail if one cannot be continued.
 
-    python crash_points.py ENOSPC|EIO|SIGKILL[,...] SAMPLES.csv [parquet]
+    python crash_points.py ENOSPC|EIO|SIGKILL[,...] SAMPLES.csv [--form parquet] [--ranks 2] [--points N]
 
-Several kinds of ends take turns. Half of the runs are continued with ``--restart``.
+Several kinds of ends take turns. With ``--ranks 2`` the operations of both ranks are taken, those of one rank at a time. Half
+of the runs are continued with ``--restart``, and every third run of two ranks by one. ``--points`` takes as many operations at
+equal distances.
 
-Every start is a fork of this process, which has imported everything, so that a start takes a fraction of a second. The
-scores are made up: what is tested is the files.
+Every start is a fork of this process, which has imported everything, so that a start takes a fraction of a second; the second
+rank is a fork of the first. The scores are made up: what is tested is the files, and that every process ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
+import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from masc_metrics.backbone import load_backbone
+from masc_metrics.bench.distributed import end_connection
 from masc_metrics.bench.sample import SampleResult
 from masc_metrics.bench.scoring import Scorer
 from masc_metrics.cli import main
@@ -35,12 +43,20 @@ OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.trun
 TRACEBACK = 99
 """Exit code of a run that ends with a traceback."""
 
+LIMIT_S = 20
+"""Every process of a run ends within it, whatever happens to one of them. Lightning looks every 5 s at its processes."""
+
+Point = tuple[int, int]
+"""Rank, and number of the operation in it."""
+
 
 class Faults:
-    """Counts the operations below a folder, and fails at one of them."""
+    """Counts the operations of this process below a folder, and fails at one of them."""
 
     def __init__(self, folder: Path, crashes: str) -> None:
-        self.folder, self.crashes, self.at, self.count = str(folder), crashes.split(","), -1, 0
+        self.folder, self.crashes = str(folder), crashes.split(",")
+        self.point: Point | None = None
+        self.rank = self.count = 0
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         # Files that are only read are opened with a mode that has no "w", "x" or "a", or with flags of 0.
@@ -51,33 +67,90 @@ class Faults:
 
     def step(self) -> None:
         self.count += 1
-        if self.count - 1 == self.at:
-            crash = self.crashes[self.at % len(self.crashes)]
+        if (self.rank, self.count - 1) == self.point:
+            crash = self.crashes[(self.count - 1) % len(self.crashes)]
             if crash == "SIGKILL":
                 os.kill(os.getpid(), signal.SIGKILL)
             number = getattr(errno, crash)
             raise OSError(number, os.strerror(number))
 
 
-def start(arguments: list[str], faults: Faults, at: int) -> tuple[int, int]:
-    """Exit status and number of operations of a run that fails at an operation; -1 is none."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        faults.at, faults.count = at, 0
+class Start:
+    """One start of the command, until all of its processes have ended.
+
+    Attributes:
+        status: exit code of the first rank, negative for a signal.
+        counts: number of operations of each rank that came to its end.
+        codes: exit code of each such rank.
+        seconds: until the last process had ended.
+    """
+
+    def __init__(self, arguments: list[str], faults: Faults, point: Point | None) -> None:
+        self.arguments, self.faults = arguments, faults
+        reader, self.writer = os.pipe()  # its end is reached when no process holds the writer any more
+        faults.point = point
+        began = time.monotonic()
+        first = os.fork()
+        if first == 0:
+            os.setpgid(0, 0)
+            self.run_rank(0)
+        os.close(self.writer)
+        said = b""
+        while select.select([reader], [], [], max(0.0, began + LIMIT_S - time.monotonic()))[0]:
+            if not (part := os.read(reader, 100)):
+                break
+            said += part
+        else:
+            os.killpg(first, signal.SIGKILL)
+            raise AssertionError(f"a process of {' '.join(arguments)} has not ended within {LIMIT_S} s, at {point}")
+        os.close(reader)
+        self.seconds = time.monotonic() - began
+        self.status = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+        lines = [tuple(map(int, line.split())) for line in said.splitlines()]
+        self.counts = {rank: count for rank, count, _ in lines}
+        self.codes = {rank: code for rank, _, code in lines}
+
+    def run_rank(self, rank: int) -> None:
+        """Run the command in this process, which ends with it."""
+        self.faults.rank, self.faults.count = rank, 0
+        launcher = sys.modules.get("lightning.fabric.strategies.launchers.subprocess_script")
+        if launcher is not None:
+            launcher.subprocess = SimpleNamespace(Popen=self.forked)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                code = main(arguments)
-            os.write(writer, str(faults.count).encode())
+                code = main(self.arguments)
+                end_connection()
         except BaseException:
-            traceback.print_exc()
+            traceback.print_exc(file=sys.__stderr__)  # that of a second rank is within the first one's redirection
             code = TRACEBACK
+        os.write(self.writer, f"{rank} {self.faults.count} {code}\n".encode())
         os._exit(code)
-    os.close(writer)
-    _, status = os.waitpid(child, 0)
-    count = os.read(reader, 20)
-    os.close(reader)
-    return status, int(count or -1)
+
+    def forked(self, _: list[str], env: Mapping[str, str], cwd: str | None) -> Forked:
+        """What Lightning calls to start another rank."""
+        process = Forked()
+        if process.pid == 0:
+            os.environ |= env
+            self.run_rank(int(env["LOCAL_RANK"]))
+        return process
+
+
+class Forked:
+    """What Lightning needs of ``subprocess.Popen``."""
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+
+    def poll(self) -> None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0, 0)
+        if pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+    def send_signal(self, number: int) -> None:
+        self.poll()
+        if self.returncode is None:
+            os.kill(self.pid, number)
 
 
 def made_up(_: Scorer, batch: Any) -> list[SampleResult]:
@@ -86,15 +159,18 @@ def made_up(_: Scorer, batch: Any) -> list[SampleResult]:
     return [SampleResult(loaded.number, each, {}) for loaded, each in zip(batch, scores, strict=True)]
 
 
-def points(crash: str, samples: Path, suffix: str) -> int:
+def points(crash: str, samples: Path, form: str = "csv", ranks: int = 1, most: int | None = None) -> int:
     """Number of the points at which a run was ended and continued."""
     warnings.simplefilter("ignore")  # of forks with threads
     torch.set_num_threads(1)
     load_backbone("tiny").load(text_tower=True)
+    if ranks > 1:
+        import lightning.fabric.strategies.launchers.subprocess_script  # noqa: F401  # once, not in each fork
     Scorer.score = made_up  # type: ignore[method-assign]
-    out = samples.parent / f"scores.{suffix}"
-    arguments = ["score", str(samples), "--out", str(out), "--model", "tiny", "--max-num-patches", "16"]
-    arguments += ["--device", "cpu", "--quiet", "--workers", "0", "--batch-size", "2"]
+    out = samples.parent / f"scores.{form}"
+    one = ["score", str(samples), "--out", str(out), "--model", "tiny", "--max-num-patches", "16"]
+    one += ["--device", "cpu", "--quiet", "--workers", "0", "--batch-size", "2"]
+    arguments = [*one, "--devices", str(ranks)]
     faults = Faults(samples.parent, crash)
     sys.addaudithook(faults.audit)
     real_write = os.fsync
@@ -104,21 +180,33 @@ def points(crash: str, samples: Path, suffix: str) -> int:
         real_write(descriptor)
 
     os.fsync = fsync
-    status, count = start(arguments, faults, -1)
-    assert status == 0, status
+    unbroken = Start(arguments, faults, None)
+    assert unbroken.status == 0 and set(unbroken.codes) == set(range(ranks)), unbroken.codes
     expected, files = out.read_bytes(), sorted(samples.parent.rglob("*"))
-    for at in range(count):
+    chosen = [(rank, at) for rank in range(ranks) for at in range(unbroken.counts[rank])]
+    if most is not None:
+        chosen = [chosen[len(chosen) * number // most] for number in range(most)]
+    for number, (rank, at) in enumerate(chosen):
+        label = f"operation {at} of {unbroken.counts[rank]} of rank {rank}"
         restart = ["--restart"] * (at // len(faults.crashes) % 2)
         for file in (out, out.with_suffix(".summary.json")):
             file.unlink()
-        status, _ = start(arguments, faults, at)
-        assert os.waitstatus_to_exitcode(status) != TRACEBACK, f"operation {at} of {count}"
-        status, _ = start([*arguments, *restart], faults, -1)
-        assert status == 0, f"operation {at} of {count}: the next start ended with {status}"
-        assert out.read_bytes() == expected, f"operation {at} of {count}: other scores"
-        assert sorted(samples.parent.rglob("*")) == files, f"operation {at} of {count}: files are left"
-    return count
+        ended = Start(arguments, faults, (rank, at))
+        assert TRACEBACK not in (ended.status, *ended.codes.values()), label
+        following = Start([*(one if number % 3 == 2 else arguments), *restart], faults, None)
+        assert following.status == 0, f"{label}: the next start ended with {following.status}"
+        assert out.read_bytes() == expected, f"{label}: other scores"
+        assert sorted(samples.parent.rglob("*")) == files, f"{label}: files are left"
+        print(f"{label}: {ended.status}, {ended.codes}, {ended.seconds:.1f} s", file=sys.stderr)
+    return len(chosen)
 
 
 if __name__ == "__main__":
-    print(points(sys.argv[1], Path(sys.argv[2]), *(sys.argv[3:] or ["csv"])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("crash")
+    parser.add_argument("samples", type=Path)
+    parser.add_argument("--form", default="csv", choices=["csv", "parquet"])
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--points", type=int)
+    given = parser.parse_args()
+    print(points(given.crash, given.samples, given.form, given.ranks, given.points))

@@ -112,7 +112,7 @@ def write_page(
         version=masc_metrics.__version__,
         file=table.file.name,
         counts={
-            "samples": len(table.rows),
+            "samples" if training is None else "images": len(table.rows),
             "methods" if training is None else "validations": len(methods),
             "concepts": len({table.concept(number) for number in range(len(table.rows))}),
             **{state: count for state in STATES[1:] if (count := states.count(state))},
