@@ -429,8 +429,8 @@ def plot_sensitivity(result: Mapping[str, Any]) -> Figure:
             amounts = {
                 move["perturbation"]["amount"]: value for move, value in defined if move["perturbation"]["kind"] == kind
             }
-            pixels, values = zip(*sorted({0: given, **amounts}.items()), strict=True)
-            curves.plot(pixels, values, color=colour, marker=marker, linestyle=line, label=kind, markersize=3.5)
+            pixels, heights = zip(*sorted({0: given, **amounts}.items()), strict=True)
+            curves.plot(pixels, heights, color=colour, marker=marker, linestyle=line, label=kind, markersize=3.5)
         others = [(move["name"], value) for move, value in defined if move["perturbation"]["kind"] not in PIXEL_KINDS]
         names, values = [name for name, _ in others], [value for _, value in others]
         if with_people:  # bars from 0 would hide the differences
