@@ -151,6 +151,16 @@ def test_concepts_of_a_gallery_stand_between_floor_and_ceiling(scored: Path) -> 
     assert 'id="concepts"' not in report(scored, "--maps", "0").read_text()
 
 
+def test_the_product_of_both_means_is_that_of_the_summary(scored: Path) -> None:
+    page = report(scored, "--maps", "0").read_text()
+    methods = json.loads(scored.with_suffix(".summary.json").read_text())["by"]["method"]
+    for name, figures in methods.items():
+        row = page[page.index(f'<th scope="row" class="name"><bdi>{name}</bdi>') :]
+        found = re.findall(r'<span class="value">(-?[\d.]+)</span> <span class="quiet">±([\d.]+)', row)[:3]
+        low, high = figures["cp_times_pf"]["interval_95"]
+        assert found[2] == (f"{figures['cp_times_pf']['mean']:.3f}", f"{(high - low) / 2:.3f}")
+
+
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
     page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
     assert "There was no summary file" in page
