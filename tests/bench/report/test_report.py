@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.sample_lists import rows, write_csv
+from support.segmenter_checkpoints import build_clipseg
 from support.three_methods import three_methods
 
 from masc_metrics.bench.report.page import script_json
 from masc_metrics.bench.report.rows import chosen_groups, read_table
 from masc_metrics.cli import main
+from masc_metrics.segmenters import release_segmenters
 
 COLUMNS = ("sample_id", "method", "concept", "key", "cp", "pf", "left_out", "error", "reference_image")
 
@@ -119,6 +122,30 @@ def test_transferred_masks_are_made_again(scored: Path) -> None:
     data, pictures = blocks(report(scores, "--samples", "1"))
     row = data["groups"][0]["samples"][0][0]
     assert "background" in pictures[row]["images"]
+
+
+def test_masks_from_text_are_made_again(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the segmenter of the run: the maps give the table's CP, and other weights are refused."""
+    folder = build_clipseg(tmp_path / "clipseg")
+    masks = {"generated_mask": "", "reference_mask": ""}
+    lines = [line | masks | {"noun": "star"} for line in rows(scored.with_name("samples.csv"))[:2]]
+    samples = write_csv(scored.with_name("unmasked.csv"), lines)
+    scores = scored.with_name("unmasked-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    segmenter = ("--mask-source", "clipseg", "--checkpoint", str(folder), "--threshold", "0.4")
+    assert main(["score", str(samples), "--out", str(scores), *options, *segmenter]) == 0
+    assert {row["reference_mask_source"] for row in rows(scores)} == {"clipseg"}
+    assert all(row["cp"] not in ("", "nan") for row in rows(scores))
+    _, pictures = blocks(report(scores, "--samples", "2"))
+    for block in pictures.values():
+        assert set(block["images"]) == {"reference", "generated", "match", "background"}
+        assert block["notes"] == []
+    release_segmenters()
+    arguments = ["report", str(scores), "--out", str(tmp_path / "report.html"), "--device", "cpu", "--quiet"]
+    weights = folder / "model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert main(arguments) == 1
+    assert "but the run used sha256:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reduction", ["mean", "max", "pool"])
