@@ -49,6 +49,7 @@ class MasksOptions:
         cache_dir: folder for downloaded checkpoints (default: the hub's cache).
         local_files_only: never use the network.
         quiet: hide the progress bar.
+        escape_formulas: write the completed list as score --escape-formulas writes its table; not for Parquet.
     """
 
     samples: Path = option(type=Path, positional=True)
@@ -61,6 +62,7 @@ class MasksOptions:
     cache_dir: str | None = option(None, metavar="FOLDER")
     local_files_only: bool = option(False)
     quiet: bool = option(False)
+    escape_formulas: bool = option(False)
 
 
 MASKS = Command(

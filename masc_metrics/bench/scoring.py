@@ -19,6 +19,7 @@ from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
 from masc_metrics.bench.segmenting import segmented
+from masc_metrics.bench.tables import ESCAPED
 from masc_metrics.functional import (
     check_transfer,
     concept_preservation_variants,
@@ -377,7 +378,7 @@ def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
         ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
             also if one has the name of another column.
     """
-    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed"}
+    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed", ESCAPED}
     for name in run.functions:
         if name in reserved:
             raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")

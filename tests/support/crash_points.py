@@ -2,9 +2,9 @@
 
     python crash_points.py ENOSPC|EIO|SIGKILL[,...] SAMPLES.csv [--form parquet] [--ranks 2] [--points N]
 
-Several kinds of ends take turns. With ``--ranks 2`` the operations of both ranks are taken, those of one rank at a time. Half
-of the runs are continued with ``--restart``, and every third run of two ranks by one. ``--points`` takes as many operations at
-equal distances.
+Several kinds of ends take turns. With ``--ranks 2`` one rank at a time is ended at its operations. Half of the runs are
+continued with ``--restart``, and every third run of two ranks by one. ``--points`` takes as many operations, evenly
+spread.
 
 Every start is a fork of this process, which has imported everything, so that a start takes a fraction of a second; the second
 rank is a fork of the first. The scores are made up: what is tested is the files, and that every process ends.
