@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
+def type_name(value: object) -> str:
+    """Name of the value's type with its article, such as "a str" and "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name.lower().startswith(('a', 'e', 'i', 'o', 'nd')) else 'a'} {name}"
+
+
+def json_type_name(value: object) -> str:
+    """Type of a value that was read from JSON, with its article, in the words of JSON."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
 def check_type(name: str, value: object, types: type | tuple[type, ...], give: str) -> None:
-    """Raise TypeError ``<name> is a <type>; give <give>`` unless the value is an instance of the types."""
+    """Raise TypeError ``<name> is a(n) <type>; give <give>`` unless the value is an instance of the types."""
     if not isinstance(value, types):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {give}")
+        raise TypeError(f"{name} is {type_name(value)}; give {give}")
 
 
 def check_sequence(name: str, value: object, give: str) -> Sequence[Any]:
     """Return the value if it is a sequence other than a string; raise TypeError as :func:`check_type` otherwise."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is a {type(value).__name__}; give {give}")
+        raise TypeError(f"{name} is {type_name(value)}; give {give}")
     return value
 
 
@@ -39,7 +51,7 @@ def check_integer(name: str, value: object, *, least: int, hint: str = "") -> No
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         remedy = f"an integer{hint}" if (number := _meant_integer(value)) is None else f"the integer {number}"
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; give {remedy}")
+        raise TypeError(f"{name} is {value!r}, {type_name(value)}; give {remedy}")
     if value < least:
         raise ValueError(f"{name} is {value}; give at least {least}{hint}")
 
@@ -49,6 +61,12 @@ def _meant_integer(value: object) -> int | None:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def check_number(name: str, value: object, give: str = "a number") -> None:
+    """Raise TypeError as :func:`check_type` unless the value is a real number; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {type_name(value)}; give {give}")
 
 
 def check_count(name: str, count: int, images: int) -> None:

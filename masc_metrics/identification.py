@@ -220,7 +220,7 @@ class MaSCIdentification(SampleMetric):
             ``reduction="none"``, ``rank`` and ``margin``, (n,) float32: first the samples with an id, sorted by id,
             then the others in order of process and update.
         """
-        self._warn_noticed()
+        self._warn_counted()
         keyed, ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
         self._warn_conflict(keyed, ids)
         rows = torch.cat([first_of_each_id(keyed, ids), self._concatenated("scores")])

@@ -73,6 +73,19 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         raise OSError(f"it is not a complete picture of the formats {', '.join(formats)}") from error
 
 
+def holds_several(picture: Image.Image) -> bool:
+    """Whether a picture file that was opened, but not decoded yet, is an animation or has several pages.
+
+    Phones write JPEG files of several pictures (MPO), whose first is the photograph; they count as one picture.
+    """
+    if picture.format == "MPO":
+        return False
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # decoders raise any exception for a damaged second frame
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
     """Checked images of any sizes.

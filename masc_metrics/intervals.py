@@ -10,6 +10,10 @@ It holds for two concepts too. A bootstrap of a handful of concepts does not: wi
 interval contains the truth in about half of all cases. Every concept counts equally. A mean over samples would follow
 the largest concepts, and no simple interval for it holds if sizes differ much.
 
+A score has a range, such as [-1, 1] of a cosine, and its mean lies in it. An interval that leaves the range ends at its
+limit, which costs no coverage. Units that are all equal, such as concepts whose images were all identified, do not show
+how far concepts differ: no interval is stated, instead of one of zero width.
+
 With one concept, its samples are the units. Such an interval says nothing about other concepts.
 
 Statistics without such a formula, such as alpha and rank correlations, have percentile intervals of resampled concepts
@@ -35,7 +39,16 @@ Numbers: TypeAlias = NDArray[np.float64]
 CONFIDENCE = 0.95
 """Level of all intervals."""
 
+Limits: TypeAlias = "tuple[float, float]"
+
+UNLIMITED: Limits = (-math.inf, math.inf)
+
+COSINES: Limits = (-1.0, 1.0)
+"""Range of both scores, of their product, and of all other cosines."""
+
 _PERCENTILES = (2.5, 97.5)
+
+ROUNDING = 1e-12  # relative
 
 OVER_CONCEPTS, ONE_CONCEPT = "concepts", "this concept only"
 """What an interval is over: several concepts, or the samples of the only one."""
@@ -47,8 +60,8 @@ class MeanEstimate:
 
     Attributes:
         value: the estimate; None if no unit has a value.
-        standard_error: its standard error; None for fewer than two units.
-        interval: both ends of its 95 % interval; None for fewer than two units.
+        standard_error: its standard error; None for fewer than two units, and for equal units.
+        interval: both ends of its 95 % interval, within the range of the score; None without a standard error.
     """
 
     value: float | None
@@ -77,36 +90,51 @@ def unit_means(values_NS: Numbers, concepts_N: NDArray[Any]) -> tuple[Numbers, s
     return means_US, OVER_CONCEPTS
 
 
-def mean(units_U: Numbers) -> MeanEstimate:
-    """Mean of the units that have a value, with its interval."""
+def mean(units_U: Numbers, limits: Limits = UNLIMITED) -> MeanEstimate:
+    """Mean of the units that have a value, with its interval.
+
+    Args:
+        units_U: the units, NaN without a value.
+        limits: smallest and largest value that a unit can have.
+    """
     units_U = units_U[~np.isnan(units_U)]
-    return _estimate(float(units_U.mean()) if len(units_U) else None, units_U)
+    return _estimate(float(units_U.mean()) if len(units_U) else None, units_U, limits)
 
 
-def product(units_U2: Numbers) -> MeanEstimate:
+def product(units_U2: Numbers, limits: Limits = UNLIMITED) -> MeanEstimate:
     r"""Product of the means of two scores, with its interval by linearisation.
 
     .. math:: \bar x \bar y \pm t \cdot \operatorname{se}(\bar y x_u + \bar x y_u)
 
     The interval uses the units that have both scores.
+
+    Args:
+        units_U2: the units, NaN without a value.
+        limits: smallest and largest value that the product can have.
     """
     x, y = (mean(units_U2[:, column]).value for column in range(2))
     if x is None or y is None:
         return MeanEstimate(None, None, None)
     linear_U = y * units_U2[:, 0] + x * units_U2[:, 1]
-    return _estimate(x * y, linear_U[~np.isnan(linear_U)])
+    return _estimate(x * y, linear_U[~np.isnan(linear_U)], limits)
 
 
-def _estimate(value: float | None, units_U: Numbers) -> MeanEstimate:
+def all_equal(units_U: Numbers) -> bool:
+    """Whether units differ by no more than rounding."""
+    return bool(np.ptp(units_U) <= ROUNDING * np.abs(units_U).max())
+
+
+def _estimate(value: float | None, units_U: Numbers, limits: Limits) -> MeanEstimate:
     """With the interval of the units' mean, moved to the value."""
     count = len(units_U)
-    if value is None or count < 2:
+    if value is None or count < 2 or all_equal(units_U):
         return MeanEstimate(value, None, None)
     from scipy import stats
 
     error = float(units_U.std(ddof=1)) / math.sqrt(count)
     half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    return MeanEstimate(value, error, (value - half_width, value + half_width))
+    low, high = limits
+    return MeanEstimate(value, error, (max(low, value - half_width), min(high, value + half_width)))
 
 
 def concept_weights(concepts: int, replicates: int, seed: int) -> Numbers:

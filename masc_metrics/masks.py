@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from masc_metrics.arguments import check_choice, check_integer, check_positive, check_sequence, check_type
+from masc_metrics.arguments import check_choice, check_integer, check_number, check_positive, check_sequence, check_type
 from masc_metrics.grid import Grid
 from masc_metrics.images import FLOAT_DTYPES, MAX_UINT8, RANGE_SLACK, check_values, pil_to_array, value_bounds
 
@@ -360,8 +360,7 @@ class Perturbation:
         if self.kind in PIXEL_KINDS:
             check_integer("amount", self.amount, least=0, hint=f", the pixels of {self.kind!r}")
             return
-        if isinstance(self.amount, bool) or not isinstance(self.amount, Real):
-            raise TypeError(f"amount is a {type(self.amount).__name__}; give a number")
+        check_number("amount", self.amount)
         if self.kind == "dropout" and not 0 <= self.amount <= 1:
             raise ValueError(f"amount is {self.amount}; give a share of the subject in [0, 1] for 'dropout'")
         if self.kind != "dropout" and self.amount != 0:

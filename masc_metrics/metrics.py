@@ -344,22 +344,24 @@ class MaSCPromptFollowing(SampleMetric):
         """Number of prompts in which their subject was not found, so that nothing was removed from them."""
         return int(self.unstripped_sum)
 
-    def compute(self) -> Tensor:
-        """As in :class:`SampleMetric`; warns once of each kind of sample that is counted, on any rank."""
-        if empty := self.empty_mask_count:
-            source = "the references' masks" if self.transferred_count else "what made the masks"
-            self._warn_once(
-                "empty masks",
-                f"the masks of {empty} generated images mark nothing, so their score "
-                f"is that of the complete image. Look at these images and at {source}; see empty_mask_count.",
-            )
-        if cut := self.cut_prompt_count:
-            self._warn_once("cut", f"{cut} prompts are longer than the text tower and were cut. Give shorter prompts.")
-        if unstripped := self.unstripped_count:
-            self._warn_once(
-                "unstripped", f"the subject was not found in {unstripped} prompts, so nothing was removed from them."
-            )
-        return super().compute()
+    def _counted(self) -> dict[str, tuple[Sequence[Tensor], str]]:
+        return {
+            **super()._counted(),
+            "empty masks": (
+                (self.empty_mask_sum,),
+                "the masks of {} generated images mark nothing, so their score is that of the complete image. Look at "
+                "these images and at what made the masks, or at the references' masks if they were transferred; see "
+                "empty_mask_count.",
+            ),
+            "cut": (
+                (self.cut_prompt_sum,),
+                "{} prompts are longer than the text tower and were cut. Give shorter prompts.",
+            ),
+            "unstripped": (
+                (self.unstripped_sum,),
+                "the subject was not found in {} prompts, so nothing was removed from them.",
+            ),
+        }
 
     def _count_unstripped(self, prompts: Sequence[str], subjects: Sequence[str | None]) -> None:
         """Count prompts that do not contain their subject, so that nothing is removed from them."""

@@ -14,39 +14,33 @@ import torch
 from torch import Tensor
 
 from masc_metrics.arguments import check_type
+from masc_metrics.settings import DTYPE_NAMES
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 Dtype: TypeAlias = "torch.dtype | str"
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""The dtypes that networks support, by name."""
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES.values()}
+"""The dtypes that networks support, by torch's names."""
 
 DEFAULT_DTYPE = torch.float32
 
 
 def check_dtype(dtype: Dtype) -> torch.dtype:
-    """Return the dtype, which may be given by its name: "bfloat16" or, as torch prints it, "torch.bfloat16".
+    """Return the dtype, which may be given by its name: "bfloat16", "bf16" or, as torch prints it, "torch.bfloat16".
 
     Raises:
         TypeError: if it is neither a dtype nor a string.
         ValueError: if networks do not support it.
     """
-    check_type("dtype", dtype, (torch.dtype, str), f"{_all_but_last(DTYPES)}, as a torch.dtype or a string")
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    give = f"a torch.dtype or its name: {', '.join(f'{name} ({short})' for short, name in DTYPE_NAMES.items())}"
+    check_type("dtype", dtype, (torch.dtype, str), give)
+    name = str(dtype).removeprefix("torch.")
+    found = DTYPES.get(DTYPE_NAMES.get(name, name))
     if found is None:
-        raise ValueError(f"dtype is {dtype!r}; give {_all_but_last(DTYPES)}, as a torch.dtype or a string")
+        raise ValueError(f"dtype is {dtype!r}; give {give}")
     return found
-
-
-def _all_but_last(names: Mapping[str, object]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
 
 
 def out_of_memory(error: BaseException) -> bool:

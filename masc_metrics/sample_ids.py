@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_metrics.arguments import check_sequence
+from masc_metrics.arguments import check_sequence, type_name
 
 SampleIds = Tensor | Sequence[int]
 
@@ -25,6 +25,8 @@ REPEAT_TOLERANCE = 1e-5
 
 def first_of_each_id(scores: Tensor, ids: Tensor) -> Tensor:
     """Scores sorted by id; of several samples with the same id, only the first is kept."""
+    if not len(ids):
+        return scores  # selecting rows would wait for the device
     order = ids.argsort(stable=True)
     ordered = ids[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -42,6 +44,8 @@ class Conflict(NamedTuple):
 
 def find_conflict(scores: Tensor, ids: Tensor, tolerance: float = CONFLICT_TOLERANCE) -> Conflict | None:
     """Find an id whose scores differ by more than the tolerance, or are only partly undefined."""
+    if len(ids) < 2:
+        return None
     order = ids.argsort(stable=True)
     scores, ids = scores[order], ids[order]
     differ = ((scores[1:] - scores[:-1]).abs() > tolerance) | (scores[1:].isnan() ^ scores[:-1].isnan())
@@ -98,8 +102,7 @@ def _check_id(index: int, value: object) -> int:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
-            f"sample_ids[{index}] is {value!r}, a {type(value).__name__}; give integers, such as the samples' dataset "
-            "indices"
+            f"sample_ids[{index}] is {value!r}, {type_name(value)}; give integers, such as the samples' dataset indices"
         ) from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"sample_ids[{index}] is {number}, which needs more than 64 bits; give a smaller id")

@@ -31,6 +31,14 @@ from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 
 Reduction = Literal["mean", "none"]
 
+_NOTICED = {
+    "one colour": "{} generated images have one colour, as a safety checker's black images do; their scores count in "
+    "the mean. Switch the safety checker off, or leave them out.",
+    "inverted": "{} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 or "
+    "255 marks the subject; if yours mark the background, give mask < 0.5.",
+}
+"""Warnings of images and masks that are probably wrong."""
+
 
 class SampleMetric(Metric):
     """Mean of one score per sample, computed with a backbone that is shared within the process.
@@ -197,19 +205,23 @@ class SampleMetric(Metric):
             A float32 scalar, NaN if no sample is defined. With ``reduction="none"``, (n,) float32 with NaN for
             undefined samples: first the samples with an id, sorted by id, then the others in order of rank and update.
         """
-        self._warn_noticed()
         keyed_scores, keyed_ids = self._concatenated("keyed_scores"), self._concatenated("keyed_ids")
         self._warn_conflict(keyed_scores, keyed_ids)
-        keyed = first_of_each_id(keyed_scores, keyed_ids)
+        scores = first_of_each_id(keyed_scores, keyed_ids)
         if self.reduction == "none":
-            scores = torch.cat([keyed, self._concatenated("scores")])
-            self._warn_undefined(scores.isnan().sum(), scores.numel())
+            scores = torch.cat([scores, self._concatenated("scores")])
+        defined = ~scores.isnan()
+        count, undefined = defined.sum(), (~defined).sum()
+        if self.reduction == "mean":
+            count, undefined = self.sample_count + count, self.undefined_sum + undefined
+        text = (
+            f"{{}} of {{}} samples are undefined, because {self._undefined_reason}; they are excluded from the mean "
+            "and NaN in per-sample output. Check their masks."
+        )
+        self._warn_counted(undefined=((undefined, count + undefined), text))
+        if self.reduction == "none":
             return scores.float()
-        defined = ~keyed.isnan()
-        total = self.score_sum + keyed[defined].sum()
-        count = self.sample_count + defined.sum()
-        undefined = self.undefined_sum + (~defined).sum()
-        self._warn_undefined(undefined, int(count + undefined))
+        total = self.score_sum + scores[defined].sum() if len(scores) else self.score_sum
         mean: Tensor = (total / count).float()
         return mean
 
@@ -243,21 +255,22 @@ class SampleMetric(Metric):
                 same_device = count is not None and count.device == flag.device
                 self._noticed[kind] = count + flag if same_device and count is not None else flag
 
-    def _warn_noticed(self) -> None:
-        counts = {kind: int(count) for kind, count in self._noticed.items()}
+    def _counted(self) -> dict[str, tuple[Sequence[Tensor], str]]:
+        """What ``compute`` warns of: for each kind, numbers, of which the first is not 0, and the text for them."""
+        return {kind: ((count,), _NOTICED[kind]) for kind, count in self._noticed.items()}
+
+    def _warn_counted(self, **further: tuple[Sequence[Tensor], str]) -> None:
+        """Warn of what is counted, with one copy from the device; without any, if all was warned of."""
+        counted = {kind: found for kind, found in (self._counted() | further).items() if kind not in self._warned}
         self._noticed = {}
-        if images := counts.get("one colour"):
-            self._warn_once(
-                "one colour",
-                f"{images} generated images have one colour, as a safety checker's black images do; their scores count "
-                "in the mean. Switch the safety checker off, or leave them out.",
-            )
-        if masks := counts.get("inverted"):
-            self._warn_once(
-                "inverted",
-                f"{masks} masks cover most of their image and almost all of its border, as inverted masks do. True, 1 "
-                "or 255 marks the subject; if yours mark the background, give mask < 0.5.",
-            )
+        if not counted:
+            return
+        numbers = [to_device(number, self.device) for group, _ in counted.values() for number in group]
+        values = iter(torch.stack(numbers).tolist())
+        for kind, (group, text) in counted.items():
+            count, *others = [next(values) for _ in group]
+            if count:
+                self._warn_once(kind, text.format(count, *others))
 
     def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """As in torchmetrics, but a keyword that is dropped although it is nearly an argument is warned about."""
@@ -272,14 +285,6 @@ class SampleMetric(Metric):
                 )
         filtered: dict[str, Any] = super()._filter_kwargs(**kwargs)
         return filtered
-
-    def _warn_undefined(self, undefined: Tensor, samples: int) -> None:
-        if int(undefined):
-            self._warn_once(
-                "undefined",
-                f"{int(undefined)} of {samples} samples are undefined, because {self._undefined_reason}; they are "
-                "excluded from the mean and NaN in per-sample output. Check their masks.",
-            )
 
     def _warn_conflict(self, scores: Tensor, ids: Tensor) -> None:
         if conflict := find_conflict(self._compared(scores), ids):

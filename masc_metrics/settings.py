@@ -25,5 +25,5 @@ SEGMENTERS = ("sam3", "clipseg", "grounded_sam2", "owlv2_sam2")
 DEFAULT_SEGMENTER = "sam3"
 DEFAULT_SEGMENTER_BATCH_SIZE = 4
 
-DTYPE_NAMES = ("float32", "bfloat16", "float16")
-"""Names of the precisions of networks, as :data:`masc_metrics.precision.DTYPES` has them."""
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names of the dtypes that networks support, by their short names; both are accepted."""

@@ -1,8 +1,10 @@
 """Validation by a callback, without a validation loop: it generates images, scores them, and logs scores and a panel.
 
-    pip install tensorboard
+    pip install tensorboard jinja2
     python docs/examples/validation_callback.py
     tensorboard --logdir lightning_logs
+
+It also writes ``training.html`` into the log folder: a report with curves and the images of every step.
 
 With ``--logger wandb`` (``pip install wandb``), scores and panel are logged to Weights & Biases instead, offline in the
 log folder until ``wandb sync``.
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--logger", choices=["tensorboard", "wandb"], default="tensorboard")
     parser.add_argument("--logdir", default="lightning_logs")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--every", type=int, default=3, help="epochs between validations")
     options = parser.parse_args()
     Path(options.logdir).mkdir(parents=True, exist_ok=True)
 
@@ -50,7 +53,8 @@ def main() -> None:
         concepts(),
         generate=lambda module, prompts, seed: module.generate(prompts),
         segment=model.segment,
-        every_n_epochs=3,
+        every_n_epochs=options.every,
+        report=Path(options.logdir, "training.html"),
         **SMALL,
     )
     trainer = L.Trainer(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from masc_metrics.bench.options import (
     Command,
     device_name,
+    dtype_name,
     non_negative_integer,
     option,
     options_of,
@@ -43,7 +44,7 @@ class MasksOptions:
         out: folder for masks and the completed list; created if it does not exist.
         segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
         networks: options of the segmenter.
-        dtype: precision of the networks.
+        dtype: precision of the networks; also fp32, bf16 or fp16.
         device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         batch_size: images segmented at a time.
         cache_dir: folder for downloaded checkpoints (default: the hub's cache).
@@ -56,7 +57,7 @@ class MasksOptions:
     out: Path = option(type=Path, metavar="FOLDER")
     segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
     networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", choices=DTYPE_NAMES)
+    dtype: str = option("float32", type=dtype_name, choices=tuple(DTYPE_NAMES.values()))
     device: str | None = option(None, type=device_name)
     batch_size: int = option(DEFAULT_SEGMENTER_BATCH_SIZE, type=positive_integer, metavar="N")
     cache_dir: str | None = option(None, metavar="FOLDER")
@@ -137,7 +138,7 @@ class SensitivityOptions:
         seed: random seed of the perturbations, of --limit and of the intervals of alpha.
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
-        dtype: precision of the network.
+        dtype: precision of the network; also fp32, bf16 or fp16.
         max_num_patches: patch budget per image.
         device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         workers: image-loading worker processes.
@@ -160,7 +161,7 @@ class SensitivityOptions:
     seed: int = option(0, type=non_negative_integer, metavar="N")
     model: str = option(DEFAULT_MODEL)
     revision: str | None = option(None)
-    dtype: str = option("float32", choices=DTYPE_NAMES)
+    dtype: str = option("float32", type=dtype_name, choices=tuple(DTYPE_NAMES.values()))
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     device: str | None = option(None, type=device_name)
     workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")

@@ -21,9 +21,9 @@ from masc_metrics.bench.commands import CompareOptions
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
 from masc_metrics.bench.score_command import UNUSABLE, fail
-from masc_metrics.bench.summary import mean_cell, mean_figure
+from masc_metrics.bench.summary import limits_of, mean_cell, mean_figure
 from masc_metrics.bench.tables import Row, printable, quoted, read_rows, text_of, text_table
-from masc_metrics.intervals import ONE_CONCEPT, Numbers, mean, unit_means
+from masc_metrics.intervals import ONE_CONCEPT, ROUNDING, Numbers, all_equal, mean, unit_means
 
 LEVEL = 0.05
 """A difference is called significant if its corrected p value is below."""
@@ -32,7 +32,6 @@ _ENOUGH_UNITS = 12  # the smallest p value of their sign flips, 0.0005, survives
 _EXACT_UNITS = 14  # up to 16 384 sign patterns are all tried
 _DRAWS = 20_000
 _DRAWN_SIGNS = 2**22  # at a time, so that memory does not grow with the number of units
-_ROUNDING = 1e-12  # relative
 
 TEXTS = ("method", "concept", "reference_image", "key", "prompt", "seed", "mask_source")
 """Columns of a table of scores that hold text."""
@@ -67,7 +66,7 @@ class MethodScores:
         """Mean over concepts, its interval, and the numbers of samples and concepts."""
         samples = [(cell[0], value) for cell, values in self.values[score].items() for value in values]
         values_N = np.array([value for _, value in samples], dtype=np.float64)
-        return mean_figure(values_N, np.array([concept for concept, _ in samples]))
+        return mean_figure(values_N, np.array([concept for concept, _ in samples]), limits_of(score))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,8 @@ class Comparison:
         concepts: concepts of the pairs.
         unpaired: cells that only one of the two has.
         difference: mean of a minus b, in which every concept counts equally; None without pairs.
-        interval_95: its 95 % interval; None for fewer than two concepts, or of one concept fewer than two keys.
+        interval_95: its 95 % interval; None for fewer than two concepts, or of one concept fewer than two keys, and if
+            all differences are equal.
         p: p value of the hypothesis that the methods are equal; None if it cannot be tested.
         p_holm: p value corrected by Holm's method for all comparisons made together.
         wins: share of pairs in which a is higher, ties counted half.
@@ -209,7 +209,8 @@ def compare(a: MethodScores, b: MethodScores, score: str) -> Comparison:
     units_US, over = unit_means(differences_P[:, None], np.array(concepts))
     if over == ONE_CONCEPT:
         units_US, _ = unit_means(differences_P[:, None], np.array(keys))
-    estimate = mean(units_US[:, 0])
+    low, high = limits_of(score)
+    estimate = mean(units_US[:, 0], (low - high, high - low))
     p, test = _p_value(units_US[:, 0])
     return Comparison(
         a=a.name,
@@ -236,12 +237,12 @@ def _p_value(units_U: Numbers) -> tuple[float | None, str]:
     if not units_U.any():
         return 1.0, "none: all differences are zero"
     if count < _ENOUGH_UNITS:
-        if np.ptp(units_U) <= _ROUNDING * np.abs(units_U).max():
+        if all_equal(units_U):
             return None, "none: all differences are equal"
         from scipy import stats
 
         return float(stats.ttest_1samp(units_U, 0).pvalue), "Student's t"
-    observed = abs(units_U.sum()) - _ROUNDING * np.abs(units_U).sum()
+    observed = abs(units_U.sum()) - ROUNDING * np.abs(units_U).sum()
     if count <= _EXACT_UNITS:
         signs_FU = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         return float(np.mean(np.abs(signs_FU @ units_U) >= observed)), "sign flips, all"

@@ -27,6 +27,9 @@ from masc_metrics.scores import concept_margins, concept_ranks
 COLUMNS = ("concept_rank", "concept_margin")
 """Columns of the table of scores of a run with a gallery."""
 
+_LIMITS = {"identified": (0.0, 1.0), "mean_reciprocal_rank": (0.0, 1.0), "margin": (-4.0, 4.0)}
+"""Range of each figure of the summary."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
@@ -140,7 +143,7 @@ def gallery_summary(
     }
 
     def figures(chosen: Sequence[int]) -> dict[str, Any]:
-        return {name: mean_figure(value[chosen], labels[chosen]) for name, value in values.items()}
+        return {name: mean_figure(value[chosen], labels[chosen], _LIMITS[name]) for name, value in values.items()}
 
     methods = sorted({sample.method for sample in samples if sample.method})
     return {

@@ -26,7 +26,7 @@ from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
-from masc_metrics.images import ImageProcessing, check_image, is_one_colour, open_picture
+from masc_metrics.images import ImageProcessing, check_image, holds_several, is_one_colour, open_picture
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, looks_inverted, same_aspect
 from masc_metrics.prompts import check_unicode
 from masc_metrics.settings import SEGMENTERS
@@ -65,7 +65,8 @@ class LoadedImage:
             least half covered in a generated image. None without a mask.
         noticed: what is probably wrong with it: "orientation" if only one of image and mask has an
             EXIF orientation, and they fit with and without it; "one_colour" for a generated image, see
-            :func:`masc_metrics.images.is_one_colour`; "inverted_mask", see :func:`masc_metrics.masks.looks_inverted`.
+            :func:`masc_metrics.images.is_one_colour`; "inverted_mask", see :func:`masc_metrics.masks.looks_inverted`;
+            "several_pictures" if the file of image or mask holds several, of which the first is taken.
     """
 
     pixels: Tensor
@@ -262,6 +263,8 @@ class Loader(Dataset["list[Loaded] | _Batch"]):
         noticed: tuple[str, ...] = ("orientation",) if undecided else ()
         if which == "generated" and is_one_colour(pixels):
             noticed = (*noticed, "one_colour")
+        if picture.one_of_several or (mask_file is not None and guide is not None and guide.one_of_several):
+            noticed = (*noticed, "several_pictures")
         if guide is None or mask_file is None:
             return LoadedImage(pixels, None, None, grid[0] * grid[1], None, noticed)
         try:
@@ -355,10 +358,17 @@ def exif_orientation(image: Image.Image) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A decoded image as stored, and turned by its EXIF orientation: one object if it has none."""
+    """A decoded image as stored, and turned by its EXIF orientation: one object if it has none.
+
+    Attributes:
+        stored: as stored.
+        upright: turned.
+        one_of_several: whether its file holds further pictures.
+    """
 
     stored: Image.Image
     upright: Image.Image
+    one_of_several: bool
 
     @property
     def turned(self) -> bool:
@@ -389,8 +399,10 @@ def _opened(file: Path, label: str) -> _Opened:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
+                one_of_several = holds_several(image)
                 image.load()
-                return _Opened(image, ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image)
+                upright = ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image
+                return _Opened(image, upright, one_of_several)
     except MemoryError:
         raise
     except FileNotFoundError:

@@ -34,7 +34,7 @@ from masc_metrics.bench.tables import (
     text_of,
     write_table,
 )
-from masc_metrics.images import check_image
+from masc_metrics.images import check_image, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
 from masc_metrics.segmenters import Segmenter
@@ -125,6 +125,10 @@ def make_masks(options: MasksOptions) -> int:
     full = sum(record["coverage"] > ALMOST_FULL for record in records)
     print(f"{len(missing) - len(errors)} masks made, {len(kept)} kept from an earlier run, {len(errors)} failed")
     print(f"{empty} masks are empty, and {full} cover more than {ALMOST_FULL * 100:.0f} % of their image")
+    if several := [task.image for task, _ in made if _holds_several(task)]:
+        print(
+            f"{len(several)} images are files of several pictures, of which the first was taken, such as {several[0]}"
+        )
     if sheets:
         shown = min(len(made), _TILES * _SHEETS)
         which = f"all {shown} masks" if shown == len(made) else f"the {shown} most doubtful of {len(made)} masks"
@@ -254,6 +258,11 @@ def _save_mask(task: _Task, mask: Image.Image) -> None:
         mask = mask.transpose(_TO_STORED[orientation])
     with replacing(task.mask) as stream:
         mask.save(stream, format="PNG", exif=exif)
+
+
+def _holds_several(task: _Task) -> bool:
+    with undecoded(task.image) as image:
+        return holds_several(image)
 
 
 def _write_sheets(made: Sequence[tuple[_Task, Mapping[str, Any]]], folder: Path) -> list[Path]:

@@ -6,12 +6,15 @@ import argparse
 import difflib
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
+
+from masc_metrics.settings import DTYPE_NAMES
 
 _Options = TypeVar("_Options")
 
@@ -116,7 +119,10 @@ def parse_options(command: Command, arguments: argparse.Namespace) -> tuple[Any,
 
 
 def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> list[str]:
-    """Replace ``--config FILE`` by the options in the file, which come before those on the command line.
+    """Replace ``--config FILE`` by the options in the file, which come before those on the command line, and ``~``.
+
+    A ``~`` that begins a value, or what follows its equals sign, is the home folder: shells replace it in unquoted
+    words only, not in ``--out=~/x``, and never in a file. A folder ``~`` is ``./~``.
 
     Keys of the file are names of options, with underscores or dashes. A list gives a repeatable option several times;
     a mapping gives ``name=value``.
@@ -127,13 +133,18 @@ def expand_config(arguments: Sequence[str], commands: Mapping[str, Command]) -> 
     """
     parser = argparse.ArgumentParser(prog="masc-metrics", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, action="append", default=[])
+    arguments = list(map(_with_home, arguments))
     found, rest = parser.parse_known_args(arguments)
     if not found.config or not rest or rest[0] not in commands:
-        return list(arguments)
+        return arguments
     if len(found.config) > 1:
         raise ValueError(f"--config is given {len(found.config)} times; put all options into one file")
     command = commands[rest[0]]
-    return [rest[0], *_config_arguments(found.config[0], command), *rest[1:]]
+    return [rest[0], *map(_with_home, _config_arguments(found.config[0], command)), *rest[1:]]
+
+
+def _with_home(argument: str) -> str:
+    return re.sub(r"(?:^|(?<==))~[^/\\=]*", lambda found: os.path.expanduser(found[0]), argument)
 
 
 def _config_arguments(file: Path, command: Command) -> list[str]:
@@ -241,6 +252,15 @@ def device_name(text: str) -> str:
     name = text.strip().lower()
     name = f"cuda:{name}" if name.isdecimal() else name
     return "cuda" + name[len("gpu") :] if name == "gpu" or name.startswith("gpu:") else name
+
+
+def dtype_name(text: str) -> str:
+    """Name of a dtype that is given by it or by its short name, such as "bf16"."""
+    name = DTYPE_NAMES.get(text, text)
+    if name not in DTYPE_NAMES.values():
+        known = ", ".join(f"{name} ({short})" for short, name in DTYPE_NAMES.items())
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}")
+    return name
 
 
 def fraction(text: str) -> float:

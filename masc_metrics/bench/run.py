@@ -14,6 +14,7 @@ from masc_metrics.bench.options import (
     any_of,
     device_name,
     did_you_mean,
+    dtype_name,
     fraction,
     non_negative_integer,
     option,
@@ -198,7 +199,7 @@ class Run:
         model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
         revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
         baseline_model: checkpoint of a baseline, such as dino-i=facebook/dino-vitb8; repeatable.
-        dtype: precision of all networks.
+        dtype: precision of all networks; also fp32, bf16 or fp16.
         max_num_patches: patch budget per image.
         mask_source: masks that samples lack: given (none may be missing), transfer (those of generated images come from
             the reference), or the segmenter sam3, clipseg, grounded_sam2 or owlv2_sam2 (both come from text). Given
@@ -231,7 +232,7 @@ class Run:
     baseline_model: tuple[tuple[str, str], ...] = option(
         (), type=_name_and_model, action="append", metavar="NAME=MODEL"
     )
-    dtype: str = option("float32", choices=DTYPE_NAMES)
+    dtype: str = option("float32", type=dtype_name, choices=tuple(DTYPE_NAMES.values()))
     max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
     mask_source: str = option(MASK_SOURCES[0], choices=MASK_SOURCES)
     segmenter: SegmenterOptions = options_of(SegmenterOptions)

@@ -13,11 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_metrics.bench.run import PF_COLUMNS
+from masc_metrics.bench.run import BASELINES, CP_COLUMNS, PF_COLUMNS
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, text_table
-from masc_metrics.intervals import CONFIDENCE, ONE_CONCEPT, Numbers, mean, product, unit_means
+from masc_metrics.intervals import (
+    CONFIDENCE,
+    COSINES,
+    ONE_CONCEPT,
+    UNLIMITED,
+    Limits,
+    Numbers,
+    mean,
+    product,
+    unit_means,
+)
 from masc_metrics.prompts import holds_subject
 from masc_metrics.segmenters.segmenter import ALMOST_FULL
 from masc_metrics.transfer import TRUSTED_IOU
@@ -25,6 +35,8 @@ from masc_metrics.transfer import TRUSTED_IOU
 _GROUPINGS = (("method",), ("category",), ("concept",), ("method", "category"))
 
 _SHOWN = 20  # the table of scores has all
+
+_SHOWN_DIFFERENCE = 1e-4  # figures have four decimals
 
 _UNPOOLED = {
     "background": "generated_mask leaves no background patch",
@@ -51,6 +63,11 @@ _NOTICED = {
         "inverted_masks",
         "the masks of {} images cover most of the image and almost all of its border, as inverted masks do; 255 marks "
         "the subject",
+    ),
+    "several_pictures": (
+        "several_pictures",
+        "the files of {} images, or of their masks, hold several pictures, as animations and files of several pages "
+        "do; the first picture was taken",
     ),
 }
 """For what is noticed in images: its name in the summary, and the warning."""
@@ -117,27 +134,39 @@ def _has_score(result: SampleResult) -> bool:
 
 
 def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
-    figures = {name: mean_figure(values_NS[:, index], concepts_N) for index, name in enumerate(scores)}
+    figures = {name: mean_figure(values_NS[:, index], concepts_N, limits_of(name)) for index, name in enumerate(scores)}
     if {"cp", "pf"} <= set(scores):
-        units_U2, over = unit_means(values_NS[:, [scores.index("cp"), scores.index("pf")]], concepts_N)
-        estimate = product(units_U2)
-        figures["cp_times_pf"] = {
-            "mean": estimate.value,
-            "interval_95": estimate.interval,
-            "interval_over": over,
-        }
+        figures["cp_times_pf"] = product_figure(values_NS[:, [scores.index("cp"), scores.index("pf")]], concepts_N)
     return figures
 
 
-def mean_figure(values_N: Numbers, concepts_N: NDArray[Any]) -> dict[str, Any]:
+def product_figure(values_N2: Numbers, concepts_N: NDArray[Any]) -> dict[str, Any]:
+    """Product of the means of CP and PF with its interval, and what it is over; see :func:`summarize`.
+
+    Args:
+        values_N2: both scores, NaN where undefined.
+        concepts_N: the concept of each sample.
+    """
+    units_U2, over = unit_means(values_N2, concepts_N)
+    estimate = product(units_U2, COSINES)
+    return {"mean": estimate.value, "interval_95": estimate.interval, "interval_over": over}
+
+
+def limits_of(score: str) -> Limits:
+    """Range of a score; what functions of the user's return is not limited."""
+    return COSINES if score in (*CP_COLUMNS, *PF_COLUMNS, *BASELINES) else UNLIMITED
+
+
+def mean_figure(values_N: Numbers, concepts_N: NDArray[Any], limits: Limits = UNLIMITED) -> dict[str, Any]:
     """Mean of a score over concepts with its interval, and what it is over; see :func:`summarize`.
 
     Args:
         values_N: scores, NaN where undefined.
         concepts_N: the concept of each sample.
+        limits: range of the score.
     """
     units_US, over = unit_means(values_N[:, None], concepts_N)
-    estimate = mean(units_US[:, 0])
+    estimate = mean(units_US[:, 0], limits)
     defined_N = ~np.isnan(values_N)
     return {
         "n": int(defined_N.sum()),
@@ -150,13 +179,13 @@ def mean_figure(values_N: Numbers, concepts_N: NDArray[Any]) -> dict[str, Any]:
 
 
 def summary_lines(summary: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
-    """A line for each score, and with two or more methods a table of methods: means ± half of their 95 % intervals."""
+    """A line for each score, and with two or more methods a table of methods: means with their 95 % intervals."""
     lines = []
     for name in scores:
         figure, undefined = summary["all"][name], summary["undefined"][name]
         over = f"{figure['concepts']} concepts"
         if figure["interval_over"] == ONE_CONCEPT:
-            over = f"1 concept{f'; ± holds for {ONE_CONCEPT}' if figure['interval_95'] else ''}"
+            over = f"1 concept{f'; the interval holds for {ONE_CONCEPT}' if figure['interval_95'] else ''}"
         counts = f"{figure['n']} samples of {over}" if figure["n"] else "no sample has a score"
         lines.append(f"{name.upper()}  {mean_cell(figure)}  {counts}{f'; {undefined} undefined' if undefined else ''}")
     methods: Mapping[str, Any] = summary["by"].get("method", {})
@@ -172,13 +201,15 @@ def summary_lines(summary: Mapping[str, Any], scores: Sequence[str]) -> list[str
 
 
 def mean_cell(figure: Mapping[str, Any]) -> str:
-    """A mean with the half width of its interval."""
+    """A mean with the half width of its interval, or with both ends if one is a limit of the score's range."""
     if figure["mean"] is None:
         return "-"
     if figure["interval_95"] is None:
         return f"{figure['mean']:.4f}"
-    low, high = figure["interval_95"]
-    return f"{figure['mean']:.4f} ±{(high - low) / 2:.4f}"
+    mean, (low, high) = figure["mean"], figure["interval_95"]
+    if not math.isclose(high - mean, mean - low, abs_tol=_SHOWN_DIFFERENCE):
+        return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{mean:.4f} ±{(high - low) / 2:.4f}"
 
 
 def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[str]:
@@ -221,26 +252,26 @@ def _mask_warnings(samples: SampleList, results: Sequence[SampleResult]) -> Iter
     rows = list(zip(samples.samples, results, strict=True))
     for which in WHICH:
         yield from _empty_mask_warnings(samples, rows, which)
-        made = [(sample, result) for sample, result in rows if _mask_source(result, which) not in ("", "given")]
-        if not made:
-            continue
-        given = _mask_counts(results, which).get("given", 0)
+        by_source: dict[str, list[tuple[Sample, SampleResult]]] = {}
+        for row in rows:
+            by_source.setdefault(_mask_source(row[1], which), []).append(row)
+        given = len(by_source.pop("given", ()))
         mixed = f", {given} have given ones; compare only samples of one kind" if given else ""
-        (source,) = {_mask_source(result, which) for _, result in made}
-        if source == "transferred":
-            yield (
-                f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not the "
-                f"paper's protocol{mixed}"
-            )
-            yield from _transfer_warnings(samples, made)
-        else:
-            yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
-            if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
-                share = f"{ALMOST_FULL * 100:.0f} %"
+        for source, made in by_source.items():
+            if source == "transferred":
                 yield (
-                    f"{samples.source}: {full} of them have a mask over more than {share} of the image; masc-metrics "
-                    "masks draws such masks"
+                    f"{samples.source}: {len(made)} samples have masks transferred from their references, which is not "
+                    f"the paper's protocol{mixed}"
                 )
+                yield from _transfer_warnings(samples, made)
+            elif source:
+                yield f"{samples.source}: {len(made)} samples have {which} masks made by {source}{mixed}"
+                if full := sum((result.measures[f"{which}_coverage"] or 0) > ALMOST_FULL for _, result in made):
+                    share = f"{ALMOST_FULL * 100:.0f} %"
+                    yield (
+                        f"{samples.source}: {full} of them have a mask over more than {share} of the image; "
+                        "masc-metrics masks draws such masks"
+                    )
 
 
 def _empty_mask_warnings(samples: SampleList, rows: Sequence[tuple[Sample, SampleResult]], which: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from masc_metrics.arguments import type_name
 from masc_metrics.backbone import PatchFeatures, SigLIP2Backbone
 from masc_metrics.functional.encoding import Shown, check_settings, encoded_references, finite, pairs_of
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
@@ -82,7 +83,7 @@ def transfer_masks(
         TypeError, ValueError, OSError: as for :func:`concept_preservation`; ValueError also if ``refine`` has no SAM 2.
     """
     if refine is not None and not callable(getattr(refine, "masks_in_boxes", None)):
-        raise TypeError(f"refine is a {type(refine).__name__}; give load_segmenter('grounded_sam2') or None")
+        raise TypeError(f"refine is {type_name(refine)}; give load_segmenter('grounded_sam2') or None")
     check_settings(backbone, max_num_patches, encode_batch_size)
     generated = check_images(generated_images, "generated_images")
     references = check_references(reference_images, reference_masks, len(generated))

@@ -29,6 +29,7 @@ from masc_metrics.validation.loggers import LogTarget, is_remote, log_panel, log
 from masc_metrics.validation.panels import PanelChoice
 from masc_metrics.validation.ranks import call_unsharded, is_sharded
 from masc_metrics.validation.steps import checkpoint_step
+from masc_metrics.validation.training_report import TrainingReport
 from masc_metrics.validation.validate import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_PANEL_SIZE,
@@ -90,6 +91,9 @@ class MaSCValidation(L.Callback):
         panel_dir: folder for panels as PNG files, in addition to the loggers, and for tables. With None, tables are
             written into ``masc_tables`` in the logger's folder, and panels into ``masc_panels``, there only for loggers
             that do not accept images.
+        report: HTML file of a report on all validations so far, with curves and a slider through the steps, see
+            :func:`masc_metrics.validation.add_to_report`. If it exists when a training starts anew, a version number is
+            appended; a resumed training goes on with the newest version. None writes no report.
         prefix: prefix of all logged names.
         model_name_or_path: SigLIP2 checkpoint; this and the following settings are those of
             :class:`masc_metrics.MaSCConceptPreservation`.
@@ -103,7 +107,7 @@ class MaSCValidation(L.Callback):
 
     Raises:
         TypeError, ValueError: if a setting is not accepted, or a concept lacks reference masks without a segmenter.
-        ImportError: if the installed transformers is too old for the segmenter.
+        ImportError: if the installed transformers is too old for the segmenter, or Jinja2 is missing for the report.
 
     A mean is NaN if no sample is defined. Source: MaSC, arXiv 2605.22469.
     """
@@ -123,6 +127,7 @@ class MaSCValidation(L.Callback):
         panel: PanelChoice = "first",
         panel_size: tuple[int, int] | None = DEFAULT_PANEL_SIZE,
         panel_dir: str | os.PathLike[str] | None = None,
+        report: str | os.PathLike[str] | None = None,
         prefix: str = "val/",
         model_name_or_path: str | os.PathLike[str] | SigLIP2Backbone = DEFAULT_MODEL,
         revision: str | None = None,
@@ -155,6 +160,7 @@ class MaSCValidation(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.panel_dir = None if panel_dir is None else Path(panel_dir)
+        self.report = None if report is None else TrainingReport.of(report)
         self.prefix = prefix
         self.table: tuple[ValidatedImage, ...] = ()
         encoder = {
@@ -167,14 +173,17 @@ class MaSCValidation(L.Callback):
             "encode_batch_size": encode_batch_size,
         }
         self._scorer = ConceptScorer(concepts, segment, encoder, title="MaSCValidation")
+        self._continued_report: TrainingReport | None = None
         self._last_step = 0
         self._last_epoch = self._trained_epoch = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Raise ValueError if another callback logs under the same names."""
-        callbacks = getattr(trainer, "callbacks", ())
-        if sum(isinstance(other, MaSCValidation) and other.prefix == self.prefix for other in callbacks) > 1:
+        """Raise ValueError if another callback logs under the same names, or into the same report."""
+        callbacks = [other for other in getattr(trainer, "callbacks", ()) if isinstance(other, MaSCValidation)]
+        if sum(other.prefix == self.prefix for other in callbacks) > 1:
             raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give distinct prefixes")
+        if self.report is not None and sum(other.report == self.report for other in callbacks) > 1:
+            raise ValueError(f"two MaSCValidation callbacks have report {str(self.report.file)!r}; give distinct files")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the checkpoints and make missing reference masks, so that training does not start without them."""
@@ -188,9 +197,22 @@ class MaSCValidation(L.Callback):
         """
         self._last_step = trainer.global_step
         self._last_epoch = self._trained_epoch = -1
+        if trainer.is_global_zero and not _is_dev_run(trainer):
+            try:
+                self._start_report(trainer.global_step)
+            except OSError as reason:
+                self._warn(trainer.global_step, f"the report could not be continued, {reason}")
         self._warn_if_never_due(trainer, pl_module)
         if trainer.num_sanity_val_steps:  # not in on_fit_start, which the module's own follows
             self._check_functions(trainer, pl_module)
+
+    def _start_report(self, step: int) -> None:
+        """Choose the file of the report: a new one for a training from its start, else the newest."""
+        if self.report is None:
+            return
+        if self._continued_report is None:
+            self._continued_report = self.report.newest() if step else self.report.unused()
+        self._continued_report.resume(step)
 
     def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _is_dev_run(trainer):
@@ -279,6 +301,7 @@ class MaSCValidation(L.Callback):
         for what, write in (
             ("panel", functools.partial(log_panel, result.panel) if result.panel else None),
             ("table", functools.partial(log_table, result.table)),
+            ("report", None if self.report is None else functools.partial(self._write_report, result, step)),
         ):
             try:
                 if write is not None:
@@ -286,6 +309,12 @@ class MaSCValidation(L.Callback):
             except Exception as reason:  # a full disk or an unreachable logger must not end training
                 problems.append(f"the {what} could not be written, {type(reason).__name__}: {reason}")
         self._warn(step, "; ".join(problems))
+
+    def _write_report(self, result: ConceptValidation, step: int, _: LogTarget) -> None:
+        assert self.report is not None
+        if self._continued_report is None:  # in Trainer.validate
+            self._continued_report = self.report.newest()
+        self._continued_report.add(result, step)
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:
         """Score all batches; as a check one on every rank, and whatever fails raises."""

@@ -10,14 +10,13 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masc_metrics.arguments import check_choice, check_positive, check_type
+from masc_metrics.arguments import check_choice, check_number, check_positive, check_type
 from masc_metrics.cache import FeatureCache, content_digests
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
@@ -461,10 +460,10 @@ def load_segmenter(
     kind = _KINDS[name]
     if kind.mask_checkpoint is None and (mask_checkpoint is not None or mask_revision is not None):
         raise ValueError(f"segmenter {name!r} has no second network; omit mask_checkpoint and mask_revision")
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, Real)):
-        raise TypeError(f"threshold is a {type(threshold).__name__}; give a number in (0, 1)")
-    if threshold is not None and not 0 < threshold < 1:
-        raise ValueError(f"threshold is {threshold}; give a number in (0, 1)")
+    if threshold is not None:
+        check_number("threshold", threshold, "a number in (0, 1)")
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold}; give a number in (0, 1)")
     check_positive("batch_size", batch_size)
     checked_dtype = check_dtype(dtype)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from masc_metrics.arguments import type_name
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 
@@ -16,10 +17,10 @@ def check_generated(output: Any) -> None:
     if isinstance(output, ImageBatch):
         return
     if isinstance(output, Mapping) or hasattr(output, "images"):
-        raise TypeError(f"generate output is a {type(output).__name__}; return its images, such as output.images")
+        raise TypeError(f"generate output is {type_name(output)}; return its images, such as output.images")
     if hasattr(output, "sample"):
         raise TypeError(
-            f"generate output is a {type(output).__name__}; return its image in [0, 1], such as "
+            f"generate output is {type_name(output)}; return its image in [0, 1], such as "
             "(output.sample / 2 + 0.5).clamp(0, 1)"
         )
     if isinstance(output, tuple) and output and isinstance(output[0], (list, Tensor)) and not _is_image(output[0]):
@@ -39,7 +40,7 @@ def check_segmented(output: Any, images: int) -> None:
         return
     if isinstance(output, Mapping) or hasattr(output, "masks") or hasattr(output, "pred_masks"):
         raise TypeError(
-            f"segment output is a {type(output).__name__}; return one (H, W) mask for each image, such as the union of "
+            f"segment output is {type_name(output)}; return one (H, W) mask for each image, such as the union of "
             "an image's instances, masks.any(0)"
         )
     if isinstance(output, Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,21 @@ PanelChoice = Literal["first", "worst"]
 _MISSING = Shot(
     torch.full((3, 64, 64), 200, dtype=torch.uint8), torch.nan, torch.nan, torch.full((1, 1), torch.nan), caption=""
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShownConcept:
+    """A concept in a panel.
+
+    Attributes:
+        name: name of the concept.
+        row: its first reference and some of its images, each with the CP of this reference.
+        indices: position of each of these images among all images.
+    """
+
+    name: str
+    row: PanelRow
+    indices: tuple[int, ...]
 
 
 def panel_rows(
@@ -55,7 +70,7 @@ def ascending(indices: Collection[int], values: Mapping[int, float] | Sequence[f
     return sorted(indices, key=lambda index: (not math.isnan(values[index]), values[index], index))
 
 
-def draw_panel(
+def shown_concepts(
     concepts: Sequence[Concept],
     task_rows: Sequence[Sequence[GenerationTask]],
     cp: Sequence[float],
@@ -63,8 +78,8 @@ def draw_panel(
     shots: Mapping[int, Shot],
     *,
     with_seeds: bool = False,
-) -> Image.Image:
-    """Draw a row for each concept: its first reference and the generated images.
+) -> tuple[ShownConcept, ...]:
+    """What a panel shows: of each row the concept's first reference and the generated images.
 
     Args:
         concepts: all concepts.
@@ -74,7 +89,7 @@ def draw_panel(
         shots: generated images by the index of their task; a missing image is drawn as a grey square.
         with_seeds: put the seed before the prompt.
     """
-    rows = []
+    found = []
     for tasks in task_rows:
         concept = concepts[tasks[0].concept]
         note = f" (CP for the first of {len(concept.references)} references)" if len(concept.references) > 1 else ""
@@ -87,5 +102,11 @@ def draw_panel(
             )
             for task in tasks
         ]
-        rows.append(PanelRow(concept.name + note, concept.references.images[0], concept.masks.masks[0], row_shots))
-    return panel(rows)
+        row = PanelRow(concept.name + note, concept.references.images[0], concept.masks.masks[0], row_shots)
+        found.append(ShownConcept(concept.name, row, tuple(task.index for task in tasks)))
+    return tuple(found)
+
+
+def draw_panel(shown: Sequence[ShownConcept]) -> Image.Image:
+    """Draw a row for each concept."""
+    return panel([each.row for each in shown])

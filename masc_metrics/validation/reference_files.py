@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from PIL import ExifTags, Image, ImageOps
+from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.images import PICTURE_SUFFIXES, Images, open_picture
+from masc_metrics.images import PICTURE_SUFFIXES, Images, holds_several, open_picture
 from masc_metrics.masks import Masks
 
 Files: TypeAlias = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]]"
@@ -22,7 +23,8 @@ def read_references(images: Images | Files, masks: Masks | Files | None) -> tupl
     """Open references that are given as files or folders; others are returned as they are.
 
     Args:
-        images: images; a file or a list of files; or a folder, whose images in order of their names are taken.
+        images: images; a file or a list of files; or a folder, whose images in order of their names are taken. ``~`` is
+            the home folder.
         masks: masks; a file or a list of files, in the order of the images; or a folder that holds a file with the name
             of each image, with or without ``_mask`` at its end. None takes ``<name>_mask.png`` beside each image of a
             folder, if there are such files.
@@ -36,10 +38,10 @@ def read_references(images: Images | Files, masks: Masks | Files | None) -> tupl
     if image_files is None:
         if _files(masks) is not None:
             raise ValueError("reference_masks are files but reference_images are not; give both as files")
-        return images, masks  # type: ignore[return-value]
+        return images, masks  # type: ignore[return-value]  # _files found no files in them
     if not image_files:
         raise ValueError(f"reference_images is the folder {str(images)!r} without {', '.join(_SUFFIXES)}; add images")
-    in_folder = isinstance(images, (str, os.PathLike)) and Path(images).is_dir()
+    in_folder = isinstance(images, (str, os.PathLike)) and _path(images).is_dir()
     mask_files = _masks_of(image_files, masks, in_folder=in_folder)
     opened = [_open(file) for file in image_files]
     if mask_files is None:
@@ -57,13 +59,17 @@ def read_references(images: Images | Files, masks: Masks | Files | None) -> tupl
 def _files(value: Any) -> list[Path] | None:
     """Files that a value names, in order; None if it is neither a path nor a list of paths."""
     if isinstance(value, (str, os.PathLike)):
-        path = Path(value)
+        path = _path(value)
         if not path.is_dir():
             return [path]
         return sorted(file for file in _images_in(path) if not file.stem.endswith(_MASK))
     if isinstance(value, Sequence) and value and all(isinstance(each, (str, os.PathLike)) for each in value):
-        return [Path(each) for each in value]
+        return [_path(each) for each in value]
     return None
+
+
+def _path(value: str | os.PathLike[str]) -> Path:
+    return Path(os.path.expanduser(value))
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -71,14 +77,14 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _masks_of(images: Sequence[Path], masks: Any, *, in_folder: bool) -> list[Path] | None:
-    if masks is not None and not (isinstance(masks, (str, os.PathLike)) and Path(masks).is_dir()):
+    if masks is not None and not (isinstance(masks, (str, os.PathLike)) and _path(masks).is_dir()):
         files = _files(masks)
         if files is None:
             raise ValueError("reference_images are files but reference_masks are not; give both as files")
         return files
     if masks is None and not in_folder:
         return None
-    folder = images[0].parent if masks is None else Path(masks)
+    folder = images[0].parent if masks is None else _path(masks)
     names = {file.stem: file for file in _images_in(folder) if masks is not None or file.stem.endswith(_MASK)}
     if masks is None and not names:
         return None
@@ -93,6 +99,8 @@ def _open(file: Path) -> tuple[Image.Image, bool]:
     """Image turned as its EXIF orientation says, and whether it has one."""
     try:
         with open_picture(file) as image:
+            if holds_several(image):
+                rank_zero_warn(f"{file} holds several pictures; the first is taken", UserWarning)
             image.load()
             turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
             return (ImageOps.exif_transpose(image) if turned else image), turned

@@ -31,7 +31,7 @@ def checkpoint_step(path: str | os.PathLike[str], *, trusted: bool = False) -> i
         OSError: if a local file cannot be read.
         ValueError: if no source holds a step.
     """
-    local = Path(path)
+    local = Path(os.path.expanduser(path))
     stored = _stored(local / "meta.pt" if (local / "meta.pt").is_file() else local, trusted)
     if stored is not None:
         return stored

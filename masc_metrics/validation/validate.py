@@ -20,17 +20,11 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_device
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
-from masc_metrics.validation.concept_scores import (
-    Anchors,
-    ConceptScorer,
-    ConceptScores,
-    ImageMask,
-    Segment,
-    problem_summary,
-)
+from masc_metrics.validation.concept_scores import ConceptScorer, Segment
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
-from masc_metrics.validation.panels import PanelChoice, draw_panel, panel_rows
+from masc_metrics.validation.panels import PanelChoice, ShownConcept, draw_panel, panel_rows, shown_concepts
+from masc_metrics.validation.rank_reports import Anchors, ConceptScores, ImageMask, problem_summary
 from masc_metrics.validation.ranks import all_gather, is_sharded, rank_and_world
 
 Generate = Callable[[list[str], int], Images]
@@ -123,6 +117,8 @@ class ConceptValidation:
         problems: number of undefined images with the reasons; empty if there are none.
         anchors: by the name of each concept, the concept preservation of its references with each other (ceiling) and
             of the references of other concepts (floor), between which that of generated images is read.
+        shown: what the panel shows; none if no panel was asked for.
+        settings: what the scores depend on: checkpoint, patch budget, dtype, source of masks, batch size and seeds.
     """
 
     scores: Mapping[str, float]
@@ -130,6 +126,8 @@ class ConceptValidation:
     panel: Image.Image | None
     problems: str
     anchors: Mapping[str, Anchors]
+    shown: tuple[ShownConcept, ...]
+    settings: Mapping[str, str | int]
 
 
 class ValidationError(RuntimeError):
@@ -275,12 +273,12 @@ def run_validation(
     scorer.prepare(device)
     worst = settings.panel == "worst" and settings.panel_size is not None
     most_concepts, columns = settings.panel_size or (0, 0)
-    shown = {task for task in tasks if task.concept < most_concepts}
+    kept = {task for task in tasks if task.concept < most_concepts}
     if not worst:
-        shown = set(sum(panel_rows(tasks, settings.panel_size), ()))
+        kept = set(sum(panel_rows(tasks, settings.panel_size), ()))
     with isolated(modules, device):
         error = _score_share(
-            functools.partial(scorer.score_batch, shown=shown, most_worst=columns if worst else None),
+            functools.partial(scorer.score_batch, shown=kept, most_worst=columns if worst else None),
             functools.partial(_call, generate, modules),
             rank_share(batches, *share, equal_counts=sharded),
             on_error=settings.on_error,
@@ -303,16 +301,39 @@ def run_validation(
     shots = {index: shot for report in reports for index, shot in report.shots.items()}
     cp, shown_cp, pf = (values_S.tolist() for values_S in (found.cp_S, found.shown_cp_S, found.pf_S))
     rows = panel_rows(tasks, settings.panel_size, (cp, pf) if worst else None, shots)
+    with_seeds = settings.seeds_per_prompt > 1
+    shown = shown_concepts(scorer.concepts, rows, shown_cp, pf, shots, with_seeds=with_seeds)
     try:
-        with_seeds = settings.seeds_per_prompt > 1
-        panel = draw_panel(scorer.concepts, rows, shown_cp, pf, shots, with_seeds=with_seeds) if rows else None
+        panel = draw_panel(shown) if shown else None
     except Exception as reason:  # the scores are not affected
         if panel_errors:
             raise
         problems.append(f"the panel could not be drawn, {type(reason).__name__}: {reason}")
     masks = {index: mask for report in reports for index, mask in report.masks.items()}
     table = _table(tasks, names, found, masks, scorer.anchors)
-    return ConceptValidation(scores, table, panel, "; ".join(filter(None, problems)), scorer.anchors)
+    return ConceptValidation(
+        scores,
+        table,
+        panel,
+        "; ".join(filter(None, problems)),
+        scorer.anchors,
+        shown,
+        _score_settings(scorer, settings),
+    )
+
+
+def _score_settings(scorer: ConceptScorer, settings: ValidationSettings) -> dict[str, str | int]:
+    backbone = scorer.cp.backbone
+    return {
+        "model": backbone.source.model,
+        "commit": backbone.checkpoint.commit or "",
+        "max_num_patches": scorer.cp.max_num_patches,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "masks": scorer.mask_source,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "seeds_per_prompt": settings.seeds_per_prompt,
+    }
 
 
 def _score_share(

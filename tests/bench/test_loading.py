@@ -159,6 +159,48 @@ def test_transparent_pixels_keep_their_colours(tmp_path: Path) -> None:
 
 # Formats
 
+FRAMES = [Image.fromarray(np.full((20, 30, 3), level, np.uint8)) for level in (250, 120, 10)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"),
+    [("GIF", True), ("WEBP", True), ("PNG", True), ("TIFF", True), ("AVIF", True), ("MPO", False)],
+)
+def test_files_of_several_pictures_are_noticed_and_photographs_of_phones_are_not(
+    kind: str, several: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "image"
+    for frames, noticed in ((FRAMES, several), (FRAMES[:1], False)):
+        frames[0].save(file, format=kind, save_all=True, append_images=frames[1:])
+        found = load(Sample(1, "1", str(file), None, str(file), None, None, None))
+        assert (found.generated.noticed, found.reference.noticed) == (
+            (("one_colour", "several_pictures"), ("several_pictures",)) if noticed else (("one_colour",), ())
+        )
+        assert (found.generated.pixels.int() - 250).abs().max() <= 3, "the first picture is taken"
+
+
+def test_animation_with_a_damaged_second_frame_is_taken_as_its_first(tmp_path: Path) -> None:
+    FRAMES[0].save(tmp_path / "image.gif", save_all=True, append_images=FRAMES[1:])
+    content = (tmp_path / "image.gif").read_bytes()
+    first = len(content) // 2
+    for end in range(first, len(content), 5):
+        (tmp_path / "image.gif").write_bytes(content[:end])
+        image = str(tmp_path / "image.gif")
+        assert (load(Sample(1, "1", image, None, image, None, None, None)).generated.pixels == 250).all()
+
+
+def test_files_of_several_pictures_are_counted_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = written(tmp_path, 4, concepts=1)
+    with Image.open(tmp_path / "out" / "2_mask.png") as mask:
+        mask.save(tmp_path / "out" / "2_mask.png", format="TIFF", save_all=True, append_images=[mask.copy()])
+    arguments = ["--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet", "--workers", "1"]
+    assert main(["score", str(samples), "--out", str(tmp_path / "scores.csv"), *arguments]) == 0
+    assert json.loads((tmp_path / "scores.summary.json").read_text())["several_pictures"] == 1
+    error = capsys.readouterr().err
+    assert "the files of 1 images, or of their masks, hold several pictures" in error
+    assert f"the first is {tmp_path / 'out' / '2.png'}" in error
+
+
 SAVED = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 
 

@@ -84,6 +84,18 @@ def test_missing_masks_are_made_and_listed(clipseg: Path, tmp_path: Path, capsys
             assert record["commits"] == {str(clipseg): None}
 
 
+def test_files_of_several_pictures_are_counted(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = without_masks(tmp_path / "list", 2)
+    animation = tmp_path / "list" / "out" / "1.png"
+    with Image.open(animation) as picture:
+        picture.save(animation, format="GIF", save_all=True, append_images=[Image.new("RGB", picture.size)])
+    assert run(samples, tmp_path / "made", clipseg) == 0
+    text = f"1 images are files of several pictures, of which the first was taken, such as {animation}"
+    assert text in capsys.readouterr().out
+
+
 def test_pictures_in_parquet_are_masked_as_files_are(clipseg: Path, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

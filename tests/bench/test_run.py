@@ -317,7 +317,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
     capsys.readouterr()
     for options, named in (
         (("--max-num-patches", "25"), "max_num_patches was 16 and is 25"),
-        (("--dtype", "bfloat16"), 'dtype was "float32" and is "bfloat16"'),
+        (("--dtype", "bf16"), 'dtype was "float32" and is "bfloat16"'),
         (("--min-coverage", "0.1"), "min_coverage was null and is 0.1"),
         (("--scores", "cp"), 'scores was ["cp", "pf"] and is ["cp"]'),
     ):
@@ -326,7 +326,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
         assert named in error
         assert "--restart" in error
         assert error.count(" was ") == 2, "was started, and one setting: no other differs"
-    for options in (("--batch-size", "2"), ("--workers", "1", "--quiet")):
+    for options in (("--batch-size", "2", "--dtype", "fp32"), ("--workers", "1", "--quiet")):
         with monkeypatch.context() as patch:
             patch.setattr(Scorer, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             assert score(samples, *options) == 130, "settings that do not affect scores may differ"
@@ -741,7 +741,16 @@ def test_interval_of_one_concept_is_over_its_samples_and_says_so() -> None:
     assert figures["interval_over"] == "this concept only"
     assert figures["interval_95"] == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
     (line, _) = summary_lines(summary([("a", value, None) for value in (0.1, 0.2, 0.3)]), ("cp", "pf"))
-    assert line == "CP  0.2000 ±0.2484  3 samples of 1 concept; ± holds for this concept only"
+    assert line == "CP  0.2000 ±0.2484  3 samples of 1 concept; the interval holds for this concept only"
+
+
+def test_terminal_shows_both_ends_of_an_interval_that_ends_at_a_limit() -> None:
+    figures = summary([(name, value, value) for name, value in (("a", 0.7), ("b", 0.8), ("c", 0.9))])
+    lines = summary_lines(figures, ("cp", "pf"))
+    assert lines[0] == "CP  0.8000 [0.5516, 1.0000]  3 samples of 3 concepts"
+    assert figures["all"]["cp_times_pf"]["interval_95"][1] == 1
+    equal = summary([(name, 1.0, 0.5) for name in "abc"])
+    assert summary_lines(equal, ("cp", "pf"))[0] == "CP  1.0000  3 samples of 3 concepts"
 
 
 def test_undefined_figures_are_null() -> None:

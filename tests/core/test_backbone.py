@@ -438,7 +438,7 @@ def test_errors_for_invalid_encoder_arguments_name_the_argument(backbone: SigLIP
         backbone.encode_texts(["a"], batch_size=-1)
     with pytest.raises(TypeError, match="texts is a str; give a list of strings"):
         backbone.encode_texts("a")
-    with pytest.raises(TypeError, match=r"texts\[1\] is a int"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is an int"):
         backbone.encode_texts(["a", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="texts is empty"):
         backbone.encode_texts([])

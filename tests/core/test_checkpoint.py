@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import pickle
 import shutil
 import subprocess
@@ -330,7 +331,7 @@ def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: py
     ("model", "error", "message"),
     [
         (None, TypeError, "model_name_or_path is a NoneType; give a hub id, a local folder or a SigLIP2Backbone"),
-        (3, TypeError, "model_name_or_path is a int"),
+        (3, TypeError, "model_name_or_path is an int"),
         (" ", ValueError, "model_name_or_path is empty"),
     ],
 )
@@ -339,12 +340,21 @@ def test_errors_for_invalid_models_name_the_argument(model: object, error: type[
         CheckpointSource.of(model)  # type: ignore[arg-type]
 
 
+def test_models_and_caches_are_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    home = os.path.realpath(tmp_path)
+    for spelling in ("~/model", Path("~/model"), tmp_path / "model"):
+        assert CheckpointSource.of(spelling).model == os.path.join(home, "model")
+    assert CheckpointSource.of("a/b", cache_dir="~/cache").cache_dir == os.path.join(home, "cache")
+
+
 def test_errors_for_invalid_source_settings_name_the_argument(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"revision is 'v1' but .* is a folder; omit revision or give a hub id"):
         CheckpointSource.of(checkpoint, revision="v1")
-    with pytest.raises(TypeError, match="revision is a int; give a branch, tag or commit"):
+    with pytest.raises(TypeError, match="revision is an int; give a branch, tag or commit"):
         CheckpointSource.of("a/b", revision=3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="cache_dir is a int; give a folder"):
+    with pytest.raises(TypeError, match="cache_dir is an int; give a folder"):
         CheckpointSource.of("a/b", cache_dir=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="local_files_only is a str; give True or False"):
         CheckpointSource.of("a/b", local_files_only="yes")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -20,7 +21,8 @@ from support.sample_lists import write_csv
 
 import masc_metrics
 from masc_metrics import load_backbone
-from masc_metrics.bench.options import any_of, device_name
+from masc_metrics.bench.commands import SCORE
+from masc_metrics.bench.options import any_of, device_name, dtype_name, expand_config
 from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
@@ -102,7 +104,7 @@ def test_each_sample_has_a_row_with_scores_and_stripped_prompt(
         "on a beach, astronaut smiling",
         "in a sunny garden",
     ]
-    assert f"CP  {sum(cp) / 4:.4f} ±" in printed.out
+    assert f"CP  {sum(cp) / 4:.4f} [" in printed.out, "the interval ends at 1"
     assert f"PF  {sum(pf) / 4:.4f} ±" in printed.out
     assert printed.out.count("  4 samples of 4 concepts\n") == 2
     assert "4/4" in printed.err, "a progress bar"
@@ -387,6 +389,18 @@ def test_common_words_for_a_device_are_understood(given: str, meant: str) -> Non
     assert device_name(given) == meant
 
 
+def test_short_names_of_dtypes_are_understood_and_the_error_lists_all_names() -> None:
+    assert [dtype_name(name) for name in ("bf16", "fp16", "fp32", "bfloat16")] == [
+        "bfloat16",
+        "float16",
+        "float32",
+        "bfloat16",
+    ]
+    known = re.escape("'bf16-mixed' is not one of float32 (fp32), bfloat16 (bf16), float16 (fp16)")
+    with pytest.raises(argparse.ArgumentTypeError, match=known):
+        dtype_name("bf16-mixed")
+
+
 def test_names_of_scores_are_understood_in_capitals_and_others_get_a_hint(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -412,6 +426,31 @@ def test_installed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ([], ["score"], ["score", "a.csv", "--out", "b.csv", "--batch-size", "0"]):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)
+
+
+def test_home_folder_is_replaced_in_options_and_in_config_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    (home / "run.yaml").write_text("cache_dir: ~/cache\nmodel: ~/model\nbaseline_model: {clip-i: ~/clip}\n")
+    assert main(["demo", "--out=~/demo.png"]) == 0
+    assert (home / "demo.png").is_file()
+    assert list(tmp_path.iterdir()) == [home], "no folder ~ is made"
+    arguments = ["score", "~/a.csv", "--out", "~/b.csv", "--config=~/run.yaml", "--scores=cp,mine=~.f"]
+    assert expand_config(arguments, {"score": SCORE}) == [
+        "score",
+        f"--cache-dir={home}/cache",
+        f"--model={home}/model",
+        f"--baseline-model=clip-i={home}/clip",
+        f"{home}/a.csv",
+        "--out",
+        f"{home}/b.csv",
+        "--scores=cp,mine=~.f",
+    ]
+    assert expand_config(["a~/b", "./~/c", "x/~"], {}) == ["a~/b", "./~/c", "x/~"]
 
 
 def test_config_file_gives_options_and_the_command_line_overrides_them(

@@ -206,7 +206,7 @@ def test_a_concept_without_a_subject_patch_is_an_error_that_changes_nothing(back
             r"^targets holds 1 samples but generated_images holds 2; give one for each$",
         ),
         ({"targets": ["cat", "dog"]}, ValueError, r"^targets\[1\] is 'dog'; give 'cat', 'cup', 'car' or 'cow'$"),
-        ({"targets": ["cat", 1]}, TypeError, r"^targets\[1\] is a int; give a name of the gallery$"),
+        ({"targets": ["cat", 1]}, TypeError, r"^targets\[1\] is an int; give a name of the gallery$"),
         ({"targets": "cat"}, TypeError, r"^targets is a str; give a list of names"),
         ({"sample_ids": [1]}, ValueError, r"^sample_ids holds 1 ids"),
     ],

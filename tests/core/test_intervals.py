@@ -37,6 +37,23 @@ def test_interval_of_a_mean_is_students() -> None:
     assert estimate.interval == pytest.approx((expected.low, expected.high))
 
 
+def test_interval_ends_at_the_limits_of_the_range_and_the_mean_stays() -> None:
+    values = np.array([0.1, 0.9])
+    free, limited = mean(values), mean(values, (-1, 1))
+    assert free.interval == pytest.approx((0.5 - 12.7062 * 0.4, 0.5 + 12.7062 * 0.4), abs=1e-3)
+    assert limited.interval == (-1, 1)
+    assert (limited.value, limited.standard_error) == (free.value, free.standard_error)
+    assert mean(np.array([0.7, 0.8, 0.9]), (-1, 1)).interval == pytest.approx((0.8 - 0.248414, 1.0), abs=1e-6)
+    assert product(np.array([[0.1, 0.2], [0.9, 0.8]]), (-1, 1)).interval == (-1, 1)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [0.1 + 0.2, 0.3], [0.0, 0.0, np.nan]])
+def test_equal_units_have_a_mean_but_no_interval(values: list[float]) -> None:
+    estimate = mean(np.array(values), (0, 1))
+    assert estimate.value == pytest.approx(np.nanmean(values))
+    assert (estimate.standard_error, estimate.interval) == (None, None)
+
+
 def test_mean_of_nothing_and_of_one_unit_has_no_interval() -> None:
     assert mean(np.array([])).value is None
     assert mean(np.array([np.nan])).interval is None

@@ -123,13 +123,13 @@ WRONG: list[tuple[object, type[Exception], str]] = [
     (torch.full((2, 8, 8), 256), ValueError, r"masks\[0\] is torch.int64 with values from 256 to 256, outside 0..255"),
     (torch.full((2, 8, 8), -1), ValueError, r"masks\[0\] is torch.int64 with values from -1"),
     (torch.zeros(2, 8, 8, dtype=torch.complex64), TypeError, r"masks\[0\] is torch.complex64"),
-    (np.zeros((2, 8, 8)), TypeError, "masks is a ndarray"),
-    ([np.zeros((8, 8))] * 2, TypeError, r"masks\[0\] is a ndarray.*torch.from_numpy\(mask\)"),
+    (np.zeros((2, 8, 8)), TypeError, "masks is an ndarray"),
+    ([np.zeros((8, 8))] * 2, TypeError, r"masks\[0\] is an ndarray.*torch.from_numpy\(mask\)"),
     (Image.new("L", (8, 8)), TypeError, "masks is a single PIL image"),
     ("mask.png", TypeError, r"masks is a str; .*; \[PIL.Image.open\(masks\)\] converts it"),
     (torch.zeros(2, 8, 8, 1), ValueError, r"masks\[0\] has shape \(8, 8, 1\); .*: mask\[..., 0\]"),
     (torch.zeros(2, 5, 8, 8), ValueError, r"masks\[0\] has shape \(5, 8, 8\); .*mask.any\(0\) if it holds instances"),
-    (np.zeros((2, 8, 8, 1)), TypeError, r"masks is a ndarray; .*from_numpy\(masks\[..., 0\]\) converts it"),
+    (np.zeros((2, 8, 8, 1)), TypeError, r"masks is an ndarray; .*from_numpy\(masks\[..., 0\]\) converts it"),
     (None, TypeError, "masks is a NoneType"),
     (
         [Image.new("RGBA", (8, 8))] * 2,
@@ -163,7 +163,7 @@ _FORMS: dict[str, object] = {
 @pytest.mark.parametrize("form", _FORMS)
 def test_errors_for_other_forms_of_masks_give_code_that_converts_them(form: str) -> None:
     value = _FORMS[form]
-    with pytest.raises(TypeError, match=r"^masks\[0\] is a ") as caught:
+    with pytest.raises(TypeError, match=r"^masks\[0\] is an? ") as caught:
         check_masks([value], "masks", [(2, 2)])  # type: ignore[list-item]
     code = str(caught.value).partition("PIL image; ")[2].removesuffix(" converts it")
     converted = eval(code, {"torch": torch, "numpy": np, "mask": value})
@@ -203,7 +203,7 @@ def test_errors_for_instances_instead_of_one_mask_give_code_that_joins_them(form
     ],
 )
 def test_errors_for_coco_masks_and_files_name_the_function_that_reads_them(value: object, code: str) -> None:
-    with pytest.raises(TypeError, match=r"^masks\[0\] is a ") as caught:
+    with pytest.raises(TypeError, match=r"^masks\[0\] is an? ") as caught:
         check_masks([value], "masks", [(2, 2)])  # type: ignore[list-item]
     assert str(caught.value).endswith(f"PIL image; {code} converts it")
 

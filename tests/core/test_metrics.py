@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from support.batches import CP_ARGUMENTS, PATCHES, PF_ARGUMENTS, batch, counted_encodings, images, masks, only, rows
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
@@ -544,6 +545,45 @@ def test_prompts_longer_than_the_text_tower_are_counted_and_warned_about_once(ch
         prompt_following(images(1), masks(1), [long], ["cat"], backbone=backbone, max_num_patches=PATCHES)
 
 
+class Reads(TorchDispatchMode):
+    """Counts the operations that copy values to the host, each of which waits for a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "index.Tensor"))
+        return func(*args, **kwargs or {})
+
+
+def test_compute_copies_all_that_it_may_warn_of_at_once_and_nothing_that_it_has_warned_of(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES)
+    box = masks(1)[0]
+    given = torch.stack([~box, torch.zeros_like(box), torch.ones_like(box)])
+    arguments = (images(3) * torch.tensor([0, 1, 1])[:, None, None, None].byte(), given)
+    with pytest.warns(UserWarning, match=r"prompts\[2\]|subjects\[1\]"):
+        metric.update(*arguments, prompts=["a cat", "at night", "at night " * 200], subjects=["cat"] * 3)
+    with Reads(monkeypatch) as reads, pytest.warns(UserWarning, match=r"\d") as caught:
+        metric.compute()
+    assert reads.count == 1
+    texts = sorted(str(each.message).removeprefix("MaSCPromptFollowing: ")[:20] for each in caught)
+    assert texts == ["1 generated images h", "1 masks cover most o", "1 of 3 samples are u", "the masks of 1 gener"]
+    metric.update(*arguments, prompts=["a cat"] * 3)
+    with Reads(monkeypatch) as reads:
+        metric.compute()
+    assert reads.count == 0
+
+
 def test_warnings_about_other_ranks_samples_are_given_by_compute(checkpoint: Path) -> None:
     first, second = (MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
@@ -656,8 +696,29 @@ def test_modules_that_hold_metrics_can_be_scripted(kind: Kind) -> None:
         host.step(values, kind.batch(1))
 
 
+def test_a_collection_agrees_again_at_the_update_after_a_refused_one(checkpoint: Path) -> None:
+    settings: dict[str, Any] = {"model_name_or_path": checkpoint, "max_num_patches": PATCHES}
+    equal = {name: MaSCConceptPreservation(**settings) for name in ("first", "second")}
+    metrics = MetricCollection({**equal, "pf": MaSCPromptFollowing(**settings)})
+    alone = MaSCConceptPreservation(**settings), MaSCPromptFollowing(**settings)
+    for seed, refused in ((1, False), (2, False), (3, True), (4, False)):
+        values = batch(2, seed=seed)
+        alone[0].update(**only(values, CP_ARGUMENTS))
+        if refused:
+            list(metrics.items())
+            with pytest.raises(ValueError, match=r"prompts\[0\] is empty"):
+                metrics.update(**values | {"prompts": ["", ""]})
+            continue
+        metrics.update(**values)
+        alone[1].update(**only(values, PF_ARGUMENTS))
+    assert metrics.compute_groups == {0: ["first", "second"], 1: ["pf"]}
+    found = metrics.compute()
+    assert found["first"] == found["second"] == alone[0].compute(), "the refused batch counts in CP"
+    assert found["pf"] == alone[1].compute()
+
+
 def test_dtypes_are_given_as_names_too(kind: Kind) -> None:
-    for name in ("bfloat16", "torch.bfloat16"):
+    for name in ("bfloat16", "torch.bfloat16", "bf16"):
         metric = kind.metric(dtype=name)
         assert metric.backbone is kind.metric(dtype=torch.bfloat16).backbone
         assert load_backbone(metric.backbone.source.model, dtype=name) is metric.backbone
@@ -724,7 +785,7 @@ BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ({"prompts": ["a cat"] * 2}, ValueError, "prompts holds 2 samples but generated_images holds 3"),
         ({"prompts": "a cat"}, TypeError, "prompts is a str; give a list of strings, one for each sample"),
         ({"prompts": None}, TypeError, "prompts is a NoneType"),
-        ({"prompts": ["a", "b", 3]}, TypeError, r"prompts\[2\] is a int; give a string"),
+        ({"prompts": ["a", "b", 3]}, TypeError, r"prompts\[2\] is an int; give a string"),
         (
             {"prompts": ["a", "b", "c \ud800"]},
             ValueError,
@@ -737,7 +798,7 @@ BAD: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
         ),
         ({"subjects": ["cat"]}, ValueError, "subjects holds 1 samples but generated_images holds 3"),
         ({"subjects": "cat"}, TypeError, "subjects is a str"),
-        ({"subjects": ["cat", 3, None]}, TypeError, r"subjects\[1\] is a int; give a string, or None"),
+        ({"subjects": ["cat", 3, None]}, TypeError, r"subjects\[1\] is an int; give a string, or None"),
     ],
     "both": [
         ({"generated_images": images(3)[0]}, ValueError, "generated_images is one tensor.*add a batch dimension"),
@@ -802,13 +863,13 @@ def test_invalid_input_is_rejected_before_the_checkpoint_is_read(kind: Kind, tmp
         ({"max_num_patches": 64.5}, TypeError, r"max_num_patches is 64\.5, a float; give an integer"),
         ({"encode_batch_size": -1}, ValueError, "encode_batch_size is -1"),
         (
-            {"dtype": "bf16"},
+            {"dtype": "bf16-mixed"},
             ValueError,
-            "dtype is 'bf16'; give float32, bfloat16 or float16, as a torch.dtype or a str",
+            r"dtype is 'bf16-mixed'; give a torch.dtype or its name: float32 \(fp32\), bfloat16 \(bf16\)",
         ),
-        ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; give float32, bfloat16 or float16"),
-        ({"dtype": 16}, TypeError, "dtype is a int; give float32, bfloat16 or float16"),
-        ({"model_name_or_path": 3}, TypeError, "model_name_or_path is a int"),
+        ({"dtype": torch.int8}, ValueError, "dtype is torch.int8; give a torch.dtype or its name: float32"),
+        ({"dtype": 16}, TypeError, "dtype is an int; give a torch.dtype or its name: float32"),
+        ({"model_name_or_path": 3}, TypeError, "model_name_or_path is an int"),
         ({"no_such_setting": 3}, ValueError, "Unexpected keyword arguments: `no_such_setting`"),
     ],
 )

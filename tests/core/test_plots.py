@@ -139,7 +139,7 @@ def test_pil_images_are_accepted() -> None:
 
 
 def test_errors_for_maps_that_are_not_tensors_name_the_shot() -> None:
-    with pytest.raises(TypeError, match=r"rows\[0\]\.shots\[0\]\.found is a ndarray; give a tensor"):
+    with pytest.raises(TypeError, match=r"rows\[0\]\.shots\[0\]\.found is an ndarray; give a tensor"):
         panel([row(np.ones((4, 4)))])  # type: ignore[arg-type]
 
 

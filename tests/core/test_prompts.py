@@ -84,5 +84,5 @@ def test_stripping_of_words_equals_masc_metrics_in_any_text(prompt: str, subject
 def test_errors_for_invalid_types_name_the_argument() -> None:
     with pytest.raises(TypeError, match=r"^prompt is a list; give a string"):
         strip_subject(["a cat"], "cat")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^subject is a int; give a string, or None"):
+    with pytest.raises(TypeError, match=r"^subject is an int; give a string, or None"):
         strip_subject("a cat", 3)  # type: ignore[arg-type]

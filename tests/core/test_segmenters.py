@@ -577,7 +577,7 @@ def test_wrong_settings_are_errors_that_name_them() -> None:
     assert "batch_size is 0" in error(ValueError, "clipseg", batch_size=0)
     assert "dtype is torch.float64" in error(ValueError, "clipseg", dtype=torch.float64)
     assert "device 'meta'" in error(ValueError, "clipseg", device="meta")
-    assert error(TypeError, "clipseg", checkpoint=3) == "checkpoint is a int; give a hub id or a local folder"
+    assert error(TypeError, "clipseg", checkpoint=3) == "checkpoint is an int; give a hub id or a local folder"
     assert error(ValueError, "clipseg", checkpoint=" ") == "checkpoint is empty; give a hub id or a local folder"
 
 

@@ -63,10 +63,10 @@ OPTIONAL = [
     "assets",
     "plots",
     "intervals",
+    *BENCH,
     "validation",
     "integrations",
     "demo",
-    *BENCH,
     "cli",
     "__main__",
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.batches import batch
-from support.hub import Hub, running
+from support.hub import Hub, python, running
 from support.score_levels import README, score_levels, table
 from torchmetrics import MetricCollection
 
@@ -102,20 +100,6 @@ print("RESULT", json.dumps([logged, asked]))
 def local_hub(checkpoint: Path):
     with running(checkpoint) as hub:
         yield hub
-
-
-def python(hub: Hub, folder: Path, *arguments: str) -> str:
-    """Run Python in a folder, with the local hub, and return its output."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=hub.environment(folder / "cache"),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def run_program(hub: Hub, folder: Path, program: str, *arguments: str) -> list:

@@ -235,6 +235,19 @@ def test_update_synchronizes_once_at_its_end(known: bool, checkpoint: Path, gpu:
             assert len(synchronizations) == 1, synchronizations
 
 
+def test_compute_waits_for_the_device_once(checkpoint: Path, gpu: torch.device) -> None:
+    arguments = batch(3, **GRID)
+    for metric, names in (
+        (MaSCConceptPreservation(checkpoint, max_num_patches=PATCHES).to(gpu), CP_ARGUMENTS),
+        (MaSCPromptFollowing(checkpoint, max_num_patches=PATCHES).to(gpu), PF_ARGUMENTS),
+    ):
+        metric.update(**only(arguments, names))
+        with counted_synchronizations(gpu) as synchronizations:
+            metric.compute()
+        if gpu.type == "cuda":
+            assert len(synchronizations) == 1, synchronizations
+
+
 def evaluated_under_nccl(rank: int, world: int, checkpoint: str, device: str) -> list[Tensor]:
     arguments = batch(3, **GRID)
     results = []

@@ -26,7 +26,16 @@ from PIL import Image
 from support.batches import PATCHES, images, masks
 from support.concept_cases import KITTEN, PICTURES, PROMPTS, SIZE, RecordingModel, concepts, three_concepts, validation
 from support.segmenter_checkpoints import build_clipseg
-from support.trainers import collection, loader, noise, package, third_party_warnings_ignored, toy, trainer
+from support.trainers import (
+    collection,
+    loader,
+    noise,
+    package,
+    third_party_warnings_ignored,
+    toy,
+    trainer,
+    validation_warnings,
+)
 
 from masc_metrics import load_backbone
 from masc_metrics.functional import check_transfer, prompt_following
@@ -62,14 +71,6 @@ def scores(run: Any) -> dict[str, float]:
 
 def random_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-
-
-def validation_warnings(function: Callable[[], Any]) -> list[str]:
-    """Texts of the callback's warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function()
-    return [str(warning.message) for warning in caught if "MaSCValidation" in str(warning.message)]
 
 
 def size_of(file: Path) -> tuple[int, int]:
@@ -767,13 +768,13 @@ PICTURE, MASK = images(1, *SIZE), masks(1, *SIZE)
         (("", ["a cat"], PICTURE, MASK), ValueError, "subject is empty"),
         (("cat", "a cat", PICTURE, MASK), TypeError, "prompts is a str; give a list"),
         (("cat", [], PICTURE, MASK), ValueError, "prompts of 'cat' is empty"),
-        (("cat", ["a cat", 3], PICTURE, MASK), TypeError, r"prompts\[1\] of 'cat' is a int"),
+        (("cat", ["a cat", 3], PICTURE, MASK), TypeError, r"prompts\[1\] of 'cat' is an int"),
         (("cat", [" "], PICTURE, MASK), ValueError, r"prompts\[0\] of 'cat' is empty"),
         (("cat", ["a cat"], PICTURE.float(), MASK), ValueError, "reference_images"),
         (("cat", ["a cat"], PICTURE, MASK[:, :9]), ValueError, "reference_masks"),
         (("cat", ["a cat"], PICTURE, MASK[:0]), ValueError, "reference_masks"),
         (("cat", ["a cat"], PICTURE, MASK & False), ValueError, r"reference_masks\[0\] of 'cat' marks nothing"),
-        (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is a int"),
+        (("cat", ["a cat"], PICTURE, MASK, 3), TypeError, "name is an int"),
     ],
 )
 def test_errors_for_invalid_concepts_name_the_argument(
@@ -797,7 +798,7 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"seed": 2**32}, ValueError, r"seed is 4294967296; give an integer in \[0, 2\*\*32\)"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
-        ({"segment": 3}, TypeError, "segment is a int; give a function, the name of a segmenter, or None"),
+        ({"segment": 3}, TypeError, "segment is an int; give a function, the name of a segmenter, or None"),
         ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
         (
             {"reduction": "mean"},
@@ -811,7 +812,7 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ),
         ({"sync_on_compute": False}, TypeError, "sync_on_compute is not an argument"),
         ({"prefix": None}, TypeError, "prefix is a NoneType"),
-        ({"panel_dir": 3}, TypeError, "panel_dir is a int"),
+        ({"panel_dir": 3}, TypeError, "panel_dir is an int"),
         ({"panel_dir": ""}, ValueError, "panel_dir is ''; give a local folder"),
         ({"panel_dir": "s3://bucket"}, ValueError, "panel_dir is 's3://bucket'; give a local folder"),
         ({"panel_dir": Path("s3://bucket")}, ValueError, "give a local folder"),
@@ -830,7 +831,7 @@ def test_errors_for_invalid_settings_name_the_argument(
     [
         ([], "concepts is empty"),
         ("kitten", "concepts is a str; give a list"),
-        ([1], r"concepts\[0\] is a int"),
+        ([1], r"concepts\[0\] is an int"),
         (None, "concepts is a NoneType"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -124,3 +126,17 @@ def running(folder: Path) -> Iterator[Hub]:
         hub.server.shutdown()
         hub.server.server_close()
         thread.join(timeout=10)
+
+
+def python(hub: Hub, folder: Path, *arguments: str, limit_s: float = 150) -> str:
+    """Run Python in a folder, with the local hub, and return its output."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=hub.environment(folder / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout

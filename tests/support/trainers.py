@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +101,14 @@ def third_party_warnings_ignored() -> Iterator[None]:
         for module in ("lightning", "pytorch_lightning", "torch", "torchmetrics"):
             warnings.filterwarnings("ignore", module=rf"{module}\b")
         yield
+
+
+def validation_warnings(function: Callable[[], Any]) -> list[str]:
+    """Texts of the callback's warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in caught if "MaSCValidation" in str(warning.message)]
 
 
 def package(name: str) -> ModuleType:

@@ -46,6 +46,22 @@ def test_references_are_read_from_files_in_the_given_order(tmp_path: Path) -> No
     assert_read(Concept("rex", PROMPTS, str(pictures[1]), str(marked[1])), [1])
 
 
+def test_references_are_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "rex", ["b", "a"], mask_folder=tmp_path / "rex")
+    assert_read(Concept("rex", PROMPTS, "~/rex"), [1, 0])
+    assert_read(Concept("rex", PROMPTS, ["~/rex/b.png"], ["~/rex/b_mask.png"]), [0])
+    assert_read(Concept("rex", PROMPTS, Path("~/rex"), "~/rex"), [1, 0])
+
+
+def test_a_reference_file_of_several_pictures_is_warned_about(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (36, 24), (level, 0, 0)) for level in (200, 100)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=r"a\.png holds several pictures; the first is taken"):
+        concept = Concept("rex", PROMPTS, tmp_path / "a.png")
+    assert (concept.references.images[0][0] == 200).all()
+
+
 def test_errors_for_files_name_them_and_the_remedy(tmp_path: Path) -> None:
     write(tmp_path, ["b", "a"], mask_folder=tmp_path)
     (tmp_path / "b_mask.png").unlink()

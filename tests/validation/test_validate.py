@@ -249,7 +249,7 @@ def test_failed_batches_are_undefined_and_counted_in_one_warning(checkpoint: Pat
         ({"device": "gpu"}, ValueError, "device 'gpu' is not available"),
         ({"seeds_per_prompt": 0}, ValueError, "seeds_per_prompt is 0"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
-        ({"segment": 3}, TypeError, "segment is a int"),
+        ({"segment": 3}, TypeError, "segment is an int"),
     ],
 )
 def test_errors_name_the_argument(settings: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from masc_metrics.arguments import check_choice
+from masc_metrics.arguments import check_choice, json_type_name
 from masc_metrics.bench.agreement.names import method_name, sample_key
 from masc_metrics.bench.commands import RATED_SCORES, SEEDS
 from masc_metrics.bench.tables import LONGEST_QUOTE, READ, Row, quoted, read_rows
@@ -284,7 +284,7 @@ def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> I
                 f"{file} cannot be read as JSON: {error}; correct it, or remove it from the folder"
             ) from error
         if not isinstance(content, dict):
-            raise ValueError(f"{file} holds a JSON {type(content).__name__}; give a mapping of keys to numbers")
+            raise ValueError(f"{file} holds {json_type_name(content)}; give an object of keys and numbers")
         for key, value in content.items():
             label = f"{file}, key {key[:LONGEST_QUOTE]}"
             if isinstance(value, list):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masc_metrics.arguments import check_type
+from masc_metrics.arguments import check_type, type_name
 from masc_metrics.precision import to_device
 
 
@@ -57,7 +57,7 @@ class FunctionScore:
             ) from error
         if not callable(found):
             raise TypeError(
-                f"--scores {name}={target} is a {type(found).__name__}, which cannot be called; give a function of "
+                f"--scores {name}={target} is {type_name(found)}, which cannot be called; give a function of "
                 "images and references"
             )
         self._function: Callable[[list[Tensor], list[Tensor]], object] = found

@@ -276,7 +276,7 @@ def test_later_json_line_may_add_a_group(tmp_path: Path) -> None:
     ("name", "content", "text"),
     [
         ("emu2.json", "{", r"emu2.json cannot be read as JSON: .*; correct it"),
-        ("emu2.json", [1, 2], r"emu2.json holds a JSON list; give a mapping"),
+        ("emu2.json", [1, 2], r"emu2.json holds an array; give an object of keys"),
         ("emu2.json", {KITTEN: "good"}, rf"emu2.json, key {KITTEN}: 'good' is not a finite number; correct it"),
         ("emu2.json", {KITTEN: True}, r"True is not a finite number"),
         ("emu2.json", {KITTEN: {"score": 3}}, r"\{'score': 3\} is not a finite number"),

@@ -171,9 +171,13 @@ def test_any_real_tensor_is_accepted(folder: Path) -> None:
         ("mine=broken_scores:f", "broken_scores cannot be imported (ModuleNotFoundError: No module named 'no_such_pac"),
         ("mine=exiting_scores:f", "exiting_scores cannot be imported (SystemExit: usage)"),
         ("mine=own_scores:gone", "--scores mine=own_scores:gone: own_scores has no 'gone'; give MODULE:FUNCTION"),
-        ("mine=own_scores:number", "--scores mine=own_scores:number is a int, which cannot be called; give a function"),
+        (
+            "mine=own_scores:number",
+            "--scores mine=own_scores:number is an int, which cannot be called; give a function",
+        ),
         ("prompt=own_scores:red", "--scores names a function 'prompt', which is a column of another meaning"),
         ("seed=own_scores:red", "--scores names a function 'seed', which is a column of another meaning"),
+        ("escaped_formulas=own_scores:red", "a function 'escaped_formulas', which is a column of another meaning"),
         ("cp,cp_times_pf=own_scores:red", "--scores names a function 'cp_times_pf', which is a column of another"),
     ],
 )

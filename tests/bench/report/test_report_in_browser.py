@@ -19,8 +19,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 from support.sample_lists import rows, write_csv
 from support.three_methods import three_methods
+from support.trainings import validation
 
 from masc_metrics.cli import main
+from masc_metrics.validation import add_to_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -66,6 +68,10 @@ class Browser(webdriver.Chrome):
         """
         found: list[str] = self.execute_script(script, name)
         return found
+
+    def line(self, selector: str) -> str:
+        """Text of the first element, in one line."""
+        return " ".join(self.one(selector).text.split())
 
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.get_log("browser")]
@@ -225,3 +231,81 @@ def test_hostile_texts_are_shown_as_they_are_and_nothing_runs(browser: Browser, 
     )
     assert browser.execute_script("return window.ran") is None
     assert any("Content Security Policy" in error for error in browser.errors())
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("training") / "training.html"
+    for step, value, shade in ((500, 0.2, 40), (1000, 0.5, 120), (2000, 0.4, 220)):
+        scores = {"cat": [value, value + 0.1], "dog": [value + 0.2, value + 0.3]}
+        add_to_report(validation(scores, shade=shade), file, step)
+    return file
+
+
+def test_the_slider_goes_through_the_steps_of_a_training(browser: Browser, training: Path) -> None:
+    browser.open(training)
+    assert browser.one("#step-name").text == "step 2,000 (3 of 3)"
+    assert [each.text for each in browser.all(".concept h4")] == ["cat", "dog"]
+    last = browser.all(".shots img")[0].get_attribute("src")
+    assert browser.line(".shots .scores") == "CP 0.400 +0.200 PF 0.200 +0.100"
+    browser.one("#step").send_keys(Keys.ARROW_LEFT)
+    assert browser.one("#step-name").text == "step 1,000 (2 of 3)"
+    assert browser.line(".shots .scores") == "CP 0.500 +0.300 PF 0.250 +0.150"
+    assert browser.all(".shots img")[0].get_attribute("src") != last
+    assert [" ".join(each.text.split()) for each in browser.all("#curves .key")] == [
+        "mean CP 0.650 PF 0.325",
+        "cat CP 0.550 PF 0.275",
+        "dog CP 0.750 PF 0.375",
+    ]
+    browser.one("#step-back").click()
+    assert browser.line(".shots .scores") == "CP 0.200 PF 0.100"
+    assert not browser.one("#step-back").is_enabled()
+
+
+def test_a_click_on_a_curve_chooses_the_nearest_step(browser: Browser, training: Path) -> None:
+    browser.open(training)
+    script = """
+        const chart = document.querySelector('.chart svg'), box = chart.getBoundingClientRect();
+        const at = { clientX: box.left + arguments[0] * box.width, clientY: box.top + 40, bubbles: true };
+        chart.dispatchEvent(new MouseEvent('click', at));
+    """
+    for part, step in ((0.1, "step 500"), (0.4, "step 1,000"), (0.99, "step 2,000")):
+        browser.execute_script(script, part)
+        assert browser.one("#step-name").text.startswith(step)
+
+
+def test_a_chosen_concept_stands_out_and_keeps_the_focus(browser: Browser, training: Path) -> None:
+    browser.open(training)
+    browser.all("#curves .key")[2].send_keys(Keys.ENTER)
+    assert browser.switch_to.active_element.text.startswith("dog")
+    assert browser.switch_to.active_element.get_attribute("aria-pressed") == "true"
+    assert len(browser.all("path.curve.faint")) == 2, "the cat, in both charts"
+    assert browser.one(".anchor ~ .tick").text == "ceiling"
+
+
+def test_an_image_opens_with_the_same_image_of_other_steps(browser: Browser, training: Path) -> None:
+    browser.open(training)
+    browser.all("button.both")[1].click()
+    assert browser.one("#sample-title").text == "1 step 2000"
+    assert browser.one("#sample-place").text == "3 of 3"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    assert browser.one("#sample-title").text == "1 step 1000"
+
+
+@pytest.mark.parametrize(("width", "phone"), [(1280, False), (360, True)])
+def test_hostile_concepts_of_a_training_do_nothing(width: int, phone: bool, browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    for step in (1, 2):
+        scores = {text: [0.1, 0.1 * step] for text in HOSTILE}
+        settings = {"model": HOSTILE[0], "dtype": HOSTILE[step]}
+        add_to_report(validation(scores, prompts=HOSTILE[:2], settings=settings), file, step)
+    browser.errors()
+    browser.addresses()
+    browser.open(file, width=width, phone=phone)
+    for selector in ("#step-back", "#curves .key:last-child", "button.both"):
+        browser.execute_script("arguments[0].click()", browser.one(selector))
+    assert browser.execute_script("return window.ran") is None
+    assert len(browser.all(".concept")) == len(HOSTILE)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.errors() == []
+    assert browser.addresses() == {file.as_uri()}

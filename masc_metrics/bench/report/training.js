@@ -1,0 +1,165 @@
+
+// A training: curves of both scores by concept, and a slider through its steps.
+const training = data.training;
+const COLOURS = 7; // of .series-0 to .series-6; concepts after them have dashed lines
+const VIEW = { width: 560, height: 240, left: 46, right: 14, top: 12, bottom: 30 };
+const shape = (tag, attributes, ...content) => {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...content);
+  return made;
+};
+
+const stepRows = new Map(training.steps.map((step) => [`step ${step}`, []]));
+for (let row = 0; row < data.count; row++) stepRows.get(text("method", row)).push(row);
+const rowsOfStep = [...stepRows.values()];
+const conceptNames = Object.keys(training.concepts);
+const sameImage = (row) => ["concept", "prompt", "seed"].map((name) => text(name, row)).join("\n");
+const history = new Map();
+for (let row = 0; row < data.count; row++) {
+  const key = sameImage(row);
+  history.set(key, [...(history.get(key) ?? []), row]);
+}
+let highlighted = null;
+let current = training.steps.length - 1;
+
+const series = (index) => `series-${index % COLOURS}${index >= COLOURS ? " dashed" : ""}`;
+const plain = (value) => Number(value.toFixed(10)).toLocaleString("en", { maximumFractionDigits: 10, useGrouping: false });
+const ticks = (low, high, count) => {
+  const power = 10 ** Math.floor(Math.log10((high - low) / count));
+  const size = [1, 2, 5, 10].map((factor) => factor * power).find((each) => (high - low) / each <= count);
+  const found = [];
+  for (let number = Math.ceil(low / size); number * size <= high; number++) found.push(number * size);
+  return found;
+};
+
+const chart = (name) => {
+  const means = training.curves[name].map((point) => point[0]);
+  const anchors = name === "cp" && highlighted !== null ? training.anchors[highlighted] ?? [] : [];
+  const values = [...means, ...anchors, ...conceptNames.flatMap((concept) => training.concepts[concept][name])].filter((value) => value !== null);
+  if (!values.length) return "";
+  const padding = 0.12 * (Math.max(...values) - Math.min(...values)) || 0.05;
+  const [low, high] = [Math.min(...values) - padding, Math.max(...values) + padding];
+  const [first, last] = [training.steps[0], training.steps[training.steps.length - 1]];
+  const x = (step) => VIEW.left + (last === first ? 0.5 : (step - first) / (last - first)) * (VIEW.width - VIEW.left - VIEW.right);
+  const y = (value) => VIEW.top + ((high - Math.min(high, Math.max(low, value))) / (high - low)) * (VIEW.height - VIEW.top - VIEW.bottom);
+  const points = (line) => line.map((value, index) => (value === null ? null : [x(training.steps[index]), y(value)]));
+  const runs = (line) => {
+    const found = [[]];
+    for (const point of line) {
+      if (point) found[found.length - 1].push(point);
+      else found.push([]);
+    }
+    return found.filter((run) => run.length);
+  };
+  const path = (line) => runs(points(line)).map((run) => `M${run.map((point) => point.map((each) => each.toFixed(1)).join(" ")).join("L")}`).join("");
+  const shapes = [];
+  for (const value of ticks(low, high, 5)) {
+    shapes.push(shape("line", { class: "grid", x1: VIEW.left, x2: VIEW.width - VIEW.right, y1: y(value), y2: y(value) }));
+    shapes.push(shape("text", { class: "tick", x: VIEW.left - 8, y: y(value) + 4, "text-anchor": "end" }, plain(value)));
+  }
+  for (const value of last === first ? [first] : ticks(first, last, 6)) {
+    shapes.push(shape("text", { class: "tick", x: x(value), y: VIEW.height - 8, "text-anchor": "middle" }, plain(value)));
+  }
+  for (const [index, label] of ["floor", "ceiling"].entries()) {
+    if (typeof anchors[index] !== "number") continue;
+    shapes.push(shape("line", { class: "anchor", x1: VIEW.left, x2: VIEW.width - VIEW.right, y1: y(anchors[index]), y2: y(anchors[index]) }));
+    shapes.push(shape("text", { class: "tick", x: VIEW.width - VIEW.right, y: y(anchors[index]) - 4, "text-anchor": "end" }, label));
+  }
+  // The band of the interval: its upper ends from left to right, then its lower ends back.
+  const ends = training.curves[name].map((point, index) => (point[1] === null ? null : [x(training.steps[index]), y(point[2]), y(point[1])]));
+  for (const run of runs(ends)) {
+    const outline = [...run.map((end) => [end[0], end[1]]), ...run.toReversed().map((end) => [end[0], end[2]])];
+    shapes.push(shape("path", { class: "band", d: `M${outline.map((point) => point.join(" ")).join("L")}Z` }));
+  }
+  const lines = conceptNames.map((concept, index) => [training.concepts[concept][name], `curve ${series(index)}${highlighted === null || highlighted === concept ? "" : " faint"}`]);
+  for (const [line, kind] of [...lines, [means, "curve mean"]]) {
+    shapes.push(shape("path", { class: kind, d: path(line) }));
+    for (const [index, point] of points(line).entries()) {
+      if (point && (index === current || training.steps.length === 1)) shapes.push(shape("circle", { class: kind, cx: point[0], cy: point[1], r: kind === "curve mean" ? 4.5 : 3 }));
+    }
+  }
+  shapes.push(shape("line", { class: "cursor", x1: x(training.steps[current]), x2: x(training.steps[current]), y1: VIEW.top, y2: VIEW.height - VIEW.bottom }));
+  const named = (value) => (value === null ? "undefined" : value.toFixed(3));
+  const label = `${name.toUpperCase()} from ${named(means[0])} at step ${first} to ${named(means[means.length - 1])} at step ${last}`;
+  const svg = shape("svg", { viewBox: `0 0 ${VIEW.width} ${VIEW.height}`, role: "img", "aria-label": label }, ...shapes);
+  svg.addEventListener("click", (event) => {
+    const box = svg.getBoundingClientRect();
+    const clicked = ((event.clientX - box.left) / box.width) * VIEW.width;
+    const distances = training.steps.map((step) => Math.abs(x(step) - clicked));
+    choose(distances.indexOf(Math.min(...distances)));
+  });
+  return element("figure", { class: "chart" }, element("figcaption", {}, name === "cp" ? "Concept preservation (CP)" : "Prompt following (PF)"), svg);
+};
+
+const keyOf = (label, kind, values) => {
+  const button = element("button", { type: "button", class: "key" }, element("i", { class: `swatch line ${kind}` }), element("bdi", {}, label));
+  for (const name of scoreNames) {
+    const value = values[name];
+    button.append(" ", element("span", { class: "quiet" }, `${name.toUpperCase()} ${value === null ? "-" : value.toFixed(3)}`));
+  }
+  return button;
+};
+
+const drawCurves = () => {
+  const focused = [...document.querySelectorAll("#curves .key")].indexOf(document.activeElement);
+  const keys = element("div", { class: "keys", role: "group", "aria-label": "Concepts" });
+  const of = (get) => Object.fromEntries(scoreNames.map((name) => [name, get(name)]));
+  const buttons = [[null, keyOf("mean", "mean", of((name) => training.curves[name][current][0]))]];
+  conceptNames.forEach((concept, index) => buttons.push([concept, keyOf(concept, series(index), of((name) => training.concepts[concept][name][current]))]));
+  for (const [concept, button] of buttons) {
+    button.setAttribute("aria-pressed", String(highlighted === concept));
+    button.addEventListener("click", () => {
+      highlighted = highlighted === concept ? null : concept;
+      drawCurves();
+    });
+    keys.append(button);
+  }
+  byId("curves").replaceChildren(element("div", { class: "charts" }, ...scoreNames.map(chart)), keys);
+  if (focused >= 0) keys.children[focused].focus();
+};
+
+const difference = (row, name) => {
+  const [value, start] = [score(name, row), score(name, history.get(sameImage(row))[0])];
+  if (typeof value !== "number" || typeof start !== "number" || history.get(sameImage(row))[0] === row) return "";
+  return element("span", { class: "quiet" }, ` ${value < start ? "−" : "+"}${Math.abs(value - start).toFixed(3)}`);
+};
+
+const picture = (row, kind) => {
+  const image = element("img", { src: pictures.get(row).images[kind], alt: `${label(kind)} of image ${text("sample_id", row)}`, loading: "lazy" });
+  return element("figure", {}, image, element("figcaption", {}, label(kind)));
+};
+
+const drawImages = () => {
+  const drawn = rowsOfStep[current].filter((row) => pictures.get(row)?.images.generated);
+  const groups = new Map();
+  for (const row of drawn) groups.set(text("concept", row), [...(groups.get(text("concept", row)) ?? []), row]);
+  const blocks = [...groups].map(([concept, rows]) => {
+    const shots = element("div", { class: "shots" });
+    for (const row of rows) {
+      const scores = element("span", { class: "scores" });
+      for (const name of scoreNames) scores.append(element("span", {}, `${name.toUpperCase()} `, element("b", {}, shown(score(name, row))), difference(row, name)));
+      const both = element("button", { type: "button", class: "open both", "aria-label": `Open image ${text("sample_id", row)}` }, picture(row, "generated"), picture(row, "match"));
+      both.addEventListener("click", () => open(row, history.get(sameImage(row)), both));
+      shots.append(element("div", { class: "shot" }, both, scores, prompt(row)));
+    }
+    return element("div", { class: "concept" }, element("h4", {}, element("bdi", {}, concept)), element("div", { class: "strip" }, picture(rows[0], "reference"), shots));
+  });
+  const without = "No images of this step are in the report, to limit its size; its scores are in the curves and in the table.";
+  byId("step-images").replaceChildren(...(blocks.length ? blocks : [element("p", { class: "quiet" }, without)]));
+};
+
+const choose = (index) => {
+  current = Math.min(training.steps.length - 1, Math.max(0, index));
+  byId("step").value = current;
+  byId("step").setAttribute("aria-valuetext", `step ${training.steps[current]}`);
+  byId("step-name").textContent = `step ${training.steps[current].toLocaleString("en")} (${current + 1} of ${training.steps.length})`;
+  byId("step-back").disabled = current === 0;
+  byId("step-next").disabled = current === training.steps.length - 1;
+  drawCurves();
+  drawImages();
+};
+byId("step").addEventListener("input", () => choose(Number(byId("step").value)));
+byId("step-back").addEventListener("click", () => choose(current - 1));
+byId("step-next").addEventListener("click", () => choose(current + 1));
+choose(current);

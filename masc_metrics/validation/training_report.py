@@ -1,0 +1,306 @@
+"""A report on a training: one HTML file with all validations so far, written anew after each.
+
+The validations are kept beside it, in a file of JSON lines, so that a resumed training goes on with its report. Each
+step is a method of the page's table: its samples are paired with those of other steps, and compared like methods.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from masc_metrics.arguments import check_integer, check_type
+from masc_metrics.bench.compare import Comparison, MethodScores, compare_all
+from masc_metrics.bench.report.page import Training, jinja, write_page
+from masc_metrics.bench.report.pictures import Pictures, match_uri, outlined_uri
+from masc_metrics.bench.report.rows import ScoredTable
+from masc_metrics.bench.run import MASC_SCORES
+from masc_metrics.bench.tables import Row, replacing
+from masc_metrics.validation.loggers import is_remote
+from masc_metrics.validation.panels import ShownConcept
+from masc_metrics.validation.ranks import rank_and_world
+from masc_metrics.validation.validate import ConceptValidation, ValidatedImage
+
+SIDE = 192
+"""Longest side of a picture, in pixels."""
+
+PICTURE_BYTES = 20_000_000
+"""Pictures take at most this much of a report; if there are more, every second step has none, or more of them."""
+
+COMPARED_STEPS = 4
+"""The last step is compared with at most as many earlier ones, which are evenly spaced."""
+
+_COLUMNS = ("sample_id", "method", *(field.name for field in fields(ValidatedImage)))
+
+Entry: TypeAlias = Mapping[str, Any]
+"""A validation as in the file of JSON lines: step, settings, anchors, cells of the table and pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """A report in a file, and the validations that it shows.
+
+    Attributes:
+        file: the HTML file.
+
+    Raises:
+        TypeError, ValueError: if the name is not one of a local HTML file.
+        ImportError: if Jinja2 is not installed.
+    """
+
+    file: Path
+
+    @classmethod
+    def of(cls, file: str | os.PathLike[str]) -> TrainingReport:
+        """The report in a file that exists or not; the arguments are checked."""
+        check_type("report", file, (str, os.PathLike), "the name of an HTML file, or None")
+        path = Path(os.path.expanduser(file))
+        if path.suffix.lower() != ".html" or path.is_dir() or is_remote(file):
+            raise ValueError(f"report is {os.fspath(file)!r}; give a local file whose name ends with .html, or None")
+        jinja()
+        return cls(path)
+
+    @property
+    def journal(self) -> Path:
+        """File of JSON lines beside the report."""
+        return self.file.with_suffix(".jsonl")
+
+    def unused(self) -> TrainingReport:
+        """This report, or if it exists the first one with a version number that does not: ``report-v1.html``."""
+        return next(report for report in self._versions() if not report._exists())
+
+    def newest(self) -> TrainingReport:
+        """The existing report with the highest version number; this one if none exists."""
+        newest = self
+        for report in self._versions():
+            if not report._exists():
+                return newest
+            newest = report
+        raise AssertionError("unreachable")
+
+    def _versions(self) -> Iterator[TrainingReport]:
+        yield self
+        version = 0
+        while True:
+            version += 1
+            yield TrainingReport(self.file.with_stem(f"{self.file.stem}-v{version}"))
+
+    def _exists(self) -> bool:
+        return self.file.exists() or self.journal.exists()
+
+    def resume(self, step: int) -> None:
+        """Leave out validations of later steps from now on, because training goes on from this one.
+
+        Raises:
+            OSError: if the file of JSON lines cannot be written.
+        """
+        if any(entry["step"] > step for entry in self._entries()):
+            self._append({"resumed": step})
+
+    def add(self, result: ConceptValidation, step: int) -> None:
+        """Add a validation, in place of an earlier one of the same step, and write the report.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        self._append(_entry(result, step))
+        entries = self._entries()
+        with replacing(self.file) as stream:
+            _write(stream, self.file, entries)
+
+    def _append(self, line: Entry) -> None:
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        with self.journal.open("ab") as stream:
+            # A line that a kill has cut short is ended first.
+            stream.write(b"\n" * bool(stream.tell()) + json.dumps(line).encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _entries(self) -> list[Entry]:
+        """Validations by step."""
+        found: dict[int, Entry] = {}
+        if not self.journal.exists():
+            return []
+        with self.journal.open("rb") as stream:
+            for line in stream:
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # cut short by a kill
+                    continue
+                if "resumed" in entry:
+                    found = {step: known for step, known in found.items() if step <= entry["resumed"]}
+                else:
+                    found[entry["step"]] = entry
+        return [found[step] for step in sorted(found)]
+
+
+def add_to_report(result: ConceptValidation, file: str | os.PathLike[str], step: int) -> None:
+    """Add a validation to a report on a training; on ranks other than the first, do nothing.
+
+    The report is one HTML file, which opens in any browser: curves of both scores by concept, a slider through the
+    steps with the images of each, comparisons of the last step with earlier ones, and a table of all images. It is
+    written anew in every call. The validations are kept in a file of JSON lines beside it, with the same name but for
+    its ending. Images are those of the panel.
+
+    Args:
+        result: result of :func:`masc_metrics.validation.validate_concepts`.
+        file: the HTML file; its folder is created.
+        step: training step of the model. A validation of the same step is replaced.
+
+    Raises:
+        TypeError, ValueError: if an argument is not accepted.
+        OSError: if a file cannot be written.
+        ImportError: if Jinja2 is not installed.
+    """
+    check_integer("step", step, least=0)
+    report = TrainingReport.of(file)
+    if rank_and_world()[0] == 0:
+        report.add(result, step)
+
+
+def _entry(result: ConceptValidation, step: int) -> Entry:
+    return {
+        "step": step,
+        "settings": dict(result.settings),
+        "anchors": {name: [_defined(each.floor), _defined(each.ceiling)] for name, each in result.anchors.items()},
+        "cells": [[_cell(name, value) for name, value in asdict(image).items()] for image in result.table],
+        "pictures": dict(picture for shown in result.shown for picture in _pictures(shown)),
+    }
+
+
+def _cell(name: str, value: str | float) -> str:
+    if not isinstance(value, float) or name in MASC_SCORES:
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _pictures(shown: ShownConcept) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Data URIs of each image of a concept, by its index."""
+    row = shown.row
+    reference = outlined_uri(row.reference, row.mask, SIDE)
+    for index, shot in zip(shown.indices, row.shots, strict=True):
+        yield (
+            index,
+            {
+                "reference": reference,
+                "generated": outlined_uri(shot.image, shot.mask, SIDE),
+                "match": match_uri(row.reference, shot.found, SIDE),
+            },
+        )
+
+
+def _write(stream: Any, file: Path, entries: Sequence[Entry]) -> None:
+    rows = [
+        Row(0, dict(zip(_COLUMNS, [cells[0], _name(entry), *cells], strict=True)))
+        for entry in entries
+        for cells in entry["cells"]
+    ]
+    values = np.array([[float(row.cells[score] or "nan") for score in MASC_SCORES] for row in rows], dtype=np.float64)
+    table = ScoredTable(file, tuple(rows), MASC_SCORES, values.reshape(-1, len(MASC_SCORES)))
+    methods = [_method(entry) for entry in entries]
+    anchors = {name: {"floor": floor, "ceiling": ceiling} for name, (floor, ceiling) in entries[-1]["anchors"].items()}
+    means = {
+        name: {score: {"mean": values[-1]} for score, values in of_scores.items()}
+        for name, of_scores in _concept_means(entries[-1:]).items()
+    }
+    summary = {
+        "settings": {"validation": entries[-1]["settings"]},
+        "gallery": {"anchors": anchors},
+        "by": {"concept": means},
+    }
+    training = Training(
+        steps=tuple(entry["step"] for entry in entries),
+        curves={
+            score: [
+                (figure["mean"], *(figure["interval_95"] or (None, None)))
+                for figure in (method.figure(score) for method in methods)
+            ]
+            for score in MASC_SCORES
+        },
+        concepts=_concept_means(entries),
+        anchors={name: (each["floor"], each["ceiling"]) for name, each in anchors.items()},
+        changes=_changed_settings(entries),
+    )
+    write_page(stream, table, methods, _comparisons(methods), (), _page_pictures(entries), summary, training)
+
+
+def _name(entry: Entry) -> str:
+    return f"step {entry['step']}"
+
+
+def _method(entry: Entry) -> MethodScores:
+    values: dict[str, dict[tuple[str, str, str], list[float]]] = {score: {} for score in MASC_SCORES}
+    for row in _rows(entry):
+        for score, of_score in values.items():
+            if not math.isnan(value := float(row[score])):
+                of_score.setdefault((row["concept"], row["prompt"], row["seed"]), []).append(value)
+    return MethodScores(_name(entry), values)
+
+
+def _rows(entry: Entry) -> Iterator[Mapping[str, str]]:
+    names = _COLUMNS[2:]
+    return (dict(zip(names, cells, strict=True)) for cells in entry["cells"])
+
+
+def _concept_means(entries: Sequence[Entry]) -> dict[str, dict[str, list[float | None]]]:
+    """Mean of each concept and score in each validation; None where undefined."""
+    names = list(dict.fromkeys(row["concept"] for entry in entries for row in _rows(entry)))
+    found: dict[str, dict[str, list[float | None]]] = {name: {score: [] for score in MASC_SCORES} for name in names}
+    for entry in entries:
+        rows = list(_rows(entry))
+        for name, of_scores in found.items():
+            for score, means in of_scores.items():
+                values = np.array([float(row[score]) for row in rows if row["concept"] == name])
+                values = values[~np.isnan(values)]
+                means.append(float(values.mean()) if values.size else None)
+    return found
+
+
+def _comparisons(methods: Sequence[MethodScores]) -> Sequence[Comparison]:
+    """The last step against some earlier ones, the first among them."""
+    earlier = methods[:-1]
+    count = min(COMPARED_STEPS, len(earlier))
+    if not count:
+        return ()
+    chosen = sorted({round(position) for position in np.linspace(0, len(earlier) - 1, count)})
+    try:
+        return compare_all([*(earlier[position] for position in chosen), methods[-1]], MASC_SCORES, methods[-1].name)
+    except ValueError:  # nothing can be paired, because the prompts or seeds have changed
+        return ()
+
+
+def _changed_settings(entries: Sequence[Entry]) -> list[str]:
+    """Settings that changed between steps, so that scores before and after are not comparable."""
+    changes = []
+    for before, after in itertools.pairwise(entries):
+        for name in dict.fromkeys((*before["settings"], *after["settings"])):
+            old, new = (entry["settings"].get(name, "") for entry in (before, after))
+            if old != new:
+                changes.append(f"{name} changed from {old} to {new} at step {after['step']}")
+    return changes
+
+
+def _page_pictures(entries: Sequence[Entry]) -> Iterable[Pictures]:
+    """Pictures of the last step and of as many earlier ones, evenly spaced, as the report has room for."""
+    sizes = [sum(len(uri) for images in entry["pictures"].values() for uri in images.values()) for entry in entries]
+    every = 1
+    while every < len(entries) and sum(sizes[::-1][::every]) > PICTURE_BYTES:
+        every *= 2
+    start = 0
+    for position, entry in enumerate(entries):
+        if (len(entries) - 1 - position) % every == 0:
+            for index, images in entry["pictures"].items():
+                yield Pictures(start + int(index), images, ())
+        start += len(entry["cells"])
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,151 @@
+"""The report on a training: what it holds, and how it goes on after a resume, a kill and a new start."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.trainings import SETTINGS, validation
+
+from masc_metrics.validation import add_to_report, training_report
+from masc_metrics.validation.training_report import TrainingReport
+
+
+def page_data(file: Path) -> dict[str, Any]:
+    (text,) = re.findall('<script type="application/json" id="data">(.*?)</script>', file.read_text())
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def pictured_rows(file: Path) -> list[int]:
+    blocks = re.findall('<script type="application/json" class="pictures">(.*?)</script>', file.read_text())
+    return [json.loads(block)["row"] for block in blocks]
+
+
+def test_curves_are_means_over_concepts_and_means_of_each_concept(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    add_to_report(validation({"cat": [0.2, 0.4], "dog": [0.6, math.nan]}), file, 10)
+    add_to_report(validation({"cat": [0.5, 0.7], "dog": [math.nan, math.nan]}), file, 20)
+    found = page_data(file)["training"]
+    assert found["steps"] == [10, 20]
+    assert found["concepts"]["cat"]["cp"] == pytest.approx([0.3, 0.6])
+    assert found["concepts"]["cat"]["pf"] == pytest.approx([0.15, 0.3])
+    assert found["concepts"]["dog"]["cp"] == [pytest.approx(0.6), None]
+    assert [point[0] for point in found["curves"]["cp"]] == pytest.approx([0.45, 0.6])
+    assert found["anchors"] == {"cat": [None, 0.9], "dog": [None, 0.9]}
+
+
+def test_the_table_holds_the_images_of_every_step_with_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    for step, shade in ((10, 0), (20, 90)):
+        add_to_report(validation({"cat": [0.2, 0.4]}, shade=shade), file, step)
+    data = page_data(file)
+    methods = data["texts"]["method"]
+    assert [methods["values"][row] for row in methods["rows"]] == ["step 10", "step 10", "step 20", "step 20"]
+    assert data["scores"]["cp"] == [0.2, 0.4, 0.2, 0.4]
+    assert pictured_rows(file) == [0, 1, 2, 3]
+
+
+def test_the_last_step_is_compared_with_evenly_spaced_earlier_ones(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    for step in range(1, 9):
+        add_to_report(validation({"cat": [0.1 * step, 0.1 * step], "dog": [0.1, 0.1]}), file, step)
+    differences = re.findall(r"<bdi>step 8</bdi> <span class=.quiet.>.</span> <bdi>step (\d)</bdi>", file.read_text())
+    assert differences[::2] == ["1", "3", "5", "7"]
+
+
+def test_a_validation_of_the_same_step_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    for value, step in ((0.1, 20), (0.2, 10), (0.3, 20)):
+        add_to_report(validation({"cat": [value, value]}), file, step)
+    assert page_data(file)["training"]["steps"] == [10, 20]
+    assert page_data(file)["scores"]["cp"] == [0.2, 0.2, 0.3, 0.3]
+
+
+def test_a_resumed_training_leaves_out_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    report = TrainingReport.of(tmp_path / "training.html")
+    for step in (10, 20, 30):
+        report.add(validation({"cat": [step / 100, 0.5]}), step)
+    report.resume(20)
+    report.add(validation({"cat": [0.9, 0.9]}), 25)
+    assert page_data(report.file)["training"]["steps"] == [10, 20, 25]
+    assert len(report.journal.read_text().splitlines()) == 5, "nothing is deleted"
+
+
+def test_a_line_cut_short_by_a_kill_costs_only_its_validation(tmp_path: Path) -> None:
+    report = TrainingReport.of(tmp_path / "training.html")
+    for step in (10, 20):
+        report.add(validation({"cat": [0.5, 0.5]}), step)
+    report.journal.write_bytes(report.journal.read_bytes()[:-30])
+    report.add(validation({"cat": [0.6, 0.6]}), 30)
+    assert page_data(report.file)["training"]["steps"] == [10, 30]
+
+
+def test_versions_keep_apart_trainings_that_start_anew(tmp_path: Path) -> None:
+    report = TrainingReport.of(tmp_path / "training.html")
+    assert report.unused() == report.newest() == report
+    for name in ("training", "training-v1", "training-v2"):
+        unused = report.unused()
+        assert unused.file == tmp_path / f"{name}.html"
+        unused.add(validation({"cat": [0.5, 0.5]}), 0)
+        assert report.newest() == unused
+
+
+def test_settings_that_change_between_steps_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
+    assert "are not comparable" not in file.read_text()
+    add_to_report(validation({"cat": [0.5, 0.5]}, settings={**SETTINGS, "dtype": "bfloat16"}), file, 20)
+    assert (
+        "dtype changed from float32 to bfloat16 at step 20; scores before and after are not comparable"
+        in file.read_text()
+    )
+
+
+def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "training.html"
+    size = None
+    for step in range(6):
+        add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
+        size = size or sum(len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".jsonl").read_text()))
+    assert pictured_rows(file) == list(range(12))
+    monkeypatch.setattr(training_report, "PICTURE_BYTES", 3 * size)
+    add_to_report(validation({"cat": [0.5, 0.5]}), file, 6)
+    assert pictured_rows(file) == [4, 5, 12, 13], "every fourth step, because every second one is too much"
+    assert page_data(file)["count"] == 14
+
+
+def test_a_report_in_the_home_folder_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add_to_report(validation({"cat": [0.2, 0.4], "dog": [0.6, 0.5]}), "~/training.html", 10)
+    assert page_data(tmp_path / "training.html")["training"]["steps"] == [10]
+
+
+def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
+    add_to_report(validation({"cat": [0.5, 0.5]}, prompts=("at night", "on the moon")), file, 20)
+    assert 'id="comparisons"' not in file.read_text()
+    assert page_data(file)["training"]["steps"] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("file", "step", "error", "message"),
+    [
+        ("report.txt", 1, ValueError, "report is 'report.txt'; give a local file whose name ends with .html"),
+        ("s3://bucket/report.html", 1, ValueError, "give a local file"),
+        (3, 1, TypeError, "report is an int; give the name of an HTML file, or None"),
+        ("report.html", -1, ValueError, "step is -1"),
+    ],
+)
+def test_mistakes_are_named(
+    file: Any, step: int, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
+    assert not list(tmp_path.iterdir())
