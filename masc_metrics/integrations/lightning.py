@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_keywords, check_positive, check_type
+from masc_metrics.arguments import check_function, check_keywords, check_positive, check_type
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
@@ -153,8 +153,7 @@ class MaSCValidation(L.Callback):
             check_type("panel_dir", panel_dir, (str, os.PathLike), "a folder")
             if not os.fspath(panel_dir) or is_remote(panel_dir):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
-        if not callable(generate):
-            raise TypeError(f"generate is a {type(generate).__name__}; give a function")
+        check_function("generate", generate, ("module", "prompts", "seed"))
         self.settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
         self.generate = generate
         self.every_n_epochs = every_n_epochs
