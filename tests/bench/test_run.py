@@ -152,6 +152,29 @@ def test_a_run_that_ends_at_any_file_operation_can_go_on(tmp_path: Path) -> None
     assert int(result.stdout) > 15, "points"
 
 
+@pytest.mark.timeout(120)
+def test_a_run_of_two_ranks_that_ends_at_any_file_operation_of_one_can_go_on(tmp_path: Path) -> None:
+    program = Path(__file__).parents[1] / "support" / "crash_points.py"
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(program),
+            "ENOSPC,EIO,SIGKILL",
+            str(written(tmp_path, 6)),
+            "--ranks",
+            "2",
+            "--points",
+            "4",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "4", "points"
+    assert result.stderr.count("of rank 1:") == 1
+
+
 def test_a_folder_that_is_removed_during_the_run_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
