@@ -173,6 +173,7 @@ class MaSCValidation(L.Callback):
         }
         self._scorer = ConceptScorer(concepts, segment, encoder, title="MaSCValidation")
         self._continued_report: TrainingReport | None = None
+        self._trained = False
         self._last_step = 0
         self._last_epoch = self._trained_epoch = -1
 
@@ -206,12 +207,18 @@ class MaSCValidation(L.Callback):
             self._check_functions(trainer, pl_module)
 
     def _start_report(self, step: int) -> None:
-        """Choose the file of the report: a new one for a training from its start, else the newest."""
+        """Choose the file of the report: a new one for a training from its start, else the newest.
+
+        A training from its start goes on with a report only if that has nothing but validations before the training.
+        """
         if self.report is None:
             return
+        if step == 0 and self._trained:
+            self._continued_report = None
         if self._continued_report is None:
             self._continued_report = self.report.newest() if step else self.report.unused()
         self._continued_report.resume(step)
+        self._trained = True
 
     def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _is_dev_run(trainer):
@@ -312,7 +319,7 @@ class MaSCValidation(L.Callback):
     def _write_report(self, result: ConceptValidation, step: int, _: LogTarget) -> None:
         assert self.report is not None
         if self._continued_report is None:  # in Trainer.validate
-            self._continued_report = self.report.newest()
+            self._continued_report = self.report.newest() if step else self.report.unused()
         self._continued_report.add(result, step)
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:
