@@ -42,6 +42,7 @@ class MasksOptions:
         segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
         networks: options of the segmenter.
         batch_size: images segmented at a time.
+        escape_formulas: write the completed list as score --escape-formulas writes its table; not for Parquet.
     """
 
     samples: Path = option(type=Path, positional=True)
@@ -54,6 +55,7 @@ class MasksOptions:
     cache_dir: str | None = option_of(Run, "cache_dir")
     local_files_only: bool = option_of(Run, "local_files_only")
     quiet: bool = option_of(Run, "quiet")
+    escape_formulas: bool = option(False)
 
 
 MASKS = Command(

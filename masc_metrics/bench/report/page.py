@@ -234,11 +234,10 @@ def _bar(figure: Mapping[str, Any], place: Callable[[float], float]) -> dict[str
 
 
 def _scale(figures: Sequence[Mapping[str, Any]], *, symmetric: bool = False) -> Callable[[float], float]:
-    """From values to percent of a width; the intervals that are not extremely wide lie inside."""
+    """From values to percent of a width."""
     means = [figure["mean"] for figure in figures if figure["mean"] is not None] or [0.0]
     ends = [end for figure in figures if figure["interval_95"] for end in figure["interval_95"]]
     low, high = (choose([*means, *ends]) for choose in (min, max))
-    low, high = max(low, -1.2), min(high, 1.2)
     if symmetric:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     width = (high - low) or 1.0
