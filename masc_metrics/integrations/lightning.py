@@ -158,7 +158,7 @@ class MaSCValidation(L.Callback):
         self.generate = generate
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self.panel_dir = None if panel_dir is None else Path(panel_dir)
+        self.panel_dir = None if panel_dir is None else Path(panel_dir).expanduser()
         self.report = None if report is None else TrainingReport.of(report)
         self.prefix = prefix
         self.table: tuple[ValidatedImage, ...] = ()

@@ -205,6 +205,13 @@ def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
     assert all(float(low) < mean < float(high) for (low, high), mean in zip(ends, means, strict=True))
 
 
+def test_an_interval_that_ends_at_the_range_has_both_ends(tmp_path: Path) -> None:
+    """Two concepts with a CP of 0.9 and 0.99: Student's interval would reach 1.52."""
+    lines = [{"method": "a", "concept": concept, "cp": cp} for concept, cp in (("x", 0.9), ("y", 0.99))]
+    page = report(write_csv(tmp_path / "scores.csv", lines), "--maps", "0").read_text()
+    assert '<span class="value">0.945</span> <span class="quiet">[0.373, 1.000]</span>' in page
+
+
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
     page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
     assert "There was no summary file" in page
