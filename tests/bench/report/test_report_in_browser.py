@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,38 @@ def test_an_image_opens_with_the_same_image_of_other_steps(browser: Browser, tra
     assert browser.one("#sample-place").text == "3 of 3"
     browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
     assert browser.one("#sample-title").text == "1 step 1000"
+
+
+def test_changes_are_those_of_the_same_image_with_the_same_settings(browser: Browser, tmp_path: Path) -> None:
+    """Two images of one prompt and seed, and another dtype from the third step on."""
+    file = tmp_path / "training.html"
+    for step, cp, dtype in ((1, 0.2, "float32"), (2, 0.3, "float32"), (3, 0.9, "bfloat16"), (4, 0.8, "bfloat16")):
+        add_to_report(
+            validation({"cat": [cp, 0.5]}, prompts=("asleep", "asleep"), settings={"dtype": dtype}), file, step
+        )
+    browser.open(file)
+    found = []
+    for _ in range(4):
+        found.append([" ".join(each.text.split()[:3]) for each in browser.all(".shots .scores")])
+        browser.one("#step").send_keys(Keys.ARROW_LEFT)
+    assert found == [
+        ["CP 0.800 −0.100", "CP 0.500 +0.000"],  # noqa: RUF001
+        ["CP 0.900 PF", "CP 0.500 PF"],
+        ["CP 0.300 +0.100", "CP 0.500 +0.000"],
+        ["CP 0.200 PF", "CP 0.500 PF"],
+    ]
+    assert [
+        browser.execute_script("return arguments[0].getAttribute('d')", each).count("M")
+        for each in browser.all(".chart path.mean")
+    ] == [2, 2]
+
+
+def test_a_training_without_panels_has_no_images(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    add_to_report(replace(validation({"cat": [0.5, 0.5]}), shown=()), file, 1)
+    browser.open(file)
+    assert browser.one("#step-images").text == "There are no images, because the validations drew no panel."
+    assert "mean over the images of the one concept" in browser.one("#training").text
 
 
 @pytest.mark.parametrize(("width", "phone"), [(1280, False), (360, True)])
