@@ -200,7 +200,7 @@ class MaSCValidation(L.Callback):
         if trainer.is_global_zero and not _is_dev_run(trainer):
             try:
                 self._start_report(trainer.global_step)
-            except OSError as reason:
+            except (OSError, ValueError) as reason:  # a ValueError if the folder beside it holds something else
                 self._warn(trainer.global_step, f"the report could not be continued, {reason}")
         self._warn_if_never_due(trainer, pl_module)
         if trainer.num_sanity_val_steps:  # not in on_fit_start, which the module's own follows

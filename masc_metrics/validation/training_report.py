@@ -196,7 +196,7 @@ def add_to_report(result: ConceptValidation, file: str | os.PathLike[str], step:
     check_integer("step", step, least=0)
     report = TrainingReport.of(file)
     if rank_and_world()[0] == 0:
-        report.add(result, step)
+        report.add(result, int(step))
 
 
 def _entry(result: ConceptValidation, step: int, pictures: Mapping[str, Mapping[str, str]]) -> Entry:

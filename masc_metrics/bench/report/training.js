@@ -180,12 +180,12 @@ const choose = (index) => {
   byId("step").value = current;
   byId("step").setAttribute("aria-valuetext", `step ${training.steps[current]}`);
   byId("step-name").textContent = `step ${training.steps[current].toLocaleString("en")} (${current + 1} of ${training.steps.length})`;
-  byId("step-back").disabled = current === 0;
-  byId("step-next").disabled = current === training.steps.length - 1;
+  block("step-back", current === 0);
+  block("step-next", current === training.steps.length - 1);
   drawCurves();
   drawImages();
 };
 byId("step").addEventListener("input", () => choose(Number(byId("step").value)));
-byId("step-back").addEventListener("click", () => choose(current - 1));
-byId("step-next").addEventListener("click", () => choose(current + 1));
+press("step-back", () => choose(current - 1));
+press("step-next", () => choose(current + 1));
 choose(current);
