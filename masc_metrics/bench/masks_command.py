@@ -20,7 +20,6 @@ from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import files_of_cell
-from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import segmented
 from masc_metrics.bench.tables import (
     Row,
@@ -34,6 +33,7 @@ from masc_metrics.bench.tables import (
     text_of,
     write_table,
 )
+from masc_metrics.bench.terminal import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.images import check_image, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet

@@ -1,4 +1,4 @@
-"""``masc-metrics score``, and what the benchmark commands share with it: messages and exit codes."""
+"""``masc-metrics score``, and what the benchmark commands share with it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
 from masc_metrics.bench.gallery import gallery_lines, load_gallery
 from masc_metrics.bench.loading import lacks_mask
+from masc_metrics.bench.parent import wait_for_other_ranks
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
@@ -24,8 +25,7 @@ from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
 from masc_metrics.bench.tables import check_table_name, printable
-
-NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
+from masc_metrics.bench.terminal import INTERRUPTED, INTERRUPTED_LINE, NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 
 
 def score(source: ScoreInput, run: Run) -> int:
@@ -82,21 +82,24 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         functions = load_functions(run, ranks.device)
         segmenter = run.load_segmenter(ranks.device)
     except (ValueError, TypeError, ImportError) as error:
-        return Finished(fail(UNUSABLE, error, ranks))
+        return Finished(fail(UNUSABLE, error, ranks.rank))
     try:
         lacking = any(lacks_mask(sample, which, run) for sample in samples.samples for which in WHICH)
         scorer = load_scorer(run, ranks.device, functions, segmenter if lacking else None)
     except (OSError, ValueError, ImportError) as error:
-        return Finished(fail(NO_CHECKPOINT, error, ranks))
+        return Finished(fail(NO_CHECKPOINT, error, ranks.rank))
     except torch.cuda.OutOfMemoryError as error:
         return Finished(
-            fail(NO_CHECKPOINT, MemoryError(f"the networks do not fit on device {ranks.device} ({error})"), ranks)
+            fail(NO_CHECKPOINT, MemoryError(f"the networks do not fit on device {ranks.device} ({error})"), ranks.rank)
         )
     folder = RunFolder(run.out.with_name(f"{run.out.name}.run"))
     try:
-        return _score_in(folder, samples, scorer, ranks)
+        finished = _score_in(folder, samples, scorer, ranks)
     finally:
         folder.release()
+    if finished.table_written:
+        wait_for_other_ranks()
+    return finished
 
 
 def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ranks) -> Finished:
@@ -109,7 +112,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
             scorer = replace(scorer, gallery=gallery)
         numbers = begin(samples, scorer, ranks, folder)
     except (OSError, ValueError) as error:
-        return Finished(fail(UNUSABLE, error, ranks))
+        return Finished(fail(UNUSABLE, error, ranks.rank))
     if ranks.world_size == 1 and len(numbers) < len(samples.samples):
         print(
             f"resuming: {len(samples.samples) - len(numbers)} samples have scores in {folder.folder}", file=sys.stderr
@@ -126,7 +129,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
             return Finished(0)
         results, summary = write_scores(samples, run, folder, scorer.gallery)
     except KeyboardInterrupt:
-        print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
+        print(f"{INTERRUPTED_LINE}; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
         kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
@@ -179,10 +182,3 @@ def check_out(run: Run, source: Path) -> None:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise OSError(f"--out is {out}, which cannot be written: {error.strerror}") from error
-
-
-def fail(code: int, error: Exception, ranks: Ranks | None = None) -> int:
-    """Print an error, on the first rank only, and return its exit code."""
-    if ranks is None or ranks.rank == 0:
-        print(f"masc-metrics: {printable(str(error))}", file=sys.stderr)
-    return code

@@ -19,8 +19,8 @@ from masc_metrics.bench.report.pictures import Illustrator, Pictures
 from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, read_table
 from masc_metrics.bench.run_folder import check_html_file
 from masc_metrics.bench.runner import fingerprint, summary_of
-from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
 from masc_metrics.bench.tables import replacing
+from masc_metrics.bench.terminal import NO_CHECKPOINT, UNUSABLE, fail
 from masc_metrics.precision import check_device
 
 PICTURED_ROWS = 400
