@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pass
         end_other_ranks()
         print(INTERRUPTED_LINE, file=sys.stderr)
+        exec("")  # else Python ends by a signal, with another exit code, if the exception has passed another exec
         return INTERRUPTED
 
 

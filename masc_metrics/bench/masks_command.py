@@ -151,8 +151,8 @@ def _tasks(
         )
     for index, row in enumerate(rows):
         for which in WHICH:
-            image = (row.cells.get(f"{which}_image") or "").strip()
-            if not image or (row.cells.get(f"{which}_mask") or "").strip():
+            image = text_of(row, f"{which}_image")
+            if not image or text_of(row, f"{which}_mask"):
                 continue
             if which == "reference" and len(files_of_cell(image, source.parent, f"{source}, line {row.line}")) > 1:
                 raise ValueError(
@@ -201,7 +201,7 @@ def _is_made(task: _Task, settings: Mapping[str, Any]) -> bool:
     try:
         record = _read_record(task)
         return task.mask.is_file() and all(record[name] == value for name, value in settings.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -308,8 +308,8 @@ def _write_list(
     for index, row in enumerate(rows):
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
-            if path := (cells[name] or "").strip():
-                cells[name] = os.path.relpath(file_in(folder, path), out.parent)
+            path = text_of(row, name)
+            cells[name] = os.path.relpath(file_in(folder, path), out.parent) if path else None
         for which in WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from masc_metrics.bench.sample import WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
-from masc_metrics.bench.tables import check_table_name, printable
+from masc_metrics.bench.tables import check_replaceable, check_table_name, printable
 from masc_metrics.bench.terminal import INTERRUPTED, INTERRUPTED_LINE, NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 
 
@@ -132,7 +133,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
         print(f"{INTERRUPTED_LINE}; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
-        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
+        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.has_results() else ""
         print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
     try:
@@ -159,7 +160,11 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
 
 def _files(samples: SampleList) -> set[str]:
     """Files that the samples are read from."""
-    return {os.path.realpath(file) for file in {file for sample in samples.samples for file in sample.files}}
+    found = set()
+    for file in {file for sample in samples.samples for file in sample.files}:
+        with suppress(ValueError):  # no name of a file, which is an error of its rows
+            found.add(os.path.realpath(file))
+    return found
 
 
 def check_out(run: Run, source: Path) -> None:
@@ -178,7 +183,19 @@ def check_out(run: Run, source: Path) -> None:
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
     check_table_name("--out", out)
+    check_replaceable("--out", out)
+    summary = summary_file(run)
+    check_replaceable("--out", out, summary)
+    if (other := _table_of(summary)) not in (None, out) and other.exists():
+        raise ValueError(
+            f"--out is {out}, whose summary would replace {summary}, that of {other}; give a name that differs before "
+            "its ending, or remove that table"
+        )
+
+
+def _table_of(summary: Path) -> Path | None:
+    """The table beside a summary that it belongs to, if it says so."""
     try:
-        tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise OSError(f"--out is {out}, which cannot be written: {error.strerror}") from error
+        return summary.with_name(Path(json.loads(summary.read_text())["settings"]["out"]).name)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

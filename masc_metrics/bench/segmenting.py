@@ -26,6 +26,6 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
             return list(segmenter.details(images, nouns))
     except ValueError as error:
         if len(images) == 1:
-            return [error]
+            return [ValueError(printable(str(error)))]  # it quotes the noun
     pairs = zip(images, nouns, strict=True)  # find out which
     return [result for image, noun in pairs for result in segmented(segmenter, [image], [noun])]

@@ -69,7 +69,7 @@ def _summary(scores: Path) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}; score again, or remove it and give --maps 0") from error
     if not isinstance(summary, dict) or not {"settings", "undefined"} <= summary.keys():
         raise ValueError(f"{file} is not the summary of a run; score again, or remove it and give --maps 0")
