@@ -1,7 +1,7 @@
 """The ``masc-metrics`` command: its sub-commands and exit codes.
 
-Exit codes: 0 success; 1 the checkpoint is not available; 2 the arguments or the sample list are unusable, or memory, the
-disk or another rank failed; 3 some rows failed, the others have scores; 130 interrupted, results so far are kept.
+Exit codes: 0 success; 1 the checkpoint is not available; 2 the arguments or the sample list are unusable, or memory,
+the disk or another rank failed; 3 some rows failed, the others have scores; 130 interrupted, results so far are kept.
 """
 
 from __future__ import annotations

@@ -83,8 +83,13 @@ def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, 
 def _segmenter_settings(segmenter: Segmenter) -> dict[str, Any]:
     return {
         "threshold": segmenter.settings.threshold,
-        "checkpoints": {model: commit or fingerprint(Path(model)) for model, commit in segmenter.load().items()},
+        "checkpoints": checkpoints_of(segmenter),
     }
+
+
+def checkpoints_of(segmenter: Segmenter) -> dict[str, str]:
+    """Commit or digest of each checkpoint of a segmenter."""
+    return {model: commit or fingerprint(Path(model)) for model, commit in segmenter.load().items()}
 
 
 def fingerprint(folder: Path) -> str:

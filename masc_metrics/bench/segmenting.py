@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from masc_metrics.bench.tables import printable
 from masc_metrics.segmenters import Segmentation, Segmenter
 
 

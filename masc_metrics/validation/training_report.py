@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from masc_metrics.arguments import check_integer
+from masc_metrics.arguments import check_integer, check_type
 from masc_metrics.bench.compare import Comparison, MethodScores, compare_all
 from masc_metrics.bench.report.page import Training, jinja, write_page
 from masc_metrics.bench.report.pictures import Pictures, match_uri, outlined_uri
@@ -61,9 +61,8 @@ class TrainingReport:
     @classmethod
     def of(cls, file: str | os.PathLike[str]) -> TrainingReport:
         """The report in a file that exists or not; the arguments are checked."""
-        if not isinstance(file, (str, os.PathLike)):
-            raise TypeError(f"report is a {type(file).__name__}; give the name of an HTML file, or None")
-        path = Path(file)
+        check_type("report", file, (str, os.PathLike), "the name of an HTML file, or None")
+        path = Path(os.path.expanduser(file))
         if path.suffix.lower() != ".html" or path.is_dir() or is_remote(file):
             raise ValueError(f"report is {os.fspath(file)!r}; give a local file whose name ends with .html, or None")
         jinja()

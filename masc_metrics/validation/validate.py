@@ -20,17 +20,11 @@ from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_device
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
-from masc_metrics.validation.concept_scores import (
-    Anchors,
-    ConceptScorer,
-    ConceptScores,
-    ImageMask,
-    Segment,
-    problem_summary,
-)
+from masc_metrics.validation.concept_scores import ConceptScorer, Segment
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
 from masc_metrics.validation.panels import PanelChoice, ShownConcept, draw_panel, panel_rows, shown_concepts
+from masc_metrics.validation.rank_reports import Anchors, ConceptScores, ImageMask, problem_summary
 from masc_metrics.validation.ranks import all_gather, is_sharded, rank_and_world
 
 Generate = Callable[[list[str], int], Images]

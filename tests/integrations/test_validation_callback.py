@@ -205,7 +205,7 @@ DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 25
         ),
         (
             {"generate": lambda *_: Output(images(2, *SIZE), None)},
-            "is a Output; return its images, such as output.images",
+            "is an Output; return its images, such as output.images",
         ),
         ({"generate": lambda *_: (images(2, *SIZE), None)}, r"return its first item, output\[0\]"),
         (
@@ -218,7 +218,7 @@ DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 25
             {"segment": lambda *_: [[DETECTION] * 2] * 2},
             r"\[0\] holds dicts, as transformers' pipelines return; .*numpy",
         ),
-        ({"segment": lambda *_: Instances([])}, r"is a Instances; return one .* masks.any\(0\)"),
+        ({"segment": lambda *_: Instances([])}, r"is an Instances; return one .* masks.any\(0\)"),
         ({"segment": lambda *_: {"masks": []}}, r"is a dict; return one .* masks.any\(0\)"),
     ],
 )

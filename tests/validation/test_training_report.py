@@ -119,6 +119,12 @@ def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeyp
     assert page_data(file)["count"] == 14
 
 
+def test_a_report_in_the_home_folder_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add_to_report(validation({"cat": [0.2, 0.4], "dog": [0.6, 0.5]}), "~/training.html", 10)
+    assert page_data(tmp_path / "training.html")["training"]["steps"] == [10]
+
+
 def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
     file = tmp_path / "training.html"
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
@@ -132,7 +138,7 @@ def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
     [
         ("report.txt", 1, ValueError, "report is 'report.txt'; give a local file whose name ends with .html"),
         ("s3://bucket/report.html", 1, ValueError, "give a local file"),
-        (3, 1, TypeError, "report is"),
+        (3, 1, TypeError, "report is an int; give the name of an HTML file, or None"),
         ("report.html", -1, ValueError, "step is -1"),
     ],
 )
