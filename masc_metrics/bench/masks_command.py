@@ -23,6 +23,7 @@ from masc_metrics.bench.sample_list import files_of_cell
 from masc_metrics.bench.segmenting import segmented
 from masc_metrics.bench.tables import (
     Row,
+    check_replaceable,
     file_in,
     is_parquet,
     printable,
@@ -101,6 +102,7 @@ def make_masks(options: MasksOptions) -> int:
             local_files_only=options.local_files_only,
         )
         options.out.mkdir(parents=True, exist_ok=True)
+        check_replaceable("--out", options.out, out)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     distinct = {task.mask: task for task in tasks.values()}

@@ -28,7 +28,7 @@ from masc_metrics.bench.sample import (
     table_row,
 )
 from masc_metrics.bench.sample_list import read_samples
-from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, write_table
+from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, text_table, write_table
 from masc_metrics.cli import main
 
 TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--workers", "0", "--quiet")
@@ -400,3 +400,15 @@ def test_broken_picture_in_parquet_is_an_error_of_its_row(listed: Path) -> None:
     errors = [row["error"] for row in rows(listed.with_name("broken.csv"))]
     assert [bool(error) for error in errors] == [False, True, False, False, False, False]
     assert "broken.parquet#generated_image:1: cannot be read as an image" in errors[1]
+
+
+def test_what_is_printed_of_a_long_line_is_its_beginning_and_its_end() -> None:
+    line = printable(f"noun {'x' * 10_000_000}; give a shorter noun")
+    assert len(line) == 4000
+    assert line.startswith("noun x")
+    assert line.endswith("x; give a shorter noun")
+    assert printable("x" * 4000) == "x" * 4000
+
+
+def test_a_long_cell_widens_a_table_to_200_characters() -> None:
+    assert list(map(len, text_table([["method", "cp"], ["x" * 10_000_000, "0.5"]]))) == [204, 205]
