@@ -153,7 +153,8 @@ def printable(text: str, longest: int = LONGEST_LINE) -> str:
     Control characters, which could move the cursor or clear the screen, are escaped.
     """
     if len(text) > longest:
-        text = f"{text[: longest * 2 // 3]}...{text[3 - longest // 3 :]}"
+        end = longest // 3  # where the remedy is
+        text = f"{text[: longest - end - 3]}...{text[-end:]}"
     return "".join(
         character.encode("unicode_escape", "backslashreplace").decode()
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING

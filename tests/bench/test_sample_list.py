@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.sample_lists import rows, written
+from support.sample_lists import rows, write_csv, written
 
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.sample_list import read_samples

@@ -262,8 +262,9 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
     write_csv(samples, [row | {"key": "0", "concept": f"object_{i // 2}"} for i, row in enumerate(rows(samples))])
     found, compared, agreed = {}, {}, {}
     for ending in tables.WRITTEN:
-        out = tmp_path / f"scores{ending}"
-        assert score(samples, out.name) == 0
+        out = tmp_path / ending[1:] / f"scores{ending}"
+        out.parent.mkdir()
+        assert score(samples, f"{ending[1:]}/{out.name}") == 0
         found[ending] = [(row.cells["sample_id"], f"{float(row.cells['cp'] or 'nan'):.6f}") for row in read_rows(out)]
         capsys.readouterr()
         assert main(["compare", str(out)]) == 0
@@ -274,8 +275,8 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
         write_table(tmp_path / f"ratings{ending}", ratings, ("method", "key", "g", "h"), ("g", "h"))
         arguments = [str(out), str(tmp_path / f"ratings{ending}"), "--score", "cp", "--replicates", "0"]
         assert main(["agreement", *arguments]) == 0
-        agreed[ending] = capsys.readouterr().out.replace(f"{ending}:", ":")
-        assert not list(tmp_path.glob("*.part"))
+        agreed[ending] = capsys.readouterr().out.replace(f"{ending}:", ":").replace(f"/{ending[1:]}/", "/")
+        assert not list(tmp_path.glob("**/*.part"))
     for results in (found, compared, agreed):
         assert set(map(str, results.values())) == {str(results[".csv"])}
 
