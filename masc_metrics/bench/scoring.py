@@ -24,6 +24,7 @@ from masc_metrics.bench.made_masks import (
 )
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
 from masc_metrics.bench.sample import SampleResult, columns
+from masc_metrics.bench.tables import ESCAPED
 from masc_metrics.functional import (
     concept_preservation_variants,
     prompt_following_variants,
@@ -258,7 +259,7 @@ def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
         ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
             also if one has the name of another column.
     """
-    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed"}
+    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed", ESCAPED}
     for name in run.functions:
         if name in reserved:
             raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_choice, type_name
+from masc_metrics.arguments import check_choice, check_function, type_name
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
@@ -39,10 +39,7 @@ from masc_metrics.validation.rank_reports import (
     Failure,
     ImageMask,
     RankReport,
-    problem_summary,
 )
-
-__all__ = ["Anchors", "ConceptScorer", "ConceptScores", "ImageMask", "Segment", "problem_summary"]  # for validate.py
 
 Segment = Callable[[Any, list[str]], Masks]
 
@@ -67,6 +64,8 @@ class ConceptScorer:
     ) -> None:
         if not callable(segment) and not isinstance(segment, str | None):
             raise TypeError(f"segment is {type_name(segment)}; give a function, the name of a segmenter, or None")
+        if segment is not None and not isinstance(segment, str):
+            check_function("segment", segment, ("images", "nouns"))
         self.title = title
         self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.

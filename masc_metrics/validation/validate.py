@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 
-from masc_metrics.arguments import check_choice, check_integer, check_positive
+from masc_metrics.arguments import check_choice, check_function, check_integer, check_positive
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
@@ -210,8 +210,7 @@ def validate_concepts(
     Source: MaSC, arXiv 2605.22469.
     """
     settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
-    if not callable(generate):
-        raise TypeError(f"generate is a {type(generate).__name__}; give a function")
+    check_function("generate", generate, ("prompts", "seed"))
     parts = _check_modules(modules)
     encoder = {
         "model_name_or_path": model_name_or_path,

@@ -95,6 +95,15 @@ def test_versions_keep_apart_trainings_that_start_anew(tmp_path: Path) -> None:
         assert report.newest() == unused
 
 
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    report = TrainingReport.of(tmp_path / "training.html")
+    report.journal.write_text('{"image": "a.png"}\n')
+    with pytest.raises(ValueError, match=r"training\.masc\.jsonl does not hold validations of a report; rename it"):
+        report.add(validation({"cat": [0.5, 0.5]}), 10)
+    assert report.journal.read_text() == '{"image": "a.png"}\n'
+    assert not report.file.exists()
+
+
 def test_settings_that_change_between_steps_are_named(tmp_path: Path) -> None:
     file = tmp_path / "training.html"
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
@@ -111,7 +120,9 @@ def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeyp
     size = None
     for step in range(6):
         add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
-        size = size or sum(len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".jsonl").read_text()))
+        size = size or sum(
+            len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".masc.jsonl").read_text())
+        )
     assert pictured_rows(file) == list(range(12))
     monkeypatch.setattr(training_report, "PICTURE_BYTES", 3 * size)
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 6)

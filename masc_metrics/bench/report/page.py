@@ -22,7 +22,7 @@ from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
 from masc_metrics.bench.run import MASC_SCORES, NOT_COMPARED
 from masc_metrics.bench.sample import FILES, NUMBERS
-from masc_metrics.bench.summary import product_figure
+from masc_metrics.bench.summary import interval_text, product_figure
 from masc_metrics.intervals import ONE_CONCEPT
 
 TEXT_BYTES = 12_000_000
@@ -234,11 +234,10 @@ def _bar(figure: Mapping[str, Any], place: Callable[[float], float]) -> dict[str
 
 
 def _scale(figures: Sequence[Mapping[str, Any]], *, symmetric: bool = False) -> Callable[[float], float]:
-    """From values to percent of a width; the intervals that are not extremely wide lie inside."""
+    """From values to percent of a width."""
     means = [figure["mean"] for figure in figures if figure["mean"] is not None] or [0.0]
     ends = [end for figure in figures if figure["interval_95"] for end in figure["interval_95"]]
     low, high = (choose([*means, *ends]) for choose in (min, max))
-    low, high = max(low, -1.2), min(high, 1.2)
     if symmetric:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     width = (high - low) or 1.0
@@ -266,7 +265,7 @@ def _method_lines(methods: Sequence[MethodScores], table: ScoredTable) -> list[d
             "samples": max(figure["n"] for figure in of_method if "n" in figure),
             "concepts": max(figure["concepts"] for figure in of_method if "concepts" in figure),
             "figures": [
-                {**figure, **_half_width(figure), "bar": _bar(figure, scale)}
+                {**figure, "interval": interval_text(figure, 3), "bar": _bar(figure, scale)}
                 for figure, scale in zip(of_method, scales, strict=True)
             ],
             "one_concept": any(figure["interval_over"] == ONE_CONCEPT for figure in of_method),
@@ -282,18 +281,13 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]
         {
             "comparison": each,
             **figure,
-            **_half_width(figure),
+            "interval": interval_text(figure, 3),
             "bar": _bar(figure, scale),
             "zero": round(scale(0.0), 2),
             "shown": each.verdict.endswith("is higher"),
         }
         for each, figure in zip(comparisons, figures, strict=True)
     ]
-
-
-def _half_width(figure: Mapping[str, Any]) -> dict[str, float | None]:
-    low, high = figure["interval_95"] or (None, None)
-    return {"half": None if low is None or high is None else (high - low) / 2}
 
 
 def _anchor_lines(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -188,6 +188,30 @@ def test_the_product_of_both_means_is_that_of_the_summary(scored: Path) -> None:
         assert found[2] == (f"{figures['cp_times_pf']['mean']:.3f}", f"{(high - low) / 2:.3f}")
 
 
+def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
+    """Also those of a user's function, which are no cosines."""
+    values = {"a": (30, 40), "b": (80, 70), "c": (-20, -10)}
+    lines = [
+        {"sample_id": f"{name}{n}", "method": name, "concept": n, "key": n, "mine": value}
+        for name, pair in values.items()
+        for n, value in enumerate(pair)
+    ]
+    scores = write_csv(tmp_path / "scores.csv", lines)
+    (tmp_path / "scores.summary.json").write_text(json.dumps({"settings": {}, "undefined": {"mine": 0}}))
+    page = report(scores, "--maps", "0").read_text()
+    means = [float(place) for place in re.findall('class="point" x1="([0-9.]+)"', page)[:3]]
+    assert 0 < means[2] < means[0] < means[1] < 100
+    ends = re.findall('class="whisker" x1="([0-9.]+)" x2="([0-9.]+)"', page)[:3]
+    assert all(float(low) < mean < float(high) for (low, high), mean in zip(ends, means, strict=True))
+
+
+def test_an_interval_that_ends_at_the_range_has_both_ends(tmp_path: Path) -> None:
+    """Two concepts with a CP of 0.9 and 0.99: Student's interval would reach 1.52."""
+    lines = [{"method": "a", "concept": concept, "cp": cp} for concept, cp in (("x", 0.9), ("y", 0.99))]
+    page = report(write_csv(tmp_path / "scores.csv", lines), "--maps", "0").read_text()
+    assert '<span class="value">0.945</span> <span class="quiet">[0.373, 1.000]</span>' in page
+
+
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
     page = report(table(tmp_path, ("a", "1", "0.3")), "--maps", "0").read_text()
     assert "There was no summary file" in page
