@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from masc_metrics.bench.tables import printable
 from masc_metrics.segmenters import Segmentation, Segmenter
 
 
@@ -26,6 +27,6 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
             return list(segmenter.details(images, nouns))
     except ValueError as error:
         if len(images) == 1:
-            return [error]
+            return [ValueError(printable(str(error)))]  # it quotes the noun
     pairs = zip(images, nouns, strict=True)  # find out which
     return [result for image, noun in pairs for result in segmented(segmenter, [image], [noun])]
