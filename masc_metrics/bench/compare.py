@@ -323,6 +323,13 @@ def report_lines(
         row = [f"{comparison.a} - {comparison.b}", comparison.score.upper(), mean_cell(figure), *p_values, won, *counts]
         rows.append([*row, comparison.test, comparison.verdict])
     yield from text_table(rows)
+    yield from comparison_notes(methods, scores, comparisons)
+
+
+def comparison_notes(
+    methods: Sequence[MethodScores], scores: Sequence[str], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    """What limits the comparisons, in sentences."""
     if any(comparison.interval_over == ONE_CONCEPT and comparison.pairs for comparison in comparisons):
         yield f"Comparisons of one concept hold for {ONE_CONCEPT}."
     for score, column in _SOURCE_COLUMNS.items():

@@ -1,4 +1,4 @@
-"""A report on a training: one HTML file with all validations so far, written anew after each.
+"""A report on a training run: one HTML file with all validations so far, written anew after each.
 
 The validations are kept in a folder beside it, so that a resumed training goes on with its report: scores in lines of
 JSON, and pictures in a file for each step, so that those of other steps need not be read. Each step is a method of the
@@ -185,7 +185,7 @@ class TrainingReport:
 
 
 def add_to_report(result: ConceptValidation, file: str | os.PathLike[str], step: int) -> None:
-    """Add a validation to a report on a training; on ranks other than the first, do nothing.
+    """Add a validation to a report on a training run; on ranks other than the first, do nothing.
 
     The report is one HTML file, which opens in any browser: curves of both scores by concept, a slider through the
     steps with the images of each, comparisons of the last step with earlier ones, and a table of all images. It is

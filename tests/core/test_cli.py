@@ -341,7 +341,7 @@ def test_images_are_rotated_by_their_exif_orientation(
             2,
             "--num-nodes is 2, but no launcher has started",
         ),
-        (["score", "list.jsonl", "--out", "o.csv"], 2, "list.jsonl, line 1: prompt is a JSON list; give text"),
+        (["score", "list.jsonl", "--out", "o.csv"], 2, "list.jsonl, line 1: prompt is an array; give text"),
         (["prefetch", "./nowhere"], 1, "no checkpoint folder at"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -1,4 +1,4 @@
-"""MaSCValidation(report=...): the callback writes the report on a training, also of a resumed one."""
+"""MaSCValidation(report=...): the callback writes the report on a training run, also of a resumed one."""
 
 from __future__ import annotations
 

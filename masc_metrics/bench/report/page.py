@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 import masc_metrics
-from masc_metrics.bench.compare import Comparison, MethodScores
+from masc_metrics.bench.compare import Comparison, MethodScores, comparison_notes
 from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
 from masc_metrics.bench.run import MASC_SCORES, NOT_COMPARED
@@ -129,6 +129,7 @@ def write_page(
         scores=[{"name": name, "title": _SCORE_NAMES.get(name, "")} for name in (*table.scores, *_products(table))],
         methods=_method_lines(methods, table),
         comparisons=_comparison_lines(comparisons),
+        notes=list(comparison_notes(methods, table.scores, comparisons)) if comparisons else [],
         not_compared=training is None and len(methods) > MOST_COMPARED and not comparisons,
         problems=[_problem(table, number, states[number]) for number in problems[:_SHOWN_REASONS]],
         problem_count=len(problems),
@@ -282,14 +283,17 @@ def _method_lines(methods: Sequence[MethodScores], table: ScoredTable) -> list[d
 
 def _comparison_lines(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     figures = [{"mean": each.difference, "interval_95": each.interval_95} for each in comparisons]
-    scale = _scale(figures, symmetric=True)
+    of_score: dict[str, list[Mapping[str, Any]]] = {}
+    for each, figure in zip(comparisons, figures, strict=True):
+        of_score.setdefault(each.score, []).append(figure)
+    scales = {score: _scale(of_this, symmetric=True) for score, of_this in of_score.items()}
     return [
         {
             "comparison": each,
             **figure,
             "interval": interval_text(figure, 3),
-            "bar": _bar(figure, scale),
-            "zero": round(scale(0.0), 2),
+            "bar": _bar(figure, scales[each.score]),
+            "zero": round(scales[each.score](0.0), 2),
             "higher": each.higher,
         }
         for each, figure in zip(comparisons, figures, strict=True)

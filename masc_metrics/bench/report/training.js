@@ -172,6 +172,9 @@ const drawImages = () => {
   const without = pictures.size
     ? "The images of this step are left out, to limit the size of the report; its scores are in the curves and in the table."
     : "There are no images, because the validations drew no panel.";
+  if (blocks.length && groups.size < conceptNames.length) {
+    blocks.push(element("p", { class: "quiet" }, `Images of ${groups.size} of ${conceptNames.length} concepts: those of the panel.`));
+  }
   byId("step-images").replaceChildren(...(blocks.length ? blocks : [element("p", { class: "quiet" }, without)]));
 };
 

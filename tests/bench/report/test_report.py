@@ -207,6 +207,18 @@ def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
     assert all(float(low) < mean < float(high) for (low, high), mean in zip(ends, means, strict=True))
 
 
+def test_what_limits_comparisons_is_said(tmp_path: Path) -> None:
+    lines = [
+        {"method": method, "concept": concept, "key": key, "cp": 0.5}
+        for method in ("a", "b")
+        for concept in ("x", "y")
+        for key in ((1, 2, 2) if method == "a" else (1,))
+    ]
+    page = report(write_csv(tmp_path / "scores.csv", lines), "--maps", "0").read_text()
+    assert "a: 2 samples have the concept, key (else prompt) and seed of another; their mean is compared" in page
+    assert "a and b, CP: 2 samples have no partner and are left out" in page
+
+
 def test_many_methods_are_compared_with_one_on_request(tmp_path: Path) -> None:
     """200 methods would be 19 900 pairs for each score."""
     methods = [f"m{number}" for number in range(13)]
