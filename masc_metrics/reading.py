@@ -7,9 +7,12 @@ access, no missing, unexpected or integer weights, and the global random state i
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""Files of a checkpoint that are downloaded and read. Of weights safetensors only: reading a pickle executes code."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -28,6 +34,9 @@ _ATTENTION = (None, "eager", "sdpa")
 
 _FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights, as safetensors names them."""
+
+_BLOCK = 2**23
+"""Bytes of a file that are digested at a time."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
 
@@ -93,6 +102,33 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise ValueError(f"{index} names {shard!r}; only *.safetensors files of its folder are read")
     return [folder / shard for shard in sorted(set(shard_of.values()))]
+
+
+def checkpoint_version(folder: Path, commit: str | None) -> str:
+    """What a run records of a checkpoint and compares: its commit on the hub, or a digest of all files of a folder.
+
+    The files of ``CHECKPOINT_FILES`` are read in full, in blocks on all processors. The digest is that of their names,
+    sizes and blocks' digests.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if commit is not None:
+        return commit
+    files = sorted({file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()})
+    sizes = [file.stat().st_size for file in files]
+    blocks = [(file, start) for file, size in zip(files, sizes, strict=True) for start in range(0, size, _BLOCK)]
+    digest = hashlib.sha256(json.dumps([[file.name, size] for file, size in zip(files, sizes, strict=True)]).encode())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for each in pool.map(_block_digest, *zip(*blocks, strict=True)):
+            digest.update(each)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _block_digest(file: Path, start: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return hashlib.sha256(stream.read(_BLOCK)).digest()
 
 
 def check_folder(folder: Path) -> None:

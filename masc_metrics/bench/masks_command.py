@@ -21,7 +21,7 @@ from masc_metrics.bench.loading import exif_orientation, named, open_image, unde
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import files_of_cell
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
-from masc_metrics.bench.segmenting import segmented
+from masc_metrics.bench.segmenting import checkpoints_of, folders_of, segmented
 from masc_metrics.bench.tables import (
     Row,
     file_in,
@@ -105,15 +105,19 @@ def make_masks(options: MasksOptions) -> int:
         return fail(UNUSABLE, error)
     distinct = {task.mask: task for task in tasks.values()}
     settings = {file: _settings(segmenter, task) for file, task in distinct.items()}
-    kept = {file for file, task in distinct.items() if _is_made(task, settings[file])}
-    missing = [task for file, task in distinct.items() if file not in kept]
     errors: dict[Path, str] = {}
     try:
-        commits = segmenter.load() if missing else {}
+        # If all masks are there, they are not compared with the hub, which may not be reachable.
+        versions = folders_of(segmenter)
+        kept = {file for file, task in distinct.items() if _is_made(task, settings[file], versions)}
+        if len(kept) < len(distinct):
+            versions = checkpoints_of(segmenter)
+            kept = {file for file in kept if _is_made(distinct[file], settings[file], versions)}
     except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, error)
+    missing = [task for file, task in distinct.items() if file not in kept]
     try:
-        _make(missing, settings, segmenter, commits, errors, options)
+        _make(missing, settings, segmenter, versions, errors, options)
         _write_list(out, rows, columns, tasks, errors, options.samples.parent)
         made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
         sheets = _write_sheets(made, options.out)
@@ -197,10 +201,12 @@ def _read_record(task: _Task) -> dict[str, Any]:
     return record
 
 
-def _is_made(task: _Task, settings: Mapping[str, Any]) -> bool:
+def _is_made(task: _Task, settings: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
+    """Whether the mask exists, made with these settings and these versions of checkpoints."""
     try:
         record = _read_record(task)
-        return task.mask.is_file() and all(record[name] == value for name, value in settings.items())
+        same = all(record[name] == value for name, value in settings.items())
+        return same and task.mask.is_file() and all(record["versions"][name] == versions[name] for name in versions)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -209,7 +215,7 @@ def _make(
     tasks: Sequence[_Task],
     settings: Mapping[Path, Mapping[str, Any]],
     segmenter: Segmenter,
-    commits: Mapping[str, str | None],
+    versions: Mapping[str, str],
     errors: dict[Path, str],
     options: MasksOptions,
 ) -> None:
@@ -234,7 +240,7 @@ def _make(
                 record = {
                     **settings[task.mask],
                     "image": os.path.relpath(task.image, task.mask.parent),
-                    "commits": dict(commits),
+                    "versions": dict(versions),
                     "score": result.score,
                     "instances": result.instances,
                     "coverage": result.coverage,

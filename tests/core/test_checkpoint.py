@@ -24,7 +24,7 @@ from support.hub import COMMIT, GATED, OPEN, Hub, running
 from masc_metrics import MaSCConceptPreservation, load_backbone
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.hub import fetch
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import checkpoint_version, read_network, read_tokenizer
 
 LIMIT_S = 90
 NOWHERE = "http://127.0.0.1:9"
@@ -291,6 +291,26 @@ def test_values_that_no_network_can_have_are_errors_of_one_line(checkpoint: Path
     foreign = build_checkpoint(tmp_path / "foreign", vocab_size=8)
     assert "has a tokenizer that gives the id" in error(foreign)
     assert "but its network has 8 embeddings" in error(foreign)
+
+
+def test_version_of_a_folder_covers_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masc_metrics.reading._BLOCK", 4)
+    (tmp_path / "model.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "vocab.txt").write_bytes(b"a")
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "README.md").write_bytes(b"not read")
+    versions = [checkpoint_version(tmp_path, None)]
+    assert versions[0].startswith("sha256:")
+    for content in (b"0123x56789", b"012345678x", b"x123456789", b"012345678", b"01234567890"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        versions.append(checkpoint_version(tmp_path, None))
+    (tmp_path / "model.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "README.md").write_bytes(b"changed")
+    assert checkpoint_version(tmp_path, None) == versions[0]
+    (tmp_path / "vocab.txt").rename(tmp_path / "merges.txt")
+    versions.append(checkpoint_version(tmp_path, None))
+    assert len(set(versions)) == 7
+    assert checkpoint_version(tmp_path, "abc") == "abc"
 
 
 def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

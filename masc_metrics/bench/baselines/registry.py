@@ -45,6 +45,7 @@ class Baseline:
         name: one of ``BASELINES``.
         kind: "image" if the generated image is compared with the reference image, "text" if with the prompt.
         checkpoint: hub id or folder of its network.
+        folder: its folder on this machine.
         commit: commit hash on the hub; None for a folder that is not from the hub.
         batch_size: largest number of images or texts in one pass of the network.
     """
@@ -52,7 +53,7 @@ class Baseline:
     def __init__(self, name: str, network: EmbeddingNetwork, batch_size: int) -> None:
         self.name, self.batch_size, self._network = name, batch_size, network
         self.kind: Literal["image", "text"] = "text" if name.endswith("-t") else "image"
-        self.checkpoint, self.commit = network.checkpoint, network.commit
+        self.checkpoint, self.folder, self.commit = network.checkpoint, network.folder, network.commit
 
     def __repr__(self) -> str:
         return f"Baseline({self.name!r}, checkpoint={self.checkpoint!r}, commit={self.commit!r})"

@@ -693,11 +693,15 @@ def test_gated_checkpoint_is_reported_with_licence_and_login(
 def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commit = "0123abcd" * 5
     assert _load("dino-i", dino).commit is None
-    snapshot = tmp_path / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
+    saved = tmp_path / "snapshots" / "000100"  # of a training, not of the hub
+    saved.mkdir(parents=True)
+    assert _load("dino-i", _copy(dino, saved)).commit is None
+    snapshot = tmp_path / "snapshots" / commit
+    snapshot.mkdir()
     _copy(dino, snapshot)
-    assert _load("dino-i", snapshot).commit == "0123abcd"
+    assert _load("dino-i", snapshot).commit == commit
     monkeypatch.setattr("masc_metrics.checkpoint.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", Run(Path()), device="cpu")
-    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", "0123abcd")
+    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", commit)
