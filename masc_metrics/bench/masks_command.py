@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
+from masc_metrics.bench.loading import named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import files_of_cell
 from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
@@ -34,7 +34,7 @@ from masc_metrics.bench.tables import (
     text_of,
     write_table,
 )
-from masc_metrics.images import check_image, holds_several
+from masc_metrics.images import TO_STORED, check_image, exif_orientation, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
 from masc_metrics.segmenters import Segmenter
@@ -42,18 +42,6 @@ from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
-
-
-_TO_STORED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""From an upright image back to the stored one, by EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +250,7 @@ def _save_mask(task: _Task, mask: Image.Image) -> None:
     exif = Image.Exif()
     if orientation > 1:
         exif[ExifTags.Base.Orientation] = orientation
-        mask = mask.transpose(_TO_STORED[orientation])
+        mask = mask.transpose(TO_STORED[orientation])
     with replacing(task.mask) as stream:
         mask.save(stream, format="PNG", exif=exif)
 
