@@ -50,10 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     namespace = parser.parse_args(expanded)
     try:
         return run_command(commands[namespace.command], namespace)
-    except (MemoryError, RuntimeError, OSError) as error:
-        from masc_metrics.bench.score_command import UNUSABLE, fail
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+        from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
         from masc_metrics.precision import out_of_memory
+        from masc_metrics.reading import CheckpointError
 
+        if isinstance(error, CheckpointError):
+            return fail(NO_CHECKPOINT, error)
         if not out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -38,7 +38,22 @@ _FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
 _BLOCK = 2**23
 """Bytes of a file that are digested at a time."""
 
+_PLAUSIBLE = (1e-3, 1e3)
+"""Smallest image_std, and largest value of image_mean and image_std. Others would make all images alike, or not finite."""
+
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
+
+
+class CheckpointError(Exception):
+    """A checkpoint that can be read but not used; the commands end with the exit code of an unusable checkpoint."""
+
+
+class NotFiniteError(CheckpointError, RuntimeError):
+    """Features of a network that are not finite, as by overflow in float16 or damaged weights."""
+
+
+class TokenizerError(CheckpointError, ValueError):
+    """A tokenizer that does not fit its network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +164,12 @@ def check_folder(folder: Path) -> None:
             "model.merge_and_unload().save_pretrained(folder)"
         )
     _check_config(folder / "config.json")
+    _check_sizes(folder)
 
 
 def _check_config(file: Path) -> None:
     """Raise ValueError for an entry, at any depth, by which transformers would load code or another checkpoint."""
-    left: list[tuple[str, Any]] = [("", load_json(file))]
-    while left:
-        path, value = left.pop()
+    for path, value in _entries(file):
         name = path.rpartition(".")[2]
         if name.endswith(("attn_implementation", "attn_implementation_internal", "experts_implementation")):
             asked = list(value.values()) if isinstance(value, dict) else [value]
@@ -171,9 +185,68 @@ def _check_config(file: Path) -> None:
                     f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
                     "use_pretrained_backbone to false"
                 )
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """All values of a JSON file at any depth with their paths, such as "vision_config.patch_size"."""
+    left: list[tuple[str, Any]] = [("", load_json(file))]
+    while left:
+        path, value = left.pop()
+        yield path, value
+        if isinstance(value, dict):
             left += [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
         elif isinstance(value, list):
             left += [(path, each) for each in value]
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ValueError for a number of config.json that the weights cannot have, as building its network may not end.
+
+    A network has no more layers than weights, and no side or width that exceeds the number of all their values.
+    """
+    try:
+        shapes = [shape for _, _, shape in _weights_of(folder)]
+    except Exception:  # the libraries raise any for damaged weights, which is an error when they are read
+        return
+    values = sum(map(math.prod, shapes))
+    for path, value in _entries(folder / "config.json"):
+        name = path.rpartition(".")[2]
+        if not isinstance(value, (int, float)) or not any(part in name for part in (*_LAYERS, *_SIZES)):
+            continue
+        most = len(shapes) if any(part in name for part in _LAYERS) else values
+        if value > most:
+            raise ValueError(
+                f"{folder / 'config.json'} has {path} {value}, but the weights are {len(shapes)} tensors of {values} "
+                "values; use the original config.json"
+            )
+
+
+_LAYERS = ("layers", "depth", "blocks", "stages")
+_SIZES = (
+    "size",
+    "dim",
+    "width",
+    "channels",
+    "heads",
+    "embeddings",
+    "queries",
+    "patches",
+    "registers",
+    "tokens",
+    "groups",
+)
+"""Parts of names in config.json whose values count layers, and whose values give a network's sizes."""
+
+
+def _weights_of(folder: Path) -> Iterator[tuple[str, str, Sequence[int]]]:
+    """Name, dtype and shape of each weight, from the headers of the files."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is not a dict
+                weight = weights.get_slice(name)
+                yield name, weight.get_dtype(), weight.get_shape()
 
 
 def _is_about_files(error: Exception) -> bool:
@@ -272,7 +345,8 @@ def read_network(
         unused: prefixes of weights in the file that the network does not use.
 
     Raises:
-        ValueError: if the folder is damaged, or weights are missing, left over or not in floating point.
+        ValueError: if the folder is damaged, or weights are missing, left over, not in floating point, or not finite
+            in the dtype.
     """
     import transformers
 
@@ -306,25 +380,31 @@ def read_network(
             raise ValueError(
                 f"{folder} {verb} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
             )
+    _check_finite(network, folder, part, dtype)
     return network.eval().requires_grad_(False).to(device)
+
+
+def _check_finite(network: Any, folder: Path, part: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for a parameter that is not finite: 0.05 s per GB on a CPU."""
+    broken = [
+        name
+        for name, values in network.named_parameters()
+        if values.numel() and not torch.stack(values.detach().aminmax()).isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"{folder} has {len(broken)} weights of {part} that are not finite in {dtype}, such as {broken[0]}; give "
+            "another dtype than float16, or the original checkpoint"
+        )
 
 
 def _integer_weights(folder: Path, unused: tuple[str, ...]) -> dict[str, str]:
     """Dtypes of the weights that would be cast from integers; buffers, such as positions, may be integers."""
-    from safetensors import safe_open
-
-    found = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  # it is not a dict
-                dtype = weights.get_slice(name).get_dtype()
-                if (
-                    dtype not in _FLOAT_WEIGHTS
-                    and name.endswith(("weight", "bias", "probe"))
-                    and not name.startswith(unused)
-                ):
-                    found[name] = dtype
-    return found
+    return {
+        name: dtype
+        for name, dtype, _ in _weights_of(folder)
+        if dtype not in _FLOAT_WEIGHTS and name.endswith(("weight", "bias", "probe")) and not name.startswith(unused)
+    }
 
 
 def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
@@ -346,18 +426,21 @@ def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
             raise FileNotFoundError(f"none of {', '.join(files)} exists")
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if tokenizer.pad_token is None:
+                raise ValueError("it has no pad_token")
+            tokenizer.padding_side = tokenizer.truncation_side = "right"
+            tokenizer([""], padding="max_length", max_length=8, truncation=True)
     except Exception as error:
         if not _is_about_files(error):
             raise
         raise OSError(f"{folder} has no readable tokenizer ({type(error).__name__}: {error}); {remedy}") from error
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
 def check_token_ids(ids: Tensor, embeddings: int, folder: Path) -> None:
-    """Raise ValueError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
+    """Raise TokenizerError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
     if ids.numel() and (largest := int(ids.max())) >= embeddings:
-        raise ValueError(
+        raise TokenizerError(
             f"{folder} has a tokenizer that gives the id {largest}, but its network has {embeddings} embeddings; use "
             "the tokenizer of this checkpoint"
         )
@@ -384,7 +467,7 @@ def read_processor_values(folder: Path) -> ProcessorValues:
         )
     file = folder / name
     resample = values.get("resample", 2)
-    if resample not in _RESAMPLING:
+    if not isinstance(resample, int) or resample not in _RESAMPLING:
         raise ValueError(f"{file} has resample {resample}; give 2 (bilinear) or 3 (bicubic)")
     with readable(file, "image processor"):
         mean, std = ([float(value) for value in values[key]] for key in ("image_mean", "image_std"))
@@ -407,3 +490,7 @@ def check_normalisation(file: Path, mean: Sequence[float], std: Sequence[float])
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; both need three values")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; give finite ones, and image_std above 0")
+    if min(std) < _PLAUSIBLE[0] or max(*map(abs, mean), *std) > _PLAUSIBLE[1]:
+        raise ValueError(
+            f"{file} has image_mean {mean} and image_std {std}, which no network was trained with; use the original file"
+        )

@@ -37,6 +37,7 @@ from masc_metrics.bench.tables import (
 from masc_metrics.images import TO_STORED, check_image, exif_orientation, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
+from masc_metrics.reading import CheckpointError
 from masc_metrics.segmenters import Segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
@@ -110,7 +111,7 @@ def make_masks(options: MasksOptions) -> int:
         made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
         sheets = _write_sheets(made, options.out)
     except (OSError, ValueError) as error:
-        return fail(UNUSABLE, error)
+        return fail(NO_CHECKPOINT if isinstance(error, CheckpointError) else UNUSABLE, error)
     for text in errors.values():
         print(printable(text), file=sys.stderr)
     records = [record for _, record in made]

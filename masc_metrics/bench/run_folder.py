@@ -113,6 +113,10 @@ class RunFolder:
             )
         return [results[number] for number in range(count)]
 
+    def holds_results(self) -> bool:
+        """Whether a process has written results."""
+        return any(file.stat().st_size for file in self._own_files() if file.suffix == ".jsonl")
+
     def remove(self) -> None:
         """Remove the files of the run, and the folder if nothing else is in it."""
         for file in self._own_files():

@@ -24,6 +24,7 @@ from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
 from masc_metrics.bench.tables import check_table_name, printable
+from masc_metrics.reading import CheckpointError
 
 NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
@@ -128,6 +129,13 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
     except KeyboardInterrupt:
         print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
+    except CheckpointError as error:
+        kept = f"; earlier results are kept in {folder.folder}: another checkpoint or dtype needs --restart"
+        if ranks.world_size == 1 and not folder.holds_results():
+            folder.remove()
+            kept = ""
+        print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
+        return Finished(NO_CHECKPOINT if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
         kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
         print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)

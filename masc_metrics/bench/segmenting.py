@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from masc_metrics.reading import checkpoint_version
+from masc_metrics.reading import TokenizerError, checkpoint_version
 from masc_metrics.segmenters import Segmentation, Segmenter
 
 
@@ -38,6 +38,7 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
 
     Raises:
         OSError, ImportError: as :meth:`masc_metrics.segmenters.Segmenter.details`.
+        CheckpointError: if a checkpoint cannot be used.
     """
     if not images:
         return []
@@ -45,6 +46,8 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* cover more than ", UserWarning)
             return list(segmenter.details(images, nouns))
+    except TokenizerError:
+        raise
     except ValueError as error:
         if len(images) == 1:
             return [error]

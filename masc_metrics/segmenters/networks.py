@@ -18,7 +18,7 @@ from torch import Tensor
 
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.precision import to_device
-from masc_metrics.reading import check_folder, check_token_ids, load_json, read_network, read_tokenizer
+from masc_metrics.reading import NotFiniteError, check_folder, check_token_ids, load_json, read_network, read_tokenizer
 from masc_metrics.segmenters.preparation import (
     CLIP,
     HALF,
@@ -340,6 +340,10 @@ def _boxes(scores_Q: Tensor, boxes_Q4: Tensor, threshold: float, scale: tuple[in
 
 def _union(values_NHW: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
     """Pixels of a picture in which any of the enlarged maps is above the threshold."""
+    if values_NHW.isnan().any():
+        raise NotFiniteError(
+            "the segmenter gave masks that are not finite; run it in torch.bfloat16 or torch.float32, and check its weights"
+        )
     union_HW = torch.zeros(size, dtype=torch.bool, device=values_NHW.device)
     for start in range(0, len(values_NHW), _INSTANCES_PER_PASS):
         part_NHW = values_NHW[start : start + _INSTANCES_PER_PASS]

@@ -5,6 +5,7 @@ Shape suffixes: H, W sides in pixels.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from masc_metrics.precision import (
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
+from masc_metrics.reading import NotFiniteError
 from masc_metrics.segmenters.networks import (
     Boxes,
     ClipSeg,
@@ -309,6 +311,11 @@ class Segmenter:
                         self.settings.threshold,
                     )
                     for index, result in zip(part, found, strict=True):
+                        if not math.isfinite(result.score):
+                            raise NotFiniteError(
+                                f"segmenter {self.settings.name!r} gave scores for images[{index}] that are not "
+                                "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
+                            )
                         packed[keys[index]] = _packed(result)
                         self.cache.put(keys[index], packed[keys[index]])
             return [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]

@@ -18,6 +18,7 @@ from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
 from masc_metrics.precision import check_device
 from masc_metrics.prompts import check_texts
+from masc_metrics.reading import NotFiniteError
 
 DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
     {
@@ -121,7 +122,7 @@ class Baseline:
         for label, embeddings_BD in (("generated_images", generated_BD), (name, others_BD)):
             broken = (~embeddings_BD.isfinite().all(dim=1)).nonzero()
             if len(broken):
-                raise RuntimeError(
+                raise NotFiniteError(
                     f"baseline {self.name}: the features of {label}[{int(broken[0])}] are not finite; give another "
                     "dtype than float16, or check the checkpoint's weights"
                 )
