@@ -70,7 +70,7 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     try:
         picture = Image.open(source, formats=formats)
         if picture.format == "TIFF":
-            # Otherwise new versions of Pillow map raw pixels of a file into memory with the sides of the turned picture.
+            # Otherwise new versions of Pillow map raw pixels into memory with the sides of the turned picture.
             picture.filename = ""
         return picture
     except UnidentifiedImageError as error:

@@ -39,7 +39,7 @@ _BLOCK = 2**23
 """Bytes of a file that are digested at a time."""
 
 _PLAUSIBLE = (1e-3, 1e3)
-"""Smallest image_std, and largest value of image_mean and image_std. Others would make all images alike, or not finite."""
+"""Smallest image_std, and largest value of both: beyond, all images are alike, or their features not finite."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
 
@@ -52,8 +52,8 @@ class NotFiniteError(CheckpointError, RuntimeError):
     """Features of a network that are not finite, as by overflow in float16 or damaged weights."""
 
 
-class TokenizerError(CheckpointError, ValueError):
-    """A tokenizer that does not fit its network."""
+class UnfitFilesError(CheckpointError, ValueError):
+    """Files whose values do not fit each other or the network, such as a tokenizer of another network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +179,11 @@ def _check_config(file: Path) -> None:
                 )
         if name in ("quantization_config", "transformers_weights") and value is not None:
             raise ValueError(f"{file} has {path}, but only {_WEIGHTS} in floating point is read; give the original")
-        if isinstance(value, dict):
-            if value.get("use_pretrained_backbone") and isinstance(value.get("backbone"), str):
-                raise ValueError(
-                    f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
-                    "use_pretrained_backbone to false"
-                )
+        if isinstance(value, dict) and value.get("use_pretrained_backbone") and isinstance(value.get("backbone"), str):
+            raise ValueError(
+                f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
+                "use_pretrained_backbone to false"
+            )
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
@@ -214,7 +213,7 @@ def _check_sizes(folder: Path) -> None:
         if not isinstance(value, (int, float)) or not any(part in name for part in (*_LAYERS, *_SIZES)):
             continue
         most = len(shapes) if any(part in name for part in _LAYERS) else values
-        if value > most:
+        if value > most or ("heads" in name and value < 1):
             raise ValueError(
                 f"{folder / 'config.json'} has {path} {value}, but the weights are {len(shapes)} tensors of {values} "
                 "values; use the original config.json"
@@ -294,6 +293,18 @@ def readable(folder: Path, kind: str) -> Iterator[None]:
         raise ValueError(
             f"{folder} cannot be read as a {kind} ({type(error).__name__}: {' '.join(str(error).split())}); it may be "
             "damaged, or its config.json may not fit its weights: download it again"
+        ) from error
+
+
+@contextmanager
+def usable(model: str) -> Iterator[None]:
+    """Turn exceptions of a network for values of a wrong type in its files into UnfitFilesError that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise UnfitFilesError(
+            f"{model} cannot be used ({type(error).__name__}: {' '.join(str(error).split())}); values in its JSON files "
+            "may be wrong: use the original ones"
         ) from error
 
 
@@ -429,18 +440,21 @@ def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
             if tokenizer.pad_token is None:
                 raise ValueError("it has no pad_token")
             tokenizer.padding_side = tokenizer.truncation_side = "right"
+            tokenizer([""], verbose=False)  # as it is used, so that wrong values in its files are found now
             tokenizer([""], padding="max_length", max_length=8, truncation=True)
     except Exception as error:
         if not _is_about_files(error):
             raise
-        raise OSError(f"{folder} has no readable tokenizer ({type(error).__name__}: {error}); {remedy}") from error
+        raise OSError(
+            f"{folder} has no readable tokenizer ({type(error).__name__}: {' '.join(str(error).split())}); {remedy}"
+        ) from error
     return tokenizer
 
 
 def check_token_ids(ids: Tensor, embeddings: int, folder: Path) -> None:
-    """Raise TokenizerError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
+    """Raise UnfitFilesError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
     if ids.numel() and (largest := int(ids.max())) >= embeddings:
-        raise TokenizerError(
+        raise UnfitFilesError(
             f"{folder} has a tokenizer that gives the id {largest}, but its network has {embeddings} embeddings; use "
             "the tokenizer of this checkpoint"
         )
@@ -492,5 +506,5 @@ def check_normalisation(file: Path, mean: Sequence[float], std: Sequence[float])
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; give finite ones, and image_std above 0")
     if min(std) < _PLAUSIBLE[0] or max(*map(abs, mean), *std) > _PLAUSIBLE[1]:
         raise ValueError(
-            f"{file} has image_mean {mean} and image_std {std}, which no network was trained with; use the original file"
+            f"{file} has image_mean {mean} and image_std {std}, which no network has; use the original file"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from masc_metrics.reading import TokenizerError, checkpoint_version
+from masc_metrics.reading import CheckpointError, checkpoint_version
 from masc_metrics.segmenters import Segmentation, Segmenter
 
 
@@ -46,7 +46,7 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* cover more than ", UserWarning)
             return list(segmenter.details(images, nouns))
-    except TokenizerError:
+    except CheckpointError:
         raise
     except ValueError as error:
         if len(images) == 1:

@@ -33,7 +33,7 @@ from masc_metrics.precision import (
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
-from masc_metrics.reading import NotFiniteError
+from masc_metrics.reading import NotFiniteError, usable
 from masc_metrics.segmenters.networks import (
     Boxes,
     ClipSeg,
@@ -288,7 +288,7 @@ class Segmenter:
         texts = self._texts(nouns, len(pictures))
         device = self.settings.device or pictures[0].device
         contexts = {str(place): place for place in (device, torch.device("cpu"))}.values()
-        with _frozen(contexts):
+        with _frozen(contexts), usable(self.settings.source.model):
             network, sam2 = self._shared_networks(device)
             for index, (text, noun) in enumerate(zip(texts, nouns, strict=True)):
                 network.check_text(text, f"nouns[{index}] {noun!r}")

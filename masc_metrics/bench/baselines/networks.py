@@ -36,6 +36,8 @@ from masc_metrics.reading import (
     read_network,
     read_processor_values,
     read_tokenizer,
+    readable,
+    usable,
 )
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -88,7 +90,13 @@ class EmbeddingNetwork(ABC):
         self, cache: FeatureCache, keys: Sequence[_Key], encode: Callable[[list[_Key]], Tensor], batch_size: int
     ) -> Tensor:
         # The surrounding program's gradients, inference mode and precision do not reach the network.
-        with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
+        with (
+            self._lock,
+            torch.inference_mode(False),
+            torch.no_grad(),
+            without_autocast(self.device),
+            usable(self.checkpoint),
+        ):
             found = cache.get_or_compute(list(dict.fromkeys(keys)), lambda part: encode(part).float(), batch_size)
         return torch.stack([found[key] for key in keys])
 
@@ -186,7 +194,7 @@ class CLIPNetwork(CheckpointNetwork):
             )
         # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
         pil_class = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-        with quiet_transformers():
+        with quiet_transformers(), readable(self.folder, "image processor"):
             processor = pil_class.from_pretrained(self.folder, local_files_only=True)
 
         def prepare(images: Sequence[Tensor]) -> Tensor:
