@@ -303,8 +303,8 @@ def usable(model: str) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise UnfitFilesError(
-            f"{model} cannot be used ({type(error).__name__}: {' '.join(str(error).split())}); values in its JSON files "
-            "may be wrong: use the original ones"
+            f"{model} cannot be used ({type(error).__name__}: {' '.join(str(error).split())}); values in its "
+            "JSON files may be wrong: use the original files"
         ) from error
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.checkpoints import build_checkpoint
 from support.processes import command, started_command
 from support.sample_lists import lines_in, rows, wait_for, write_csv, written
@@ -34,6 +36,7 @@ from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize, summary_lines
 from masc_metrics.bench.tables import write_table
 from masc_metrics.cli import main
+from masc_metrics.reading import NotFiniteError
 
 TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet")
 
@@ -381,6 +384,65 @@ def test_resuming_with_other_pictures_in_parquet_is_refused(
     capsys.readouterr()
     assert score(file) == 2
     assert "samples_sha256 was" in capsys.readouterr().err
+
+
+def overflowing(folder: Path) -> Path:
+    """A checkpoint whose weights are finite in float16, but not its features."""
+    build_checkpoint(folder, layers=1)
+    weights = load_file(folder / "model.safetensors")
+    name = "vision_model.encoder.layers.0.layer_norm2.weight"
+    save_file(weights | {name: weights[name] * 6e4}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def foreign_tokenizer(folder: Path) -> Path:
+    """A checkpoint whose tokenizer has words beyond its vocabulary."""
+    return build_checkpoint(folder, layers=1, vocab_size=8)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "reason"),
+    [
+        (overflowing, ("--dtype", "float16"), "features that are not finite; run it in torch.bfloat16"),
+        (foreign_tokenizer, (), "but its network has 8 embeddings; use the tokenizer of this checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "sensitivity"])
+def test_checkpoint_that_proves_unusable_while_scoring_is_one_line_and_code_1(
+    tmp_path: Path,
+    build: Callable[[Path], Path],
+    options: tuple[str, ...],
+    reason: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples, out = written(tmp_path, 2), tmp_path / ("out.csv" if command == "score" else "out.json")
+    model = str(build(tmp_path / "model"))
+    settings = ["--out", str(out), "--model", model, "--max-num-patches", "4", "--device", "cpu", "--quiet", *options]
+    assert main([command, str(samples), *settings]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("masc-metrics: ")
+    assert error.endswith(reason) or f"{reason} or torch.float32" in error
+    assert not list(tmp_path.glob("out.*")), "and nothing is left that another checkpoint would not go with"
+
+
+def test_results_before_an_overflow_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 8)
+    real, calls = Scorer.score, iter(range(9))
+
+    def overflow(self: Scorer, batch: Any) -> list[SampleResult]:
+        if next(calls):
+            raise NotFiniteError("features are not finite")
+        return real(self, batch)
+
+    monkeypatch.setattr(Scorer, "score", overflow)
+    assert score(samples) == 1
+    folder = tmp_path / "scores.csv.run"
+    kept = f"earlier results are kept in {folder}: another checkpoint or dtype needs --restart"
+    assert capsys.readouterr().err == f"masc-metrics: features are not finite; {kept}\n"
+    assert lines_in(folder) == 4
 
 
 def test_second_run_of_one_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
