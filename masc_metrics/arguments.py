@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -31,6 +32,27 @@ def check_sequence(name: str, value: object, give: str) -> Sequence[Any]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise TypeError(f"{name} is {type_name(value)}; give {give}")
     return value
+
+
+def check_function(name: str, value: object, parameters: Sequence[str]) -> None:
+    """Raise TypeError unless the value can be called with these arguments by position.
+
+    Args:
+        name: the argument's name.
+        value: its value.
+        parameters: names of the arguments of a call, for the error text.
+    """
+    call = f"{name}({', '.join(parameters)})"
+    if not callable(value):
+        raise TypeError(f"{name} is {type_name(value)}; give a function, {call}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of some functions that are not written in Python
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise TypeError(f"{name} is called as {call}, but it is {name}{signature} ({error}); change it") from None
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -12,22 +12,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from masc_metrics.bench.options import (
     Command,
-    device_name,
-    dtype_name,
     non_negative_integer,
     option,
+    option_of,
     options_of,
     positive_integer,
 )
-from masc_metrics.bench.run import DEFAULT_WORKERS, MASC_SCORES, Run, SegmenterOptions
+from masc_metrics.bench.run import MASC_SCORES, Run, SegmenterOptions
 from masc_metrics.bench.sample import COLUMNS, GROUPS
-from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.settings import (
-    DEFAULT_ENCODE_BATCH_SIZE,
-    DEFAULT_MODEL,
     DEFAULT_SEGMENTER,
     DEFAULT_SEGMENTER_BATCH_SIZE,
-    DTYPE_NAMES,
     SEGMENTERS,
 )
 
@@ -39,29 +34,28 @@ if TYPE_CHECKING:
 class MasksOptions:
     """Options of ``masc-metrics masks``.
 
+    The options without an entry here are those of :class:`masc_metrics.bench.run.Run`.
+
     Attributes:
         samples: CSV, JSON Lines or Parquet file that lists the samples.
         out: folder for masks and the completed list; created if it does not exist.
         segmenter: sam3, clipseg, grounded_sam2 or owlv2_sam2.
         networks: options of the segmenter.
-        dtype: precision of the networks; also fp32, bf16 or fp16.
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         batch_size: images segmented at a time.
-        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
+        escape_formulas: write the completed list as score --escape-formulas writes its table; not for Parquet.
     """
 
     samples: Path = option(type=Path, positional=True)
     out: Path = option(type=Path, metavar="FOLDER")
     segmenter: str = option(DEFAULT_SEGMENTER, choices=SEGMENTERS)
     networks: SegmenterOptions = options_of(SegmenterOptions)
-    dtype: str = option("float32", type=dtype_name, choices=tuple(DTYPE_NAMES.values()))
-    device: str | None = option(None, type=device_name)
+    dtype: str = option_of(Run, "dtype")
+    device: str | None = option_of(Run, "device")
     batch_size: int = option(DEFAULT_SEGMENTER_BATCH_SIZE, type=positive_integer, metavar="N")
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
+    cache_dir: str | None = option_of(Run, "cache_dir")
+    local_files_only: bool = option_of(Run, "local_files_only")
+    quiet: bool = option_of(Run, "quiet")
+    escape_formulas: bool = option(False)
 
 
 MASKS = Command(
@@ -123,6 +117,8 @@ def _score_and_ratings(text: str) -> tuple[str | None, Path]:
 class SensitivityOptions:
     """Options of ``masc-metrics sensitivity``.
 
+    The options without an entry here are those of :class:`masc_metrics.bench.run.Run`.
+
     Attributes:
         samples: CSV, TSV, JSON Lines, JSON or Parquet file that lists the samples with both masks, or a folder of them.
         out: JSON file to write all results to.
@@ -134,17 +130,8 @@ class SensitivityOptions:
         pixels: comma-separated amounts of dilation, erosion, jitter and shift, in pixels of the masks.
         limit: score only N samples of the list, drawn with --seed (default: all).
         seed: random seed of the perturbations, of --limit and of the intervals of alpha.
-        model: hub id or folder of a SigLIP2 checkpoint, or "tiny" for the bundled one.
-        revision: branch, tag or commit of the checkpoint on the hub (default: the main branch).
-        dtype: precision of the network; also fp32, bf16 or fp16.
-        max_num_patches: patch budget per image.
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         workers: image-loading worker processes.
-        batch_size: samples loaded, encoded and scored at a time.
         cache_mib: memory for features of images that recur, in MiB (default: 512).
-        cache_dir: folder for downloaded checkpoints (default: the hub's cache).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
     """
 
     samples: Path = option(type=Path, positional=True)
@@ -157,17 +144,17 @@ class SensitivityOptions:
     pixels: tuple[int, ...] = option((2, 5, 10, 20), type=_pixels, metavar="N[,N]")
     limit: int | None = option(None, type=positive_integer, metavar="N")
     seed: int = option(0, type=non_negative_integer, metavar="N")
-    model: str = option(DEFAULT_MODEL)
-    revision: str | None = option(None)
-    dtype: str = option("float32", type=dtype_name, choices=tuple(DTYPE_NAMES.values()))
-    max_num_patches: int = option(DEFAULT_MAX_NUM_PATCHES, type=positive_integer, metavar="N")
-    device: str | None = option(None, type=device_name)
-    workers: int = option(DEFAULT_WORKERS, type=non_negative_integer, metavar="N")
-    batch_size: int = option(DEFAULT_ENCODE_BATCH_SIZE, type=positive_integer, metavar="N")
-    cache_mib: int | None = option(None, type=non_negative_integer, metavar="N")
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
+    model: str = option_of(Run, "model")
+    revision: str | None = option_of(Run, "revision")
+    dtype: str = option_of(Run, "dtype")
+    max_num_patches: int = option_of(Run, "max_num_patches")
+    device: str | None = option_of(Run, "device")
+    workers: int = option_of(Run, "workers")
+    batch_size: int = option_of(Run, "batch_size")
+    cache_mib: int | None = option_of(Run, "cache_mib")
+    cache_dir: str | None = option_of(Run, "cache_dir")
+    local_files_only: bool = option_of(Run, "local_files_only")
+    quiet: bool = option_of(Run, "quiet")
 
     @property
     def run(self) -> Run:
@@ -235,6 +222,8 @@ COMPARE = Command(
 class ReportOptions:
     """Options of ``masc-metrics report``.
 
+    The options without an entry here are those of :class:`masc_metrics.bench.run.Run`.
+
     Attributes:
         scores: table of scores, as the scoring commands write it, with its summary next to it.
         out: HTML file to write.
@@ -242,10 +231,7 @@ class ReportOptions:
         maps: draw match maps and background maps of at most N samples, with the run's checkpoint and settings; 0
             needs no checkpoint.
         a: compare every other method with this one (default: every pair of methods).
-        device: cpu, cuda, cuda:1, mps, ... (default: the fastest available).
         cache_dir: folder for downloaded checkpoints (default: that of the run).
-        local_files_only: never use the network.
-        quiet: hide the progress bar.
     """
 
     scores: Path = option(type=Path, positional=True)
@@ -253,10 +239,10 @@ class ReportOptions:
     samples: int = option(8, type=positive_integer, metavar="N")
     maps: int = option(60, type=non_negative_integer, metavar="N")
     a: str | None = option(None, metavar="METHOD")
-    device: str | None = option(None, type=device_name)
-    cache_dir: str | None = option(None, metavar="FOLDER")
-    local_files_only: bool = option(False)
-    quiet: bool = option(False)
+    device: str | None = option_of(Run, "device")
+    cache_dir: str | None = option_of(Run, "cache_dir")
+    local_files_only: bool = option_of(Run, "local_files_only")
+    quiet: bool = option_of(Run, "quiet")
 
 
 REPORT = Command(

@@ -24,10 +24,10 @@ from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABL
 from masc_metrics.bench.segmenting import checkpoints_of, folders_of, segmented
 from masc_metrics.bench.tables import (
     Row,
+    check_table_name,
     file_in,
     is_parquet,
     printable,
-    pyarrow_parquet,
     read_rows,
     replacing,
     stored_picture,
@@ -75,8 +75,7 @@ def make_masks(options: MasksOptions) -> int:
         columns = list(dict.fromkeys(name for row in rows for name in row.cells))
         tasks = dict(_tasks(rows, columns, options))
         out = options.out / f"samples{'.parquet' if is_parquet(options.samples) else '.csv'}"
-        if is_parquet(out):
-            pyarrow_parquet()
+        check_table_name("the completed list", out, options.escape_formulas)
         if options.out.exists() and not options.out.is_dir():
             raise ValueError(f"--out is {options.out}, which is not a folder; give a folder")
         if out.exists() and out.samefile(options.samples):
@@ -107,7 +106,7 @@ def make_masks(options: MasksOptions) -> int:
     missing = [task for file, task in distinct.items() if file not in kept]
     try:
         _make(missing, settings, segmenter, versions, errors, options)
-        _write_list(out, rows, columns, tasks, errors, options.samples.parent)
+        _write_list(out, rows, columns, tasks, errors, options)
         made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
         sheets = _write_sheets(made, options.out)
     except (OSError, ValueError) as error:
@@ -295,7 +294,7 @@ def _write_list(
     columns: Sequence[str],
     tasks: Mapping[tuple[int, str], _Task],
     errors: Mapping[Path, str],
-    folder: Path,
+    options: MasksOptions,
 ) -> None:
     """Write the list with the masks' columns filled; paths are relative to it. A failed mask's cell stays empty."""
     files = [f"{which}_{kind}" for which in WHICH for kind in ("image", "mask")]
@@ -304,7 +303,7 @@ def _write_list(
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
             if path := (cells[name] or "").strip():
-                cells[name] = os.path.relpath(file_in(folder, path), out.parent)
+                cells[name] = os.path.relpath(file_in(options.samples.parent, path), out.parent)
         for which in WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:
@@ -313,4 +312,4 @@ def _write_list(
     written = [
         name for name in dict.fromkeys([*columns, *files]) if name in columns or any(row[name] for row in completed)
     ]
-    write_table(out, completed, written, ())
+    write_table(out, completed, written, (), escape_formulas=options.escape_formulas)

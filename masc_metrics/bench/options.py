@@ -60,6 +60,12 @@ def option(default: Any = MISSING, *, compare: bool = True, positional: bool = F
     return field(default=default, compare=compare, metadata={"positional": positional, "settings": settings})
 
 
+def option_of(kind: type, name: str) -> Any:
+    """A dataclass field that is the same option as a field of another dataclass; its help is there too, or its own."""
+    (item,) = (item for item in fields(kind) if item.name == name)
+    return field(default=item.default, metadata={**item.metadata, "of": kind})
+
+
 def options_of(kind: type) -> Any:
     """A dataclass field that holds an instance of another dataclass, whose fields are options of the same command."""
     return field(default_factory=kind, metadata={"kind": kind})
@@ -72,7 +78,10 @@ def _options(kind: type) -> Iterator[tuple[Field[Any], str]]:
         if contained := item.metadata.get("kind"):
             yield from _options(contained)
         else:
-            yield item, documentation.get(item.name, "")
+            described = (
+                documentation if item.name in documentation else _field_documentation(item.metadata.get("of", kind))
+            )
+            yield item, described.get(item.name, "")
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: Command) -> None:

@@ -216,6 +216,8 @@ class Run:
         local_files_only: never use the network.
         restart: discard the scores of an unfinished run.
         quiet: hide the progress bar.
+        escape_formulas: write an apostrophe before texts that a spreadsheet may run as a formula, and name their
+            columns in the column escaped_formulas; only for .csv and .tsv.
     """
 
     out: Path = option(type=Path, compare=False, metavar="FILE")
@@ -245,6 +247,7 @@ class Run:
     local_files_only: bool = option(False, compare=False)
     restart: bool = option(False, compare=False)
     quiet: bool = option(False, compare=False)
+    escape_formulas: bool = option(False, compare=False)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -164,8 +164,10 @@ def write_scores(
         scores, numbers = (*scores, *GALLERY_COLUMNS), (*numbers, *GALLERY_COLUMNS)
         summary["gallery"] = gallery_summary(samples.samples, identified, gallery)
     empty = dict.fromkeys(extra)  # JSON Lines may name a column in some lines only
-    write_table(run.out, (empty | row for row in rows), columns(scores, extra), numbers)
-    write_json(summary_file(run), {"settings": folder.settings(), **summary})
+    rows = (empty | row for row in rows)
+    write_table(run.out, rows, columns(scores, extra), numbers, escape_formulas=run.escape_formulas)
+    settings = {**folder.settings(), "escape_formulas": run.escape_formulas}  # may differ from those of the first start
+    write_json(summary_file(run), {"settings": settings, **summary})
     return results, summary
 
 

@@ -182,7 +182,7 @@ def check_out(run: Run, source: Path) -> None:
         raise ValueError(f"--out is {out}, which is not a regular file; give the name of a file")
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
-    check_table_name("--out", out)
+    check_table_name("--out", out, run.escape_formulas)
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:

@@ -4,65 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
 from masc_metrics.bench.gallery import Gallery
-from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample, lacks_mask, mask_measures, named, noticed_in
+from masc_metrics.bench.loading import Loaded, LoadedImage, LoadedSample
+from masc_metrics.bench.made_masks import (
+    MaskedSample,
+    MaskMaker,
+    encoder_settings,
+    reference_images,
+    reference_masks,
+)
 from masc_metrics.bench.run import BASELINES, CP_COLUMNS, MASC_SCORES, MASKS, PF_COLUMNS, Run, inputs_of
-from masc_metrics.bench.sample import MEASURES, WHICH, SampleResult, columns
-from masc_metrics.bench.segmenting import segmented
+from masc_metrics.bench.sample import SampleResult, columns
+from masc_metrics.bench.tables import ESCAPED
 from masc_metrics.functional import (
-    check_transfer,
     concept_preservation_variants,
     prompt_following_variants,
-    transfer_masks,
 )
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch
 from masc_metrics.precision import out_of_memory
 from masc_metrics.prompts import strip_subject
-from masc_metrics.references import ReferenceImages, ReferenceMasks
 from masc_metrics.segmenters import Segmenter
-
-
-@dataclass(frozen=True, slots=True)
-class _Masked:
-    """A sample with the masks that the run has made for it.
-
-    Attributes:
-        sample: the sample.
-        made: source and confidence of each mask that was made, by "reference" or "generated".
-        check: how well masks can be transferred with its reference; None without a transferred mask.
-    """
-
-    sample: LoadedSample
-    made: Mapping[str, tuple[str, float | None]] = field(default_factory=dict)
-    check: float | None = None
-
-    def result(self, scores: Mapping[str, float | None], **fields: Any) -> SampleResult:
-        """Its result; further fields are those of :class:`masc_metrics.bench.sample.SampleResult`."""
-        (reference_source, reference_confidence), (source, confidence) = (
-            self.made.get(which, ("" if self.sample.mask_of(which) is None else "given", None)) for which in WHICH
-        )
-        return SampleResult(
-            self.sample.number,
-            scores,
-            _measures(self.sample),
-            mask_source=source,
-            mask_confidence=confidence,
-            mask_check=self.check,
-            reference_mask_source=reference_source,
-            reference_mask_confidence=reference_confidence,
-            **fields,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +45,26 @@ class Scorer:
         backbone: MaSC's backbone.
         baselines: baselines by name.
         functions: functions of the user's by name.
-        segmenter: makes the masks that samples lack; None if there are none, or they are transferred.
+        maker: makes the masks that samples lack.
         gallery: the concepts of the list; None if the run has no gallery.
-        checks: how well masks can be transferred, by reference image and mask; found as needed.
     """
 
     run: Run
     backbone: SigLIP2Backbone
     baselines: dict[str, Baseline]
     functions: dict[str, FunctionScore]
-    segmenter: Segmenter | None = None
+    maker: MaskMaker
     gallery: Gallery | None = None
-    checks: dict[tuple[tuple[str, str | None], ...], float] = field(default_factory=dict)
+
+    @property
+    def segmenter(self) -> Segmenter | None:
+        """The segmenter of the run."""
+        return self.maker.segmenter
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What functions that encode images take."""
+        return encoder_settings(self.backbone, self.run)
 
     def score(self, batch: Sequence[Loaded]) -> list[SampleResult]:
         """Score a batch.
@@ -101,8 +80,8 @@ class Scorer:
         """
         results = {loaded.number: loaded for loaded in batch if isinstance(loaded, SampleResult)}
         none = dict.fromkeys(self.run.columns)
-        masked: dict[int, _Masked] = {}
-        for number, made in self._masked([loaded for loaded in batch if isinstance(loaded, LoadedSample)]).items():
+        masked: dict[int, MaskedSample] = {}
+        for number, made in self.maker.masked([loaded for loaded in batch if isinstance(loaded, LoadedSample)]).items():
             masks_lack = [made.sample.lacks[name] for name in MASKS if name in made.sample.lacks]
             if self.run.min_coverage is not None and masks_lack:
                 results[number] = made.result(none, error="; ".join(masks_lack))
@@ -165,87 +144,6 @@ class Scorer:
             baselines = [baseline for baseline in self.baselines.values() if baseline.kind == "text"]
             counts += [count for baseline in baselines for count in baseline.cut_tokens([pair.sample.prompt])]
         return max(counts, default=None)
-
-    def _masked(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
-        """All pairs, with the masks that they lack and the run makes; a pair still lacks one that cannot be made."""
-        masked = {pair.number: _Masked(pair) for pair in pairs}
-        if self.segmenter is not None:
-            return masked | self._segmented(pairs, self.segmenter)
-        return masked | self._transferred(pairs) if "generated_mask" in self.run.made_masks else masked
-
-    def _segmented(self, pairs: Sequence[LoadedSample], segmenter: Segmenter) -> dict[int, _Masked]:
-        """The pairs without a mask that the run makes, with those from their nouns, by the sample's number."""
-        tasks = [
-            (pair, which)
-            for pair in pairs
-            for which in WHICH
-            if lacks_mask(pair.sample, which, self.run)
-            and f"{which}_mask" not in pair.lacks
-            and getattr(pair, which) is not None
-        ]
-        images = [getattr(pair, which).pixels for pair, which in tasks]
-        found = segmented(segmenter, images, [getattr(pair.sample, f"{which}_noun") for pair, which in tasks])
-        made: dict[int, _Masked] = {}
-        for (pair, which), result in zip(tasks, found, strict=True):
-            known = made.get(pair.number, _Masked(pair))
-            if isinstance(result, ValueError):
-                reason = f"{which}_image {named(getattr(pair.sample, f'{which}_image'))}: {result}"
-                lacking = replace(known.sample, lacks={**known.sample.lacks, f"{which}_mask": reason})
-                made[pair.number] = replace(known, sample=lacking)
-                continue
-            confidence = result.score if result.coverage > 0 else None
-            made[pair.number] = _Masked(
-                self._with_mask(known.sample, which, result.mask),
-                {**known.made, which: (segmenter.settings.name, confidence)},
-            )
-        return made
-
-    def _transferred(self, pairs: Sequence[LoadedSample]) -> dict[int, _Masked]:
-        """The pairs without a mask of the generated image, with one from their reference, by the sample's number."""
-        chosen = [
-            pair
-            for pair in pairs
-            if pair.generated.mask is None
-            and "generated_mask" not in pair.lacks
-            and pair.mask_of("reference") is not None
-        ]
-        if not chosen:
-            return {}
-        generated = ImageBatch(tuple(pair.generated.pixels for pair in chosen))
-        found = transfer_masks(generated, reference_images(chosen), reference_masks(chosen), **self.settings)
-        return {
-            pair.number: _Masked(
-                self._with_mask(pair, "generated", mask),
-                {"generated": ("transferred", None if math.isnan(confidence) else confidence)},
-                self._check(pair),
-            )
-            for pair, mask, confidence in zip(chosen, found.masks, found.confidence_B.tolist(), strict=True)
-        }
-
-    def _with_mask(self, pair: LoadedSample, which: str, mask: Tensor) -> LoadedSample:
-        """The pair with a mask, (H, W) bool, of one of its images."""
-        image: LoadedImage = getattr(pair, which)
-        grid = self.backbone.checkpoint.processing.grid(mask.shape[0], mask.shape[1], self.run.max_num_patches)
-        marked = mask.cpu()  # once: each copy waits for the device
-        measures = mask_measures(marked, grid, which)
-        completed = LoadedImage(image.pixels, marked, *measures, (*image.noticed, *noticed_in(marked)))
-        return replace(pair, reference=completed) if which == "reference" else replace(pair, generated=completed)
-
-    def _check(self, pair: LoadedSample) -> float:
-        key = pair.sample.references
-        if key not in self.checks:
-            found = check_transfer(reference_images([pair]), reference_masks([pair]), **self.settings)
-            self.checks[key] = float(found)
-        return self.checks[key]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What functions that encode images take."""
-        return {
-            "backbone": self.backbone,
-            "max_num_patches": self.run.max_num_patches,
-            "encode_batch_size": self.run.batch_size,
-        }
 
     def _left_out(self, pair: LoadedSample) -> str:
         minimum = self.run.min_coverage
@@ -315,22 +213,6 @@ class Scorer:
         return {column: followed.scores[settings_of[column]].tolist() for column in columns}
 
 
-def reference_images(pairs: Sequence[LoadedSample]) -> ReferenceImages:
-    """The references of loaded samples as the functions take them: nested if a sample has several."""
-    images = [ImageBatch(tuple(image.pixels for image in pair.references)) for pair in pairs]
-    return images if _nested(pairs) else ImageBatch(tuple(each.images[0] for each in images))
-
-
-def reference_masks(pairs: Sequence[LoadedSample]) -> ReferenceMasks:
-    """Their masks, which all of them have, in the same arrangement."""
-    masks = [MaskBatch(tuple(image.mask for image in pair.references)) for pair in pairs]  # type: ignore[misc]
-    return masks if _nested(pairs) else MaskBatch(tuple(each.masks[0] for each in masks))
-
-
-def _nested(pairs: Sequence[LoadedSample]) -> bool:
-    return any(pair.more_references for pair in pairs)
-
-
 def _with_each_reference(pairs: Sequence[LoadedSample]) -> tuple[list[LoadedImage], list[LoadedImage]]:
     """Generated image and reference of every pair of them, sample by sample."""
     return (
@@ -377,7 +259,7 @@ def load_functions(run: Run, device: torch.device) -> dict[str, FunctionScore]:
         ImportError, ValueError, TypeError: as :class:`masc_metrics.bench.baselines.functions.FunctionScore`; ValueError
             also if one has the name of another column.
     """
-    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed"}
+    reserved = {*columns(()), *GALLERY_COLUMNS, "cp_times_pf", "seed", ESCAPED}
     for name in run.functions:
         if name in reserved:
             raise ValueError(f"--scores names a function {name!r}, which is a column of another meaning; rename it")
@@ -416,7 +298,7 @@ def load_scorer(
     }
     if segmenter is not None:
         segmenter.load()
-    return Scorer(run, backbone, baselines, functions, segmenter)
+    return Scorer(run, backbone, baselines, functions, MaskMaker(run, backbone, segmenter))
 
 
 def _has_inputs(pair: LoadedSample, column: str) -> bool:
@@ -440,14 +322,3 @@ def noticed_files(pair: LoadedSample) -> dict[str, list[str]]:
     images = [(pair.generated, pair.sample.generated_image), *zip(pair.references, files, strict=False)]
     kinds = dict.fromkeys(kind for image, _ in images for kind in image.noticed)
     return {kind: [file for image, file in images if kind in image.noticed] for kind in kinds}
-
-
-def _measures(pair: LoadedSample) -> dict[str, float | None]:
-    measures: dict[str, float | None] = {}
-    for name in MEASURES:
-        which, measure = name.split("_", 1)
-        values = [getattr(image, measure) for image in (pair.references if which == "reference" else (pair.generated,))]
-        known = bool(values) and None not in values
-        mean = measure == "coverage"
-        measures[name] = None if not known else sum(values) / len(values) if mean else sum(values)
-    return measures

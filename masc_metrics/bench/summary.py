@@ -136,14 +136,20 @@ def _has_score(result: SampleResult) -> bool:
 def _figures(values_NS: Numbers, concepts_N: NDArray[np.intp], scores: Sequence[str]) -> dict[str, Any]:
     figures = {name: mean_figure(values_NS[:, index], concepts_N, limits_of(name)) for index, name in enumerate(scores)}
     if {"cp", "pf"} <= set(scores):
-        units_U2, over = unit_means(values_NS[:, [scores.index("cp"), scores.index("pf")]], concepts_N)
-        estimate = product(units_U2, COSINES)
-        figures["cp_times_pf"] = {
-            "mean": estimate.value,
-            "interval_95": estimate.interval,
-            "interval_over": over,
-        }
+        figures["cp_times_pf"] = product_figure(values_NS[:, [scores.index("cp"), scores.index("pf")]], concepts_N)
     return figures
+
+
+def product_figure(values_N2: Numbers, concepts_N: NDArray[Any]) -> dict[str, Any]:
+    """Product of the means of CP and PF with its interval, and what it is over; see :func:`summarize`.
+
+    Args:
+        values_N2: both scores, NaN where undefined.
+        concepts_N: the concept of each sample.
+    """
+    units_U2, over = unit_means(values_N2, concepts_N)
+    estimate = product(units_U2, COSINES)
+    return {"mean": estimate.value, "interval_95": estimate.interval, "interval_over": over}
 
 
 def limits_of(score: str) -> Limits:

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeAlias
@@ -51,6 +51,10 @@ _CONTENTS = {
     b"\xfe\xff": "is UTF-16; save it as UTF-8",
 }
 """What files of text are that begin so, and the remedy."""
+
+ESCAPED = "escaped_formulas"
+"""Column that says in which cells of its row the first apostrophe is not part of the text: a JSON list of their
+columns, or empty. Tables without it are read as they are."""
 
 LONGEST_QUOTE = 200
 """Characters of a cell that an error text quotes at most."""
@@ -91,7 +95,8 @@ def iterate_rows(
 
     A file is CSV or tab-separated text in UTF-8, JSON Lines, a JSON array of objects, or Parquet. Numbers become text,
     such as "0.5". Lists, mappings and booleans become JSON text, such as ``["a", "b"]``, and bytes become their place
-    in the file.
+    in the file. Formulas that :func:`write_table` has escaped are the original text, and the column ``ESCAPED`` is left
+    out.
 
     Args:
         file: its ending says its format, see ``READ``.
@@ -108,6 +113,16 @@ def iterate_rows(
             line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
+    return _unescaped(file, _rows_as_stored(file, needed, texts, pictures, {} if place_of is None else place_of))
+
+
+def _rows_as_stored(
+    file: Path,
+    needed: Sequence[str],
+    texts: Collection[str],
+    pictures: Collection[str],
+    place_of: dict[tuple[str, bytes], str],
+) -> Iterator[Row]:
     suffix = file.suffix.lower()
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
@@ -115,7 +130,7 @@ def iterate_rows(
         raise ValueError(f"{file} {_OTHER_ENDINGS[suffix]}")
     plain = {*needed, *texts}
     if suffix == ".parquet":
-        return _parquet_rows(file, needed, plain, pictures, {} if place_of is None else place_of)
+        return _parquet_rows(file, needed, plain, pictures, place_of)
     with file.open("rb") as stream:
         head = stream.read(8)
     for beginning, kind in _CONTENTS.items():
@@ -195,8 +210,64 @@ def _check_columns(file: Path, names: Sequence[str], needed: Sequence[str], reme
         raise ValueError(f"{file} has two columns of one name: {quoted(list(names))}; rename one")
 
 
+def _column_names(given: Iterable[str]) -> list[str]:
+    names = [_column_name(name) for name in given]
+    return [_unescaped_name(name) for name in names] if ESCAPED in names else names
+
+
 def _column_name(name: str) -> str:
     return name.strip("\ufeff \t\r\n")  # spreadsheets and joined files leave spaces and byte order marks
+
+
+_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What formulas begin with; some programs take the signs of full width too."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run a cell. A number is not one."""
+    begins = text.startswith(("\t", "\r", "\n")) or text.lstrip().startswith(_SIGNS)
+    return begins and not _NUMBER.fullmatch(text.strip())
+
+
+def _escaped(row: Cells, columns: Sequence[str]) -> Cells:
+    formulas = [name for name in columns if isinstance(cell := row[name], str) and _is_formula(cell)]
+    return {**row, **{name: f"'{row[name]}" for name in formulas}, ESCAPED: json.dumps(formulas) if formulas else None}
+
+
+def _escaped_name(name: str) -> str:
+    # Names have no column that says which are escaped, so those that look so are escaped too.
+    return f"'{name}" if _is_formula(name.lstrip("'")) else name
+
+
+def _unescaped_name(name: str) -> str:
+    return name[1:] if name.startswith("'") and _is_formula(name.lstrip("'")) else name
+
+
+def _unescaped(file: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        if ESCAPED not in row.cells:
+            yield row
+            continue
+        cells = {name: cell for name, cell in row.cells.items() if name != ESCAPED}
+        for name in _escaped_columns(file, row):
+            cells[name] = (cells.get(name) or "").removeprefix("'")
+        yield Row(row.line, cells)
+
+
+def _escaped_columns(file: Path, row: Row) -> list[str]:
+    text = text_of(row, ESCAPED)
+    try:
+        names = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in row.cells for name in names):
+        raise ValueError(
+            f"{file}, line {row.line}: {ESCAPED} is {quoted(text)}, not a JSON list of columns; leave it as "
+            "--escape-formulas has written it, or rename the column"
+        )
+    return names
 
 
 def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row]:
@@ -206,7 +277,7 @@ def _csv_rows(file: Path, needed: Sequence[str], separator: str) -> Iterator[Row
         # Not strict, an unclosed quote would swallow the rest of the file as one cell.
         reader = csv.reader(stream, delimiter=separator, skipinitialspace=not tabs, strict=True)
         try:
-            names = [_column_name(name) for name in next(reader, [])]
+            names = _column_names(next(reader, []))
             other = next((each for each in (";", "\t", ",") if len(names) == 1 and each in names[0]), None)
             remedy = f"give a {cells_of}-separated header line with {', '.join(needed)}"
             if names and names[0].startswith(("{", "[")):
@@ -286,7 +357,7 @@ def _json_array_rows(file: Path, needed: Sequence[str], texts: Collection[str]) 
 def _json_cells(label: str, values: object, needed: Sequence[str], texts: Collection[str]) -> dict[str, str | None]:
     if not isinstance(values, dict):
         raise ValueError(f"{label} holds a JSON {type(values).__name__}; give one object per line")
-    named = {_column_name(name): value for name, value in values.items()}
+    named = dict(zip(_column_names(values), values.values(), strict=True))
     missing = [name for name in needed if name not in named]
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
@@ -322,7 +393,7 @@ def _parquet_rows(
     try:
         with parquet.ParquetFile(file) as table:  # read_table would add columns for folders such as seed=3
             schema = table.schema_arrow
-            names = [_column_name(name) for name in schema.names]
+            names = _column_names(schema.names)
             _check_columns(file, names, needed, f"give {', '.join(needed)}")
             stored = {
                 name
@@ -428,28 +499,47 @@ def is_parquet(file: Path) -> bool:
     return file.suffix.lower() == ".parquet"
 
 
-def check_table_name(option: str, out: Path) -> None:
+def check_table_name(option: str, out: Path, escape_formulas: bool = False) -> None:
     """Raise ValueError unless a table can be written under this name, and ImportError without pyarrow for Parquet."""
     if out.suffix.lower() not in WRITTEN:
         *others, last = WRITTEN
         raise ValueError(f"{option} is {out}; give a name that ends with {', '.join(others)} or {last}")
+    if escape_formulas and out.suffix.lower() not in (".csv", ".tsv"):
+        raise ValueError(
+            f"--escape-formulas is given, but {option} is {out}, in which no cell is a formula; leave it out, or write "
+            ".csv or .tsv"
+        )
     if is_parquet(out):
         pyarrow_parquet()
 
 
-def write_table(file: Path, rows: Iterable[Cells], columns: Sequence[str], numbers: Collection[str]) -> None:
+def write_table(
+    file: Path,
+    rows: Iterable[Cells],
+    columns: Sequence[str],
+    numbers: Collection[str],
+    *,
+    escape_formulas: bool = False,
+) -> None:
     """Write rows as the name says: .parquet, .jsonl or .ndjson, .tsv, or .csv.
 
     The file appears complete or not at all; an older file of its name is replaced, a link to it stays. In CSV and
     tab-separated text, None is an empty cell; elsewhere it is null. ``numbers`` are the columns that hold numbers. NaN
-    is nan everywhere; in JSON, which has no such number, it is the text "nan".
+    is nan everywhere; in JSON, which has no such number, it is the text "nan". ``escape_formulas``, for CSV and
+    tab-separated text, puts an apostrophe before texts that a spreadsheet may run as a formula, and adds the column
+    ``ESCAPED``, by which :func:`iterate_rows` finds them.
 
     Raises:
         OSError: if the file cannot be written.
         ValueError: for any other name.
         ImportError: for Parquet without pyarrow.
     """
-    check_table_name("the table's file", file)
+    check_table_name("the table's file", file, escape_formulas)
+    header = columns
+    if escape_formulas:
+        rows = map(partial(_escaped, columns=columns), rows)
+        columns = (*columns, ESCAPED)
+        header = [_escaped_name(name) for name in columns]
     lines = ([_encodable(row[name]) for name in columns] for row in rows)
     suffix = file.suffix.lower()
     with replacing(file) as stream:
@@ -458,7 +548,7 @@ def write_table(file: Path, rows: Iterable[Cells], columns: Sequence[str], numbe
         elif suffix in (".jsonl", ".ndjson"):
             _write_json_lines(stream, lines, columns)
         else:
-            _write_csv(stream, lines, columns, "\t" if suffix == ".tsv" else ",")
+            _write_csv(stream, lines, header, "\t" if suffix == ".tsv" else ",")
 
 
 _Lines: TypeAlias = "Iterable[Sequence[str | float | None]]"

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_keywords, check_positive, check_type
+from masc_metrics.arguments import check_function, check_keywords, check_positive, check_type
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
@@ -153,8 +153,7 @@ class MaSCValidation(L.Callback):
             check_type("panel_dir", panel_dir, (str, os.PathLike), "a folder")
             if not os.fspath(panel_dir) or is_remote(panel_dir):
                 raise ValueError(f"panel_dir is {panel_dir!r}; give a local folder, or None for the loggers' folders")
-        if not callable(generate):
-            raise TypeError(f"generate is a {type(generate).__name__}; give a function")
+        check_function("generate", generate, ("module", "prompts", "seed"))
         self.settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
         self.generate = generate
         self.every_n_epochs = every_n_epochs
@@ -174,6 +173,7 @@ class MaSCValidation(L.Callback):
         }
         self._scorer = ConceptScorer(concepts, segment, encoder, title="MaSCValidation")
         self._continued_report: TrainingReport | None = None
+        self._trained = False
         self._last_step = 0
         self._last_epoch = self._trained_epoch = -1
 
@@ -207,12 +207,18 @@ class MaSCValidation(L.Callback):
             self._check_functions(trainer, pl_module)
 
     def _start_report(self, step: int) -> None:
-        """Choose the file of the report: a new one for a training from its start, else the newest."""
+        """Choose the file of the report: a new one for a training from its start, else the newest.
+
+        A training from its start goes on with a report only if that has nothing but validations before the training.
+        """
         if self.report is None:
             return
+        if step == 0 and self._trained:
+            self._continued_report = None
         if self._continued_report is None:
             self._continued_report = self.report.newest() if step else self.report.unused()
         self._continued_report.resume(step)
+        self._trained = True
 
     def _warn_if_never_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if _is_dev_run(trainer):
@@ -313,7 +319,7 @@ class MaSCValidation(L.Callback):
     def _write_report(self, result: ConceptValidation, step: int, _: LogTarget) -> None:
         assert self.report is not None
         if self._continued_report is None:  # in Trainer.validate
-            self._continued_report = self.report.newest()
+            self._continued_report = self.report.newest() if step else self.report.unused()
         self._continued_report.add(result, step)
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule, *, check: bool = False) -> ConceptValidation:

@@ -7,6 +7,7 @@ from masc_metrics.plots.figures import (
     plot_distributions,
     plot_matches,
     plot_methods,
+    plot_sensitivity,
 )
 from masc_metrics.plots.panels import PanelRow, Shot, Tile, mask_sheet, panel
 
@@ -21,5 +22,6 @@ __all__ = [
     "plot_distributions",
     "plot_matches",
     "plot_methods",
+    "plot_sensitivity",
     "thumbnail",
 ]

@@ -17,6 +17,7 @@ import functools
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from masc_metrics.arguments import check_integer
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.functional import background_maps, match_maps, prompt_following
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
+from masc_metrics.masks import PIXEL_KINDS
 from masc_metrics.plots.drawing import ATTENTION_RANGE, HEAT, dim, in_pixels, picture_and_mask, relative_attention
 from masc_metrics.scores import patch_similarity
 
@@ -50,25 +52,36 @@ _STYLE: dict[Any, Any] = {
 # Okabe and Ito's colours without yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
+_LINES = ("-", "--", "-.", ":")
 _OUTLINE, _WORST, _QUIET = "#ff00c8", "#00a6d6", "#767676"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Draw in the style of these figures, whatever matplotlib's settings are, and leave them as they are.
+def matplotlib_for(what: str) -> ModuleType:
+    """Import matplotlib.
+
+    Args:
+        what: name of what needs it.
 
     Raises:
-        ImportError: if matplotlib is not installed.
+        ImportError: if it is not installed.
     """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(f"{what} needs matplotlib: pip install 'masc-metrics[plots]'") from error
+    module: ModuleType = matplotlib
+    return module
+
+
+def _styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Draw in the style of these figures, whatever matplotlib's settings are, and leave them as they are."""
 
     @functools.wraps(draw)
     def drawn(*arguments: _P.args, **options: _P.kwargs) -> _R:
-        try:
-            import matplotlib
-        except ImportError as error:
-            raise ImportError(f"{draw.__name__} needs matplotlib: pip install 'masc-metrics[plots]'") from error
+        matplotlib = matplotlib_for(draw.__name__)
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": matplotlib.rcParams["backend"]}):
             return draw(*arguments, **options)
 
@@ -383,6 +396,73 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], *, level: float =
     _name_rows(all_axes[0], [f"{_short(a)}\n- {_short(b)}" for a, b in pairs])
     figure.supxlabel(f"paired difference, 95 % interval; filled: corrected p < {level:g}", fontsize=7.5)
     return figure
+
+
+@_styled
+def plot_sensitivity(result: Mapping[str, Any]) -> Figure:
+    """Draw how far wrong masks move the scores: curves against pixels, and bars for the kinds without pixels.
+
+    Each score has a row of its mean absolute move, and if people rated it, one of Krippendorff's alpha with them, with
+    a line at its value for the given masks.
+
+    Args:
+        result: content of the file of ``masc-metrics sensitivity --out``; "samples", "given" and "moves" are used.
+
+    Raises:
+        ValueError: if there is no move.
+        ImportError: if matplotlib is not installed.
+    """
+    _check_some("moves", result["moves"])
+    scores = list(dict.fromkeys(move["score"] for move in result["moves"]))
+    rated = [score for score in scores if result["given"][score].get("alpha") is not None]
+    rows = [(score, False) for score in scores] + [(score, True) for score in rated]
+    figure = _figure(0.5 + 1.5 * len(rows))
+    figure.suptitle(f"Scores with wrong masks, {result['samples']} samples", fontsize=8)
+    for (score, with_people), (curves, bars) in zip(
+        rows, figure.subplots(len(rows), 2, width_ratios=(3, 2), squeeze=False), strict=True
+    ):
+        moves = [(move, _move_value(move, with_people)) for move in result["moves"] if move["score"] == score]
+        defined = [(move, value) for move, value in moves if value is not None]
+        given = result["given"][score]["alpha"] if with_people else 0.0
+        kinds = [kind for kind in PIXEL_KINDS if any(move["perturbation"]["kind"] == kind for move, _ in defined)]
+        for kind, colour, marker, line in zip(kinds, _COLOURS, _MARKERS, _LINES, strict=False):
+            amounts = {
+                move["perturbation"]["amount"]: value for move, value in defined if move["perturbation"]["kind"] == kind
+            }
+            pixels, heights = zip(*sorted({0: given, **amounts}.items()), strict=True)
+            curves.plot(pixels, heights, color=colour, marker=marker, linestyle=line, label=kind, markersize=3.5)
+        others = [(move["name"], value) for move, value in defined if move["perturbation"]["kind"] not in PIXEL_KINDS]
+        names, values = [name for name, _ in others], [value for _, value in others]
+        if with_people:  # bars from 0 would hide the differences
+            bars.plot(range(len(names)), values, "o", color=_COLOURS[4], markeredgecolor="black", markersize=4.5)
+            bars.set_xlim(-0.6, len(names) - 0.4)
+        else:
+            drawn = bars.bar(range(len(names)), values, 0.65, color=_COLOURS[4], edgecolor="black", linewidth=0.5)
+            bars.bar_label(drawn, fmt="%.2f", fontsize=6, padding=1)
+        bars.set_xticks(range(len(names)), labels=names, fontsize=6, rotation=35, ha="right", rotation_mode="anchor")
+        bars.sharey(curves)
+        bars.tick_params(labelleft=False)
+        of_masks = "reference masks wrong" if score == "cp" else "generated masks wrong"
+        curves.set_title(f"{f'alpha of {score.upper()}' if with_people else score.upper()}, {of_masks}", fontsize=7.5)
+        curves.set_ylabel("alpha with people" if with_people else "mean absolute move")
+        if with_people:
+            for axes in (curves, bars):
+                axes.axhline(given, color="black", linewidth=0.8)
+        else:
+            curves.set_ylim(0, 1.15 * max((value for _, value in defined), default=0) or 1)  # room for the labels
+        for axes in (curves, bars):
+            axes.grid(axis="y", alpha=0.25, linewidth=0.5)
+            axes.set_axisbelow(True)
+        curves.set_xlabel("pixels of the mask")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _move_value(move: Mapping[str, Any], with_people: bool) -> float | None:
+    if not with_people:
+        value: float | None = move["mean_absolute"]
+        return value
+    return None if move["alpha"] is None else move["alpha"]["alphas"][1]
 
 
 def _check_some(name: str, values: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Scores concepts: generates and segments images in batches and computes both metrics; a failed batch is undefined.
+"""Scores concepts: segments generated images in batches and computes both metrics; a failed batch is undefined.
 
 Shape suffixes: P pairs of a generated and a reference image, S generated images, R concepts.
 """
@@ -8,20 +8,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.arguments import check_choice, type_name
+from masc_metrics.arguments import check_choice, check_function, type_name
 from masc_metrics.functional import check_transfer, match_maps, transfer_masks
 from masc_metrics.functional.gallery import SubjectBank
 from masc_metrics.images import ImageBatch, Images, check_images, is_one_colour
-from masc_metrics.intervals import COSINES, mean, unit_means
 from masc_metrics.masks import FOREGROUND_THRESHOLD, Masks, check_masks, looks_inverted
 from masc_metrics.metrics import MaSCConceptPreservation, MaSCPromptFollowing
 from masc_metrics.plots import Shot, thumbnail
@@ -35,143 +32,19 @@ from masc_metrics.transfer import TRUSTED_IOU, TransferredMasks
 from masc_metrics.validation.concepts import Concept, GenerationTask, check_concepts
 from masc_metrics.validation.outputs import check_generated, check_segmented
 from masc_metrics.validation.panels import ascending
+from masc_metrics.validation.rank_reports import (
+    LEAST_CONCEPTS,
+    Anchors,
+    ConceptScores,
+    Failure,
+    ImageMask,
+    RankReport,
+    problem_summary,
+)
+
+__all__ = ["Anchors", "ConceptScorer", "ConceptScores", "ImageMask", "Segment", "problem_summary"]  # for validate.py
 
 Segment = Callable[[Any, list[str]], Masks]
-
-LEAST_CONCEPTS = 3
-"""Least number of concepts with which images are also scored with the concepts that they should not show."""
-
-_MAX_REASONS = 3  # number of distinct failures in a message
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Failure of one batch.
-
-    Attributes:
-        stage: "generate", "segment", "mask transfer", "scoring" or "the panel".
-        reason: type and text of the exception.
-        example: concept and prompt of the first image of the batch.
-        cp: number of images whose concept preservation is undefined because of it.
-        pf: number of images whose prompt following is undefined because of it.
-    """
-
-    stage: str
-    reason: str
-    example: str
-    cp: int = 0
-    pf: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.stage} raised {self.reason} (first for {self.example})"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageMask:
-    """What is known about the mask of a generated image.
-
-    Attributes:
-        source: "transferred", the name of the segmenter, or "function".
-        coverage: share of the image's pixels that it marks, in [0, 1].
-        confidence: confidence of a transferred mask, see :class:`masc_metrics.transfer.TransferredMasks`; NaN if
-            nothing was found, and for other masks.
-    """
-
-    source: str
-    coverage: float
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class Anchors:
-    """Concept preservation between references, as a scale for that of generated images.
-
-    Attributes:
-        ceiling: mean score of each reference of the concept with its other references; NaN with fewer than two.
-        floor: mean score of the references of other concepts with those of this one; NaN with one concept.
-
-    Source: :func:`masc_metrics.functional.concept_anchors`.
-    """
-
-    ceiling: float
-    floor: float
-
-
-@dataclass(frozen=True, slots=True)
-class RankReport:
-    """Results of one rank besides the scores, for exchange between ranks.
-
-    Attributes:
-        failures: failed batches.
-        shots: images for the panel by the index of their task, without scores.
-        masks: masks by the index of their task.
-        mask_hints: possible reasons for empty masks.
-        one_colour: number of images of one colour.
-        inverted_masks: number of images whose mask looks inverted.
-        concept_rows: concept preservation with every concept, (R,), by the index of their task; empty with fewer than
-            :data:`LEAST_CONCEPTS`.
-    """
-
-    failures: tuple[Failure, ...]
-    shots: Mapping[int, Shot]
-    masks: Mapping[int, ImageMask]
-    mask_hints: tuple[str, ...]
-    one_colour: int
-    inverted_masks: int
-    concept_rows: Mapping[int, Tensor]
-
-    @property
-    def empty_masks(self) -> int:
-        """Number of images in whose mask nothing is marked."""
-        return sum(mask.coverage == 0 for mask in self.masks.values())
-
-
-@dataclass(frozen=True, slots=True)
-class ConceptScores:
-    """Both scores of every image, the same on every rank.
-
-    Attributes:
-        cp_S: concept preservation, mean over the references of the concept; NaN where undefined.
-        shown_cp_S: concept preservation with the first reference only, which is shown in the panel.
-        pf_S: prompt following; NaN where undefined.
-        rank_S: rank of the own concept among all, from 1; NaN where undefined, and with fewer than
-            :data:`LEAST_CONCEPTS` concepts.
-        margin_S: margin of the own concept, likewise; see :func:`masc_metrics.scores.double_centred`.
-    """
-
-    cp_S: Tensor
-    shown_cp_S: Tensor
-    pf_S: Tensor
-    rank_S: Tensor
-    margin_S: Tensor
-
-    def by_name(self, tasks: Sequence[GenerationTask], names: Sequence[str]) -> dict[str, float]:
-        """Means as ``cp`` and ``pf``, their intervals as ``cp_low`` and ``cp_high``, and means as ``cp/<concept>``.
-
-        A mean is NaN if no image is defined. Intervals are those of :mod:`masc_metrics.intervals`, left out if
-        undefined. With enough concepts also ``identified``, ``mean_reciprocal_rank`` and ``margin``, as of
-        :class:`masc_metrics.MaSCIdentification`.
-
-        Args:
-            tasks: all images.
-            names: names of the concepts.
-        """
-        concept_S = np.array([task.concept for task in tasks])
-        values: dict[str, float] = {}
-        for score, score_S in (("cp", self.cp_S.cpu()), ("pf", self.pf_S.cpu())):
-            values[score] = score_S.nanmean().item()
-            units_U1, _ = unit_means(score_S.double().numpy()[:, None], concept_S)
-            if interval := mean(units_U1[:, 0], COSINES).interval:
-                values[f"{score}_low"], values[f"{score}_high"] = interval
-            for concept, name in enumerate(names):
-                if (rows := np.flatnonzero(concept_S == concept)).size:
-                    values[f"{score}/{name}"] = score_S[rows].nanmean().item()
-        if len(names) >= LEAST_CONCEPTS:
-            rank_S = self.rank_S[~self.rank_S.isnan()]
-            values["identified"] = (rank_S == 1).float().mean().item()
-            values["mean_reciprocal_rank"] = (1 / rank_S).mean().item()
-            values["margin"] = self.margin_S.nanmean().item()
-        return values
 
 
 class ConceptScorer:
@@ -194,6 +67,8 @@ class ConceptScorer:
     ) -> None:
         if not callable(segment) and not isinstance(segment, str | None):
             raise TypeError(f"segment is {type_name(segment)}; give a function, the name of a segmenter, or None")
+        if segment is not None and not isinstance(segment, str):
+            check_function("segment", segment, ("images", "nouns"))
         self.title = title
         self.concepts = check_concepts(concepts)
         # Per-sample scores by id are in the same order on all ranks, however batches are distributed.
@@ -522,41 +397,3 @@ def _with_masks(concept: Concept, segmenter: Segmenter, device: torch.device) ->
             )
     images = concept.references.images
     return concept.with_masks([to_device(each.mask, image.device) for each, image in zip(found, images, strict=True)])
-
-
-def problem_summary(scores: ConceptScores, reports: Sequence[RankReport], *, transferred: bool = False) -> str:
-    """Summary of failures and undefined scores in one text; empty if there are none.
-
-    Args:
-        scores: scores of all images.
-        reports: reports of all ranks.
-        transferred: whether masks were transferred from the references instead of segmented.
-    """
-    marked = "the transferred mask marks" if transferred else "the segmenter marked"
-    failures = [failure for report in reports for failure in report.failures]
-    no_cp, no_pf = (int(values_S.isnan().sum()) for values_S in (scores.cp_S, scores.pf_S))
-    distinct: dict[tuple[str, str], Failure] = {}
-    for failure in failures:
-        distinct.setdefault((failure.stage, failure.reason), failure)
-    reasons = [str(failure) for failure in distinct.values()]
-    if len(reasons) > _MAX_REASONS:
-        reasons[_MAX_REASONS:] = [f"{len(reasons) - _MAX_REASONS} more reasons"]
-    if unmarked := no_cp - sum(failure.cp for failure in failures):
-        reasons.append(f"the reference masks leave no patch of the subject for {unmarked}")
-    if covered := no_pf - sum(failure.pf for failure in failures):
-        reasons.append(f"{marked} {covered} completely, which leaves no background")
-    if empty := sum(report.empty_masks for report in reports):
-        hints = [f" ({hint})" for report in reports for hint in report.mask_hints]
-        reasons.append(f"{marked} nothing in {empty}, so that PF uses all patches" + "".join(hints[:1]))
-    if one_colour := sum(report.one_colour for report in reports):
-        reasons.append(f"{one_colour} have one colour, as a safety checker's black images do; switch it off")
-    if inverted := sum(report.inverted_masks for report in reports):
-        reasons.append(
-            f"{marked} most of the image and almost all of its border in {inverted}, as an inverted mask does; if so, "
-            "return mask < 0.5"
-        )
-    if not reasons:
-        return ""
-    count = len(scores.pf_S)
-    undefined = f"CP is undefined for {no_cp} and PF for {no_pf} of {count} images, which the means exclude: "
-    return (undefined if no_cp or no_pf else f"of {count} images: ") + "; ".join(reasons)

@@ -38,7 +38,7 @@ def read_references(images: Images | Files, masks: Masks | Files | None) -> tupl
     if image_files is None:
         if _files(masks) is not None:
             raise ValueError("reference_masks are files but reference_images are not; give both as files")
-        return images, masks  # type: ignore[return-value]
+        return images, masks  # type: ignore[return-value]  # _files found no files in them
     if not image_files:
         raise ValueError(f"reference_images is the folder {str(images)!r} without {', '.join(_SUFFIXES)}; add images")
     in_folder = isinstance(images, (str, os.PathLike)) and _path(images).is_dir()

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from masc_metrics.arguments import check_integer
+from masc_metrics.arguments import check_integer, check_type
 from masc_metrics.bench.compare import Comparison, MethodScores, compare_all
 from masc_metrics.bench.report.page import Training, jinja, write_page
 from masc_metrics.bench.report.pictures import Pictures, match_uri, outlined_uri
@@ -61,9 +61,8 @@ class TrainingReport:
     @classmethod
     def of(cls, file: str | os.PathLike[str]) -> TrainingReport:
         """The report in a file that exists or not; the arguments are checked."""
-        if not isinstance(file, (str, os.PathLike)):
-            raise TypeError(f"report is a {type(file).__name__}; give the name of an HTML file, or None")
-        path = Path(file)
+        check_type("report", file, (str, os.PathLike), "the name of an HTML file, or None")
+        path = Path(os.path.expanduser(file))
         if path.suffix.lower() != ".html" or path.is_dir() or is_remote(file):
             raise ValueError(f"report is {os.fspath(file)!r}; give a local file whose name ends with .html, or None")
         jinja()
@@ -72,7 +71,7 @@ class TrainingReport:
     @property
     def journal(self) -> Path:
         """File of JSON lines beside the report."""
-        return self.file.with_suffix(".jsonl")
+        return self.file.with_suffix(".masc.jsonl")
 
     def unused(self) -> TrainingReport:
         """This report, or if it exists the first one with a version number that does not: ``report-v1.html``."""
@@ -102,6 +101,7 @@ class TrainingReport:
 
         Raises:
             OSError: if the file of JSON lines cannot be written.
+            ValueError: if it holds something else.
         """
         if any(entry["step"] > step for entry in self._entries()):
             self._append({"resumed": step})
@@ -111,11 +111,13 @@ class TrainingReport:
 
         Raises:
             OSError: if a file cannot be written.
+            ValueError: if the file of JSON lines holds something else.
         """
-        self._append(_entry(result, step))
-        entries = self._entries()
+        added = _entry(result, step)
+        entries = [*(entry for entry in self._entries() if entry["step"] != step), added]
+        self._append(added)
         with replacing(self.file) as stream:
-            _write(stream, self.file, entries)
+            _write(stream, self.file, sorted(entries, key=lambda entry: entry["step"]))
 
     def _append(self, line: Entry) -> None:
         self.journal.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +138,8 @@ class TrainingReport:
                     entry = json.loads(line)
                 except ValueError:  # cut short by a kill
                     continue
+                if not isinstance(entry, dict) or not entry.keys() & {"step", "resumed"}:
+                    raise ValueError(f"{self.journal} does not hold validations of a report; rename it")
                 if "resumed" in entry:
                     found = {step: known for step, known in found.items() if step <= entry["resumed"]}
                 else:

@@ -14,23 +14,17 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 
-from masc_metrics.arguments import check_choice, check_integer, check_positive
+from masc_metrics.arguments import check_choice, check_function, check_integer, check_positive
 from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES
 from masc_metrics.images import Images
 from masc_metrics.precision import DEFAULT_DTYPE, Dtype, check_device
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
-from masc_metrics.validation.concept_scores import (
-    Anchors,
-    ConceptScorer,
-    ConceptScores,
-    ImageMask,
-    Segment,
-    problem_summary,
-)
+from masc_metrics.validation.concept_scores import ConceptScorer, Segment
 from masc_metrics.validation.concepts import Concept, GenerationBatch, GenerationTask, generation_batches, rank_share
 from masc_metrics.validation.isolation import isolated, seed_all
 from masc_metrics.validation.panels import PanelChoice, ShownConcept, draw_panel, panel_rows, shown_concepts
+from masc_metrics.validation.rank_reports import Anchors, ConceptScores, ImageMask, problem_summary
 from masc_metrics.validation.ranks import all_gather, is_sharded, rank_and_world
 
 Generate = Callable[[list[str], int], Images]
@@ -216,8 +210,7 @@ def validate_concepts(
     Source: MaSC, arXiv 2605.22469.
     """
     settings = ValidationSettings(batch_size, seed, seeds_per_prompt, on_error, panel, panel_size)
-    if not callable(generate):
-        raise TypeError(f"generate is a {type(generate).__name__}; give a function")
+    check_function("generate", generate, ("prompts", "seed"))
     parts = _check_modules(modules)
     encoder = {
         "model_name_or_path": model_name_or_path,

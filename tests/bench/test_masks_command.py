@@ -301,3 +301,17 @@ def test_contact_sheets_show_the_most_doubtful_masks_first(
     ]
     assert [suspect for sheet in sheets for _, suspect in sheet] == [True, True, True, False, False, False]
     assert sheets[0][0][0][:2] == [read(samples)[4]["subject"], "line 6, generated"]
+
+
+def test_completed_list_with_escaped_formulas_gives_the_samples_without(clipseg: Path, tmp_path: Path) -> None:
+    samples = without_masks(tmp_path / "list", 2)
+    write_csv(samples, [row | {"method": "=1+1", "subject": f"-{row['subject']}"} for row in read(samples)])
+    found = {}
+    for name, options in (("plain", ()), ("escaped", ("--escape-formulas",))):
+        assert run(samples, tmp_path / name, clipseg, *options) == 0
+        found[name] = read_samples(tmp_path / name / "samples.csv")
+    assert [sample.method for sample in found["escaped"].samples] == ["=1+1", "=1+1"]
+    assert found["plain"].sha256 == found["escaped"].sha256
+    assert {row["method"] for row in read(tmp_path / "escaped" / "samples.csv")} == {"'=1+1"}
+    subjects = {row["subject"][:2] for row in read(tmp_path / "escaped" / "samples.csv")}
+    assert subjects == {"'-"}

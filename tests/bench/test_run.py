@@ -28,7 +28,7 @@ from support.sample_lists import lines_in, rows, wait_for, write_csv, written
 from support.segmenter_checkpoints import build_clipseg
 
 from masc_metrics.bench import loading
-from masc_metrics.bench.distributed import rank_share
+from masc_metrics.bench.distributed import Ranks, rank_share
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.sample import Sample, SampleResult
@@ -157,6 +157,43 @@ def test_a_run_that_ends_at_any_file_operation_can_go_on(tmp_path: Path) -> None
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout) > 15, "points"
+
+
+def test_a_rank_that_loses_the_first_ends_with_an_error_of_the_machine() -> None:
+    class Disconnected:
+        def broadcast(self, value: Any, src: int) -> Any:
+            raise RuntimeError("Connection closed by peer")
+
+        def barrier(self) -> None:
+            raise RuntimeError("Connection closed by peer")
+
+    ranks = Ranks(1, 2, torch.device("cpu"), Disconnected())  # type: ignore[arg-type]
+    for call in (lambda: ranks.from_first(None), ranks.wait):
+        with pytest.raises(ConnectionError, match="another rank ended before its part was done"):
+            call()
+
+
+@pytest.mark.timeout(120)
+def test_a_run_of_two_ranks_that_ends_at_any_file_operation_of_one_can_go_on(tmp_path: Path) -> None:
+    program = Path(__file__).parents[1] / "support" / "crash_points.py"
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(program),
+            "ENOSPC,EIO,SIGKILL",
+            str(written(tmp_path, 6)),
+            "--ranks",
+            "2",
+            "--points",
+            "4",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "4", "points"
+    assert result.stderr.count("of rank 1:") == 1
 
 
 def test_a_folder_that_is_removed_during_the_run_is_noticed(

@@ -199,7 +199,7 @@ def test_command_reports_alpha_with_ratings(tmp_path: Path, capsys: pytest.Captu
         if move["alpha"] is not None:
             assert move["alpha"]["alphas"][0] == expected
     with Image.open(plot) as drawn:
-        assert drawn.width > 1.3 * 9.5 * 150, "a third column"
+        assert drawn.height > 1.4 * drawn.width, "a third row"
 
 
 @pytest.mark.parametrize(

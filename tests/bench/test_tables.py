@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +16,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.sample_lists import rows, write_csv, written
 
-from masc_metrics.bench import tables
+from masc_metrics.bench import runner, tables
 from masc_metrics.bench.sample import (
     COLUMNS,
     FILES,
@@ -400,3 +405,141 @@ def test_broken_picture_in_parquet_is_an_error_of_its_row(listed: Path) -> None:
     errors = [row["error"] for row in rows(listed.with_name("broken.csv"))]
     assert [bool(error) for error in errors] == [False, True, False, False, False, False]
     assert "broken.parquet#generated_image:1: cannot be read as an image" in errors[1]
+
+
+# Formulas
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+@given(
+    cells=st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["", "'", "''", "=", "+", "-", "@", "\t", "\r", "'=", "' +", " =", "-1", "-1e3", "nan", "[", '"']
+            ),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5),
+        ).map("".join),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_escaped_formulas_are_safe_and_read_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, cells: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("formulas")
+    names = ("a", "=b", "'=b")
+    row = dict(zip(names, cells, strict=True)) | {"n": -0.5}
+    for name, escape in (("plain", False), ("escaped", True)):
+        write_table(folder / f"{name}{ending}", [row], (*names, "n"), ("n",), escape_formulas=escape)
+    (plain,), (read,) = (read_rows(folder / f"{name}{ending}") for name in ("plain", "escaped"))
+    assert read.cells.keys() == row.keys() == plain.cells.keys()
+    with (folder / f"escaped{ending}").open(newline="", encoding="utf-8") as stream:
+        header, stored = csv.reader(stream, delimiter="\t" if ending == ".tsv" else ",")
+    assert header == ["a", "'=b", "''=b", "n", "escaped_formulas"]
+    marked = json.loads(stored[-1] or "[]")
+    for name, cell, text in zip(names, cells, stored, strict=False):
+        is_number = re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", cell.strip(), re.ASCII)
+        assert not text.lstrip(" ").startswith(FORMULA) or is_number
+        assert text == (f"'{cell}" if name in marked else cell)
+        assert read.cells[name] == (cell if name in marked else plain.cells[name])
+    assert stored[-2] == "-0.5"
+
+
+def test_a_table_without_the_column_of_escaped_formulas_is_read_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("a,'=b\n'=1+1,'-x\n")
+    assert read_rows(file)[0].cells == {"a": "'=1+1", "'=b": "'-x"}
+
+
+def test_joined_tables_with_and_without_escaped_formulas_are_read_row_by_row(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    lines = [{"a": "'=1", "escaped_formulas": '["a"]'}, {"a": "'=1", "escaped_formulas": "nan"}, {"a": "'=1"}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert [row.cells for row in read_rows(file)] == [{"a": "=1"}, {"a": "'=1"}, {"a": "'=1"}]
+
+
+@pytest.mark.parametrize("cell", ["yes", '{"a": 1}', '["b"]', "[1]"])
+def test_another_column_of_the_name_of_escaped_formulas_is_refused(tmp_path: Path, cell: str) -> None:
+    file = write_csv(tmp_path / "t.csv", [{"a": "1", "escaped_formulas": cell}])
+    with pytest.raises(
+        ValueError, match=r"t.csv, line 2: escaped_formulas is .*, not a JSON list of columns; leave it"
+    ):
+        read_rows(file)
+
+
+def test_compare_report_and_agreement_read_escaped_tables_as_the_original_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 6)
+    texts = [
+        {
+            "sample_id": f"=cmd({i})",
+            "method": ("=HYPERLINK(1)", "'@b")[i % 2],
+            "key": "-k",
+            "concept": f"@{i // 2}",
+            "prompt": f"+{row['prompt']}",
+            "seed": "-1",
+        }
+        for i, row in enumerate(rows(samples))
+    ]
+    write_csv(samples, [row | changed for row, changed in zip(rows(samples), texts, strict=True)])
+    printed = {}
+    for name, options in (("plain", ()), ("escaped", ("--escape-formulas",))):
+        (tmp_path / name).mkdir()
+        out = tmp_path / name / "scores.csv"
+        assert score(samples, f"{name}/scores.csv", *options) == 0
+        ratings = [{"method": t["method"], "key": t["key"], "g": i % 5, "h": i % 4} for i, t in enumerate(texts)]
+        numbers = ("g", "h")
+        write_table(
+            out.with_name("ratings.csv"), ratings, ("method", "key", *numbers), numbers, escape_formulas=bool(options)
+        )
+        capsys.readouterr()
+        assert main(["compare", str(out)]) == 0
+        assert main(["report", str(out), "--out", str(out.with_suffix(".html")), "--maps", "0"]) == 0
+        agreement = [str(out), str(out.with_name("ratings.csv")), "--score", "cp", "--replicates", "0"]
+        assert main(["agreement", *agreement]) == 0
+        printed[name] = capsys.readouterr().out.replace(f"{name}/", "")
+    assert printed["plain"] == printed["escaped"]
+    assert "=HYPERLINK(1)" in printed["plain"]
+    stored = rows(tmp_path / "escaped" / "scores.csv")
+    assert [row["sample_id"] for row in stored] == [f"'=cmd({i})" for i in range(6)]
+    assert {row["method"] for row in stored} == {"'=HYPERLINK(1)", "'@b"}
+    assert {row["seed"] for row in stored} == {"-1"}, "a number stays a number"
+    plain, escaped = (read_rows(tmp_path / name / "scores.csv") for name in printed)
+    assert [row.cells for row in plain] == [row.cells for row in escaped]
+    summary = json.loads((tmp_path / "escaped" / "scores.summary.json").read_text())
+    assert summary["settings"]["escape_formulas"] is True
+
+
+@pytest.mark.parametrize("options", [("--escape-formulas",), ()])
+def test_escaping_may_be_switched_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    samples = written(tmp_path, 4)
+    write_csv(samples, [row | {"method": "=1+1"} for row in rows(samples)])
+    first = () if options else ("--escape-formulas",)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_table", raise_full_disk)
+        assert score(samples, "scores.csv", *first) == 2
+    assert score(samples, "scores.csv", *options) == 0
+    assert {row["method"] for row in rows(tmp_path / "scores.csv")} == {"'=1+1" if options else "=1+1"}
+    assert {row.cells["method"] for row in read_rows(tmp_path / "scores.csv")} == {"=1+1"}
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert summary["settings"]["escape_formulas"] is bool(options)
+
+
+def raise_full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_formulas_are_escaped_in_tables_of_text_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    assert score(written(tmp_path, 2), f"scores{ending}", "--escape-formulas") == 2
+    assert (
+        f"--escape-formulas is given, but --out is {tmp_path}/scores{ending}, in which no cell is a formula; leave it"
+        in (capsys.readouterr().err)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import OrderedDict
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc_metrics.arguments import check_number, check_type, json_type_name, type_name
+from masc_metrics.arguments import check_function, check_number, check_type, json_type_name, type_name
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,31 @@ def test_true_is_no_number() -> None:
     check_number("x", np.float32(1))
     with pytest.raises(TypeError, match=r"^x is a bool; give a number$"):
         check_number("x", True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda prompts, seed: None,
+        lambda *everything: None,
+        lambda prompts, seed, steps=30: None,
+        functools.partial(lambda prompts, seed, steps: None, steps=30),
+        str,
+        max,
+    ],
+)
+def test_functions_that_can_be_called_are_accepted(function: Any) -> None:
+    check_function("generate", function, ("prompts", "seed"))
+
+
+def test_functions_of_other_arguments_are_named_with_the_call() -> None:
+    with pytest.raises(TypeError) as error:
+        check_function("generate", lambda prompts: None, ("prompts", "seed"))
+    assert str(error.value) == (
+        "generate is called as generate(prompts, seed), but it is generate(prompts) (too many positional arguments); "
+        "change it"
+    )
+    with pytest.raises(TypeError, match=r"it is generate\(\*, prompts, seed\)"):
+        check_function("generate", lambda *, prompts, seed: None, ("prompts", "seed"))
+    with pytest.raises(TypeError, match=r"^generate is a str; give a function, generate\(prompts, seed\)$"):
+        check_function("generate", "flux", ("prompts", "seed"))

@@ -472,7 +472,18 @@ def test_config_file_gives_options_and_the_command_line_overrides_them(
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("masks", "score", "dreambench-plus", "orida", "agreement", "demo", "prefetch"):
+    for name in (
+        "masks",
+        "score",
+        "sensitivity",
+        "compare",
+        "report",
+        "dreambench-plus",
+        "orida",
+        "agreement",
+        "demo",
+        "prefetch",
+    ):
         with pytest.raises(SystemExit, match="0"):
             main([name, "--help"])
         text = capsys.readouterr().out

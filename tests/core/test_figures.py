@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from masc_metrics import SigLIP2Backbone, functional
-from masc_metrics.plots import plot_background, plot_differences, plot_distributions, plot_matches, plot_methods
+from masc_metrics.plots import (
+    plot_background,
+    plot_differences,
+    plot_distributions,
+    plot_matches,
+    plot_methods,
+    plot_sensitivity,
+)
 
 PATCHES = 16
 
@@ -131,6 +138,51 @@ def test_differences_are_filled_if_they_are_shown() -> None:
         assert (mark.get_markerfacecolor() == mark.get_color()) is filled
     assert len(figure.axes[2].lines) == 1
     assert figure.axes[0].get_yticklabels()[0].get_text() == "x\n- y"
+
+
+def moves(*, rated: bool) -> dict[str, Any]:
+    def move(kind: str, amount: float, score: str, value: float | None, alpha: float) -> dict[str, Any]:
+        return {
+            "name": f"{kind} {amount}",
+            "perturbation": {"kind": kind, "amount": amount},
+            "score": score,
+            "mean_absolute": value,
+            "alpha": {"alphas": [0.5, alpha]} if rated and score == "cp" else None,
+        }
+
+    return {
+        "samples": 7,
+        "given": {"cp": {"alpha": 0.5} if rated else {}, "pf": {}},
+        "moves": [
+            move("dilation", 5, "cp", 0.2, 0.4),
+            move("dilation", 2, "cp", 0.1, 0.45),
+            move("shift", 2, "cp", None, 0.3),
+            move("dropout", 0.1, "cp", 0.05, 0.48),
+            move("dilation", 2, "pf", 0.3, 0.0),
+        ],
+    }
+
+
+def test_sensitivity_has_curves_against_pixels_and_bars_for_other_kinds() -> None:
+    curves, bars, *of_pf = plot_sensitivity(moves(rated=False)).axes
+    (line,) = curves.lines
+    assert line.get_xydata().tolist() == [[0, 0], [2, 0.1], [5, 0.2]]
+    assert [patch.get_height() for patch in bars.patches] == [0.05]
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["dropout 0.1"]
+    assert of_pf[0].lines[0].get_xydata().tolist() == [[0, 0], [2, 0.3]]
+    assert curves.get_title() == "CP, reference masks wrong"
+    assert curves.get_ylim()[1] > 0.2
+
+
+def test_sensitivity_shows_alpha_where_people_rated_the_score() -> None:
+    axes = plot_sensitivity(moves(rated=True)).axes
+    assert len(axes) == 6, "CP, PF and alpha of CP"
+    curves = axes[4]
+    assert curves.get_title() == "alpha of CP, reference masks wrong"
+    assert curves.lines[0].get_xydata().tolist() == [[0, 0.5], [2, 0.45], [5, 0.4]]
+    assert curves.lines[1].get_xydata().tolist() == [[0, 0.5], [2, 0.3]]
+    assert list(curves.lines[-1].get_ydata()) == [0.5, 0.5]
+    assert axes[5].lines[0].get_xydata().tolist() == [[0, 0.48]]
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

@@ -34,11 +34,10 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 import masc_metrics.segmenters.segmenter as segmenter_module
 from masc_metrics import load_backbone
 from masc_metrics.functional import transfer_masks
-from masc_metrics.precision import DTYPES
 from masc_metrics.segmenters import Segmentation, Segmenter, load_segmenter, release_segmenters
 from masc_metrics.segmenters.networks import Boxes, Network, Sam2
 from masc_metrics.segmenters.preparation import HALF, padded_pixels, read_processing, resized_pixels, shortest_edge_size
-from masc_metrics.settings import DEFAULT_SEGMENTER, DTYPE_NAMES, SEGMENTERS
+from masc_metrics.settings import DEFAULT_SEGMENTER, SEGMENTERS
 
 CPU = torch.device("cpu")
 NOUNS = ["dog", "a cat", "cup", "dog", "pig"]
@@ -751,7 +750,3 @@ def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -
 def test_names_on_the_command_line_are_those_of_the_segmenters() -> None:
     assert tuple(segmenter_module._KINDS) == SEGMENTERS
     assert DEFAULT_SEGMENTER in SEGMENTERS
-
-
-def test_dtypes_on_the_command_line_are_those_of_the_networks() -> None:
-    assert tuple(DTYPES) == DTYPE_NAMES

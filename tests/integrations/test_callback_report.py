@@ -61,13 +61,21 @@ def test_a_resumed_training_goes_on_with_its_report_and_a_new_one_begins_another
     assert page_data(tmp_path / "training-v1.html")["training"]["steps"] == [4]
 
 
-def test_a_validation_before_training_is_in_the_report(checkpoint: Path, tmp_path: Path) -> None:
-    file = tmp_path / "training.html"
-    run = trainer(lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), report=file)])
-    module = toy(lightning)
-    run.validate(module, loader(1), verbose=False)
-    run.fit(module, noise())
-    assert page_data(file)["training"]["steps"] == [0, 4]
+def test_a_validation_before_training_is_in_the_report_of_this_training(checkpoint: Path, tmp_path: Path) -> None:
+    """A second run of the same program does not add its first step to the report of the first run."""
+    for name in ("training", "training-v1"):
+        callback = validation(checkpoint, RecordingModel(), report=tmp_path / "training.html")
+        run, module = trainer(lightning, tmp_path, callbacks=[callback]), toy(lightning)
+        run.validate(module, loader(1), verbose=False)
+        run.fit(module, noise())
+        assert page_data(tmp_path / f"{name}.html")["training"]["steps"] == [0, 4]
+
+
+def test_a_callback_that_is_used_again_begins_another_report(checkpoint: Path, tmp_path: Path) -> None:
+    callback = validation(checkpoint, RecordingModel(), report=tmp_path / "training.html")
+    for name in ("training", "training-v1"):
+        trainer(lightning, tmp_path, callbacks=[callback]).fit(toy(lightning), noise())
+        assert page_data(tmp_path / f"{name}.html")["training"]["steps"] == [4]
 
 
 def test_images_that_failed_are_undefined_in_the_report(checkpoint: Path, tmp_path: Path) -> None:

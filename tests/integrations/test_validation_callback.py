@@ -198,14 +198,13 @@ DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 25
             r"segment raised AttributeError: 'list' .* \(first for 'kitten', 'a kitten on a beach'\), in the check "
             r"before training; it is called as segment\(images, nouns\); num_sanity_val_steps=0 skips the check",
         ),
-        ({"segment": lambda images: images}, "segment raised TypeError"),
         (
-            {"generate": lambda module, prompts: prompts},
+            {"generate": lambda module, seed, prompts: [noise() for _ in range(prompts)]},
             r"generate raised .*called as generate\(module, prompts, seed\)",
         ),
         (
             {"generate": lambda *_: Output(images(2, *SIZE), None)},
-            "is a Output; return its images, such as output.images",
+            "is an Output; return its images, such as output.images",
         ),
         ({"generate": lambda *_: (images(2, *SIZE), None)}, r"return its first item, output\[0\]"),
         (
@@ -218,7 +217,7 @@ DETECTION = {"label": "cat", "score": 0.9, "mask": Image.new("L", SIZE[::-1], 25
             {"segment": lambda *_: [[DETECTION] * 2] * 2},
             r"\[0\] holds dicts, as transformers' pipelines return; .*numpy",
         ),
-        ({"segment": lambda *_: Instances([])}, r"is a Instances; return one .* masks.any\(0\)"),
+        ({"segment": lambda *_: Instances([])}, r"is an Instances; return one .* masks.any\(0\)"),
         ({"segment": lambda *_: {"masks": []}}, r"is a dict; return one .* masks.any\(0\)"),
     ],
 )
@@ -798,6 +797,8 @@ def test_errors_for_invalid_concepts_name_the_argument(
         ({"seed": 2**32}, ValueError, r"seed is 4294967296; give an integer in \[0, 2\*\*32\)"),
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"generate": "x"}, TypeError, "generate is a str"),
+        ({"generate": lambda prompts, seed: 0}, TypeError, r"called as generate\(module, prompts, seed\), but it is"),
+        ({"segment": lambda images: 0}, TypeError, r"segment is called as segment\(images, nouns\), but it is"),
         ({"segment": 3}, TypeError, "segment is an int; give a function, the name of a segmenter, or None"),
         ({"segment": "sam9"}, ValueError, "segment is 'sam9'; give 'sam3', 'clipseg', 'grounded_sam2' or 'owlv2_sam2'"),
         (

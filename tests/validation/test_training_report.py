@@ -95,6 +95,15 @@ def test_versions_keep_apart_trainings_that_start_anew(tmp_path: Path) -> None:
         assert report.newest() == unused
 
 
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    report = TrainingReport.of(tmp_path / "training.html")
+    report.journal.write_text('{"image": "a.png"}\n')
+    with pytest.raises(ValueError, match=r"training\.masc\.jsonl does not hold validations of a report; rename it"):
+        report.add(validation({"cat": [0.5, 0.5]}), 10)
+    assert report.journal.read_text() == '{"image": "a.png"}\n'
+    assert not report.file.exists()
+
+
 def test_settings_that_change_between_steps_are_named(tmp_path: Path) -> None:
     file = tmp_path / "training.html"
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
@@ -111,12 +120,20 @@ def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeyp
     size = None
     for step in range(6):
         add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
-        size = size or sum(len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".jsonl").read_text()))
+        size = size or sum(
+            len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".masc.jsonl").read_text())
+        )
     assert pictured_rows(file) == list(range(12))
     monkeypatch.setattr(training_report, "PICTURE_BYTES", 3 * size)
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 6)
     assert pictured_rows(file) == [4, 5, 12, 13], "every fourth step, because every second one is too much"
     assert page_data(file)["count"] == 14
+
+
+def test_a_report_in_the_home_folder_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add_to_report(validation({"cat": [0.2, 0.4], "dog": [0.6, 0.5]}), "~/training.html", 10)
+    assert page_data(tmp_path / "training.html")["training"]["steps"] == [10]
 
 
 def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
@@ -132,7 +149,7 @@ def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
     [
         ("report.txt", 1, ValueError, "report is 'report.txt'; give a local file whose name ends with .html"),
         ("s3://bucket/report.html", 1, ValueError, "give a local file"),
-        (3, 1, TypeError, "report is"),
+        (3, 1, TypeError, "report is an int; give the name of an HTML file, or None"),
         ("report.html", -1, ValueError, "step is -1"),
     ],
 )

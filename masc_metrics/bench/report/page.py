@@ -14,12 +14,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
+import numpy as np
+
 import masc_metrics
 from masc_metrics.bench.compare import Comparison, MethodScores
 from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
-from masc_metrics.bench.run import NOT_COMPARED
+from masc_metrics.bench.run import MASC_SCORES, NOT_COMPARED
 from masc_metrics.bench.sample import FILES, NUMBERS
+from masc_metrics.bench.summary import product_figure
 from masc_metrics.intervals import ONE_CONCEPT
 
 TEXT_BYTES = 12_000_000
@@ -27,7 +30,8 @@ TEXT_BYTES = 12_000_000
 
 _TEXT_LENGTHS = (10_000, 1000, 400, 200, 100, 50, 25)
 _SHOWN_REASONS = 100
-_SCORE_NAMES = {"cp": "Concept preservation", "pf": "Prompt following"}
+_PRODUCT = "cp \u00d7 pf"
+_SCORE_NAMES = {"cp": "Concept preservation", "pf": "Prompt following", _PRODUCT: "Product of both means"}
 _DERIVED = ("sample_id", "method", "concept")
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
@@ -117,8 +121,8 @@ def write_page(
             "concepts": len({table.concept(number) for number in range(len(table.rows))}),
             **{state: count for state in STATES[1:] if (count := states.count(state))},
         },
-        scores=[{"name": name, "title": _SCORE_NAMES.get(name, "")} for name in table.scores],
-        methods=_method_lines(methods, table.scores),
+        scores=[{"name": name, "title": _SCORE_NAMES.get(name, "")} for name in (*table.scores, *_products(table))],
+        methods=_method_lines(methods, table),
         comparisons=_comparison_lines(comparisons),
         problems=[_problem(table, number, states[number]) for number in problems[:_SHOWN_REASONS]],
         problem_count=len(problems),
@@ -230,25 +234,36 @@ def _bar(figure: Mapping[str, Any], place: Callable[[float], float]) -> dict[str
 
 
 def _scale(figures: Sequence[Mapping[str, Any]], *, symmetric: bool = False) -> Callable[[float], float]:
-    """From values to percent of a width; the intervals that are not extremely wide lie inside."""
+    """From values to percent of a width."""
     means = [figure["mean"] for figure in figures if figure["mean"] is not None] or [0.0]
     ends = [end for figure in figures if figure["interval_95"] for end in figure["interval_95"]]
     low, high = (choose([*means, *ends]) for choose in (min, max))
-    low, high = max(low, -1.2), min(high, 1.2)
     if symmetric:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     width = (high - low) or 1.0
     return lambda value: min(100.0, max(0.0, 4 + 92 * (value - low) / width))
 
 
-def _method_lines(methods: Sequence[MethodScores], scores: Sequence[str]) -> list[dict[str, Any]]:
-    figures = {method.name: [method.figure(score) for score in scores] for method in methods}
-    scales = [_scale([each[index] for each in figures.values()]) for index in range(len(scores))]
+def _products(table: ScoredTable) -> tuple[str, ...]:
+    return (_PRODUCT,) if set(MASC_SCORES) <= set(table.scores) else ()
+
+
+def _method_lines(methods: Sequence[MethodScores], table: ScoredTable) -> list[dict[str, Any]]:
+    figures = {method.name: [method.figure(score) for score in table.scores] for method in methods}
+    if _products(table):
+        columns = [table.scores.index(score) for score in MASC_SCORES]
+        rows_of: dict[str, list[int]] = {name: [] for name in figures}
+        for number in range(len(table.rows)):
+            rows_of[table.method(number)].append(number)
+        for name, rows in rows_of.items():
+            concepts_N = np.array([table.concept(number) for number in rows], dtype=object)
+            figures[name].append(product_figure(table.values_NS[rows][:, columns], concepts_N))
+    scales = [_scale(list(column)) for column in zip(*figures.values(), strict=True)]
     return [
         {
             "name": name,
-            "samples": max(figure["n"] for figure in of_method),
-            "concepts": max(figure["concepts"] for figure in of_method),
+            "samples": max(figure["n"] for figure in of_method if "n" in figure),
+            "concepts": max(figure["concepts"] for figure in of_method if "concepts" in figure),
             "figures": [
                 {**figure, **_half_width(figure), "bar": _bar(figure, scale)}
                 for figure, scale in zip(of_method, scales, strict=True)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.loading import LoadedReference, LoadedSample, Loader, named
+from masc_metrics.bench.made_masks import MaskMaker
 from masc_metrics.bench.report.rows import ScoredTable
 from masc_metrics.bench.run import Run
-from masc_metrics.functional import background_maps, match_maps, transfer_masks
+from masc_metrics.functional import background_maps, match_maps
 from masc_metrics.images import ImageProcessing
 from masc_metrics.plots.drawing import background_map, heat_map, outlined, picture_and_mask
 
@@ -55,16 +55,14 @@ class Illustrator:
 
     Attributes:
         table: the table of scores.
-        max_num_patches: patch budget of the run.
-        reference_reduction: how the run combined several references.
-        backbone: backbone of the run; None draws no maps.
+        run: settings of the run.
+        maker: makes masks as the run did; None draws no maps.
         references: the last reference, by image and mask file: samples of one reference often follow each other.
     """
 
     table: ScoredTable
-    max_num_patches: int = 1
-    reference_reduction: str = "mean"
-    backbone: SigLIP2Backbone | None = None
+    run: Run
+    maker: MaskMaker | None = None
     references: dict[tuple[str, str | None], LoadedReference] = field(default_factory=dict)
 
     def small(self, number: int) -> Pictures:
@@ -79,15 +77,14 @@ class Illustrator:
         loaded = self._load(number)
         if isinstance(loaded, str):
             return Pictures(number, {}, (loaded,))
-        if not maps or self.backbone is None:
+        if not maps or self.maker is None:
             return Pictures(number, self._images(loaded, loaded.generated.mask, SIDE), ())
-        settings: dict[str, Any] = {"backbone": self.backbone, "max_num_patches": self.max_num_patches}
+        settings: dict[str, Any] = {"backbone": self.maker.backbone, "max_num_patches": self.run.max_num_patches}
+        loaded = self.maker.masked([loaded])[loaded.number].sample
         generated, generated_mask = [loaded.generated.pixels], loaded.generated.mask
         references = [[image.pixels for image in loaded.references]]
         reference_masks = [[image.mask for image in loaded.references if image.mask is not None]]
         marked = loaded.mask_of("reference") is not None
-        if generated_mask is None and marked and self._cell(number, "mask_source") == "transferred":
-            generated_mask = transfer_masks(generated, references, reference_masks, **settings).masks[0].cpu()
         images = self._images(loaded, generated_mask, SIDE)
         notes = list(loaded.lacks.values())
         if marked:
@@ -118,10 +115,10 @@ class Illustrator:
         cosines = [values for each in maps if len(values := each[~each.isnan()])]
         if "cp" not in self.table.scores or not cosines:
             return []
-        if self.reference_reduction == "pool":
+        if self.run.reference_reduction == "pool":
             cosines = [torch.cat(cosines)]
         means = [float(values.mean()) for values in cosines]
-        cp = max(means) if self.reference_reduction == "max" else sum(means) / len(means)
+        cp = max(means) if self.run.reference_reduction == "max" else sum(means) / len(means)
         stored = float(self.table.values_NS[number, self.table.scores.index("cp")])
         if math.isnan(stored) or abs(stored - cp) <= _LOOSE:
             return []
@@ -134,9 +131,8 @@ class Illustrator:
             return f"No pictures: {error}"
         if sample.references[0] not in self.references:
             self.references.clear()
-        processing = _NO_PROCESSING if self.backbone is None else self.backbone.checkpoint.processing
-        run = Run(self.table.file, max_num_patches=self.max_num_patches)
-        loaded = Loader([sample], processing, run).load(0, self.references)
+        processing = _NO_PROCESSING if self.maker is None else self.maker.backbone.checkpoint.processing
+        loaded = Loader([sample], processing, self.run).load(0, self.references)
         return loaded if isinstance(loaded, LoadedSample) else f"No pictures: {self._relative(number, loaded.error)}"
 
     def _relative(self, number: int, text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ from masc_metrics.backbone import SigLIP2Backbone, load_backbone
 from masc_metrics.bench.commands import ReportOptions
 from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, read_methods
 from masc_metrics.bench.distributed import fastest_device
+from masc_metrics.bench.made_masks import MaskMaker
 from masc_metrics.bench.report.page import jinja, write_page
 from masc_metrics.bench.report.pictures import Illustrator, Pictures
 from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, read_table
+from masc_metrics.bench.run import Run, SegmenterOptions
 from masc_metrics.bench.run_folder import check_html_file
 from masc_metrics.bench.runner import summary_of
 from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
+from masc_metrics.bench.segmenting import checkpoints_of
 from masc_metrics.bench.tables import replacing
 from masc_metrics.precision import check_device
 from masc_metrics.reading import checkpoint_version
+from masc_metrics.segmenters import Segmenter
+from masc_metrics.settings import SEGMENTERS
 
 PICTURED_ROWS = 400
 """In a table of at most as many samples every one has pictures, in a longer one only the chosen samples."""
@@ -47,12 +53,13 @@ def report(options: ReportOptions) -> int:
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     try:
-        backbone = None if device is None else _backbone(settings, options, device)
-    except (OSError, ValueError) as error:
+        run = _run(settings, options)
+        maker = None if device is None else MaskMaker(run, _backbone(settings, options, device))
+        if maker is not None and maker.run.mask_source in SEGMENTERS:
+            maker = replace(maker, segmenter=_segmenter(settings, maker))
+    except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, ValueError(f"{error}; or give --maps 0 for a report without maps"))
-    illustrator = Illustrator(
-        table, settings.get("max_num_patches", 1), settings.get("reference_reduction", "mean"), backbone
-    )
+    illustrator = Illustrator(table, run, maker)
     try:
         with replacing(options.out) as stream:
             pictures = _pictures(illustrator, groups, options)
@@ -87,6 +94,41 @@ def _compared(table: ScoredTable, a: str | None) -> tuple[list[MethodScores], Se
         if a is not None:
             raise
         return methods, ()  # no samples can be paired
+
+
+def _run(settings: Mapping[str, Any], options: ReportOptions) -> Run:
+    """What the pictures of the run's samples depend on."""
+    known = {
+        name: settings[name]
+        for name in ("max_num_patches", "reference_reduction", "mask_source", "dtype")
+        if name in settings
+    }
+    return Run(
+        options.scores,
+        cache_dir=options.cache_dir or settings.get("cache_dir"),
+        local_files_only=options.local_files_only,
+        **known,
+    )
+
+
+def _segmenter(settings: Mapping[str, Any], maker: MaskMaker) -> Segmenter:
+    """The segmenter of the run.
+
+    Raises:
+        OSError: if a checkpoint is not available.
+        ValueError: if it is not one that the run used.
+        ImportError: if the installed transformers is too old.
+    """
+    stored = settings["segmenter"]
+    names = [*stored["checkpoints"], None]  # that of the text first
+    chosen = SegmenterOptions(checkpoint=names[0], mask_checkpoint=names[1], threshold=stored["threshold"])
+    segmenter = replace(maker.run, segmenter=chosen).load_segmenter(maker.backbone.device)
+    assert segmenter is not None
+    found = checkpoints_of(segmenter)
+    for name, used in stored["checkpoints"].items():
+        if found[name] != used:
+            raise ValueError(f"the checkpoint {name} is {found[name]}, but the run used {used}; score again")
+    return segmenter
 
 
 def _backbone(settings: Mapping[str, Any], options: ReportOptions, device: torch.device) -> SigLIP2Backbone:

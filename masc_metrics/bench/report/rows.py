@@ -99,6 +99,7 @@ class ScoredTable:
         cells = {name: text_of(row, name) for name in FILES}
         (reference_image, reference_mask), *more = references_of(cells, folder, f"{self.file}, line {row.line}")
         image, mask = (cells[name] and file_in(folder, cells[name]) for name in ("generated_image", "generated_mask"))
+        noun = text_of(row, "noun") or row.cells.get("subject") or ""
         return Sample(
             line=row.line,
             sample_id=self.sample_id(number),
@@ -109,6 +110,8 @@ class ScoredTable:
             more_references=tuple(more),
             prompt=None,
             subject=None,
+            reference_noun=noun,
+            generated_noun=noun,
         )
 
 

@@ -33,12 +33,13 @@ from masc_metrics.bench.sensitivity.moves import (
     sentences,
     table_rows,
 )
-from masc_metrics.bench.sensitivity.plot import draw, matplotlib_figure
 from masc_metrics.bench.summary import row_warnings
-from masc_metrics.bench.tables import printable, text_table
+from masc_metrics.bench.tables import printable, replacing, text_table
 from masc_metrics.functional import mask_sensitivity
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch, Perturbation
+from masc_metrics.plots import plot_sensitivity
+from masc_metrics.plots.figures import matplotlib_for
 from masc_metrics.precision import check_device
 
 
@@ -61,7 +62,7 @@ def sensitivity(options: SensitivityOptions) -> int:
         if options.plot is not None:
             check_png_file("--plot", options.plot)
             _check_not_a_sample(options.plot, samples)
-            matplotlib_figure()
+            matplotlib_for("--plot")
         ratings = _ratings(samples, options)
         device = check_device(options.device or fastest_device())
     except (OSError, ValueError, ImportError) as error:
@@ -81,30 +82,27 @@ def sensitivity(options: SensitivityOptions) -> int:
             for score, values_N in scores.given.items()
         }
         settings = settings_of(samples, scorer, Ranks(0, 1, device)) | asdict(options)
-        write_json(  # first, because printing can fail
-            options.out,
-            {
-                "settings": settings,
-                "samples": len(results),
-                "failed": [
-                    {"sample_id": sample.sample_id, "line": sample.line, "error": result.error}
-                    for sample, result in failed
-                ],
-                "given": {
-                    score: {
-                        "undefined": int(np.isnan(values_N).sum()),
-                        "methods": method_means(values_N, scores.samples),
-                    }
-                    | ({} if (alpha := alphas[score]) is None else {"alpha": alpha.alphas[0], "rated_keys": alpha.keys})
-                    for score, values_N in scores.given.items()
-                },
-                "moves": [{"name": move.perturbation.name, **asdict(move)} for move in moved],
-                "scores": [_score_row(sample, number, scores) for number, sample in enumerate(scores.samples)],
+        found = {
+            "settings": settings,
+            "samples": len(results),
+            "failed": [
+                {"sample_id": sample.sample_id, "line": sample.line, "error": result.error} for sample, result in failed
+            ],
+            "given": {
+                score: {
+                    "undefined": int(np.isnan(values_N).sum()),
+                    "methods": method_means(values_N, scores.samples),
+                }
+                | ({} if (alpha := alphas[score]) is None else {"alpha": alpha.alphas[0], "rated_keys": alpha.keys})
+                for score, values_N in scores.given.items()
             },
-        )
+            "moves": [{"name": move.perturbation.name, **asdict(move)} for move in moved],
+            "scores": [_score_row(sample, number, scores) for number, sample in enumerate(scores.samples)],
+        }
+        write_json(options.out, found)  # first, because printing can fail
         if options.plot is not None:
-            given = {score: alpha.alphas[0] for score, alpha in alphas.items() if alpha is not None}
-            draw(options.plot, moved, len(scores.samples), given)
+            with replacing(options.plot) as stream:
+                plot_sensitivity(found).savefig(stream, format="png", dpi=300)
     except OSError as error:
         return fail(UNUSABLE, error)
     for line in text_table(list(table_rows(moved))):

@@ -177,6 +177,7 @@ def test_any_real_tensor_is_accepted(folder: Path) -> None:
         ),
         ("prompt=own_scores:red", "--scores names a function 'prompt', which is a column of another meaning"),
         ("seed=own_scores:red", "--scores names a function 'seed', which is a column of another meaning"),
+        ("escaped_formulas=own_scores:red", "a function 'escaped_formulas', which is a column of another meaning"),
         ("cp,cp_times_pf=own_scores:red", "--scores names a function 'cp_times_pf', which is a column of another"),
     ],
 )

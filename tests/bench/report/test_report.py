@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from support.sample_lists import rows, write_csv
+from support.segmenter_checkpoints import build_clipseg
 from support.three_methods import three_methods
 
 from masc_metrics.bench.report.page import script_json
 from masc_metrics.bench.report.rows import chosen_groups, read_table
 from masc_metrics.cli import main
+from masc_metrics.segmenters import release_segmenters
 
 COLUMNS = ("sample_id", "method", "concept", "key", "cp", "pf", "left_out", "error", "reference_image")
 
@@ -121,6 +124,30 @@ def test_transferred_masks_are_made_again(scored: Path) -> None:
     assert "background" in pictures[row]["images"]
 
 
+def test_masks_from_text_are_made_again(scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the segmenter of the run: the maps give the table's CP, and other weights are refused."""
+    folder = build_clipseg(tmp_path / "clipseg")
+    masks = {"generated_mask": "", "reference_mask": ""}
+    lines = [line | masks | {"noun": "star"} for line in rows(scored.with_name("samples.csv"))[:2]]
+    samples = write_csv(scored.with_name("unmasked.csv"), lines)
+    scores = scored.with_name("unmasked-scores.csv")
+    options = ("--model", "tiny", "--max-num-patches", "64", "--device", "cpu", "--workers", "0", "--quiet")
+    segmenter = ("--mask-source", "clipseg", "--checkpoint", str(folder), "--threshold", "0.4")
+    assert main(["score", str(samples), "--out", str(scores), *options, *segmenter]) == 0
+    assert {row["reference_mask_source"] for row in rows(scores)} == {"clipseg"}
+    assert all(row["cp"] not in ("", "nan") for row in rows(scores))
+    _, pictures = blocks(report(scores, "--samples", "2"))
+    for block in pictures.values():
+        assert set(block["images"]) == {"reference", "generated", "match", "background"}
+        assert block["notes"] == []
+    release_segmenters()
+    arguments = ["report", str(scores), "--out", str(tmp_path / "report.html"), "--device", "cpu", "--quiet"]
+    weights = folder / "model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert main(arguments) == 1
+    assert "but the run used sha256:" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("reduction", ["mean", "max", "pool"])
 def test_every_reference_of_a_sample_has_its_match_map(scored: Path, reduction: str) -> None:
     """Their maps give the table's CP, however the run combined the references; a note would say that they do not."""
@@ -149,6 +176,33 @@ def test_concepts_of_a_gallery_stand_between_floor_and_ceiling(scored: Path) -> 
     cells = "".join(f'<td class="number">{value}</td>' for value in (f"{limits['floor']:.3f}", f"{mean:.3f}", "-"))
     assert f"<bdi>{concept}</bdi></th>{cells}" in page
     assert 'id="concepts"' not in report(scored, "--maps", "0").read_text()
+
+
+def test_the_product_of_both_means_is_that_of_the_summary(scored: Path) -> None:
+    page = report(scored, "--maps", "0").read_text()
+    methods = json.loads(scored.with_suffix(".summary.json").read_text())["by"]["method"]
+    for name, figures in methods.items():
+        row = page[page.index(f'<th scope="row" class="name"><bdi>{name}</bdi>') :]
+        found = re.findall(r'<span class="value">(-?[\d.]+)</span> <span class="quiet">±([\d.]+)', row)[:3]
+        low, high = figures["cp_times_pf"]["interval_95"]
+        assert found[2] == (f"{figures['cp_times_pf']['mean']:.3f}", f"{(high - low) / 2:.3f}")
+
+
+def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
+    """Also those of a user's function, which are no cosines."""
+    values = {"a": (30, 40), "b": (80, 70), "c": (-20, -10)}
+    lines = [
+        {"sample_id": f"{name}{n}", "method": name, "concept": n, "key": n, "mine": value}
+        for name, pair in values.items()
+        for n, value in enumerate(pair)
+    ]
+    scores = write_csv(tmp_path / "scores.csv", lines)
+    (tmp_path / "scores.summary.json").write_text(json.dumps({"settings": {}, "undefined": {"mine": 0}}))
+    page = report(scores, "--maps", "0").read_text()
+    means = [float(place) for place in re.findall('class="point" x1="([0-9.]+)"', page)[:3]]
+    assert 0 < means[2] < means[0] < means[1] < 100
+    ends = re.findall('class="whisker" x1="([0-9.]+)" x2="([0-9.]+)"', page)[:3]
+    assert all(float(low) < mean < float(high) for (low, high), mean in zip(ends, means, strict=True))
 
 
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:
