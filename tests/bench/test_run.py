@@ -475,7 +475,7 @@ def test_results_before_an_overflow_are_kept(
         return real(self, batch)
 
     monkeypatch.setattr(Scorer, "score", overflow)
-    assert score(samples) == 1
+    assert score(samples, "--batch-size", "4") == 1
     folder = tmp_path / "scores.csv.run"
     kept = f"earlier results are kept in {folder}: another checkpoint or dtype needs --restart"
     assert capsys.readouterr().err == f"masc-metrics: features are not finite; {kept}\n"
