@@ -105,13 +105,18 @@ class Comparison:
     interval_over: str
 
     @property
+    def higher(self) -> str | None:
+        """The method that is shown to be higher; None if no difference is."""
+        if self.difference is None or self.p_holm is None or self.p_holm >= LEVEL:
+            return None
+        return self.a if self.difference > 0 else self.b
+
+    @property
     def verdict(self) -> str:
         """The answer in words."""
         if self.difference is None or self.p_holm is None:
             return "not testable"
-        if self.p_holm >= LEVEL:
-            return "no difference shown"
-        return f"{self.a if self.difference > 0 else self.b} is higher"
+        return "no difference shown" if self.higher is None else f"{self.higher} is higher"
 
 
 def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> tuple[list[MethodScores], list[str]]:

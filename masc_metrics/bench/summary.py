@@ -204,12 +204,17 @@ def mean_cell(figure: Mapping[str, Any]) -> str:
     """A mean with the half width of its interval, or with both ends if one is a limit of the score's range."""
     if figure["mean"] is None:
         return "-"
+    return f"{figure['mean']:.4f} {interval_text(figure)}".rstrip()
+
+
+def interval_text(figure: Mapping[str, Any], digits: int = 4) -> str:
+    """Half width of an interval, or both of its ends if one is a limit of the score's range; empty if it has none."""
     if figure["interval_95"] is None:
-        return f"{figure['mean']:.4f}"
+        return ""
     mean, (low, high) = figure["mean"], figure["interval_95"]
     if not math.isclose(high - mean, mean - low, abs_tol=_SHOWN_DIFFERENCE):
-        return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-    return f"{mean:.4f} ±{(high - low) / 2:.4f}"
+        return f"[{low:.{digits}f}, {high:.{digits}f}]"
+    return f"±{(high - low) / 2:.{digits}f}"
 
 
 def row_warnings(samples: SampleList, results: Sequence[SampleResult]) -> list[str]:

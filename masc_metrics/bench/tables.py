@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeAlias
 
+from masc_metrics.arguments import json_type_name, type_name
+
 LISTS = ("reference_image", "reference_mask")
 """Columns of which a JSON or Parquet cell may be a list; its text is JSON."""
 
@@ -349,22 +351,19 @@ def _json_array_rows(file: Path, needed: Sequence[str], texts: Collection[str]) 
         remedy = "if it has one object per line, rename it to end with .jsonl"
         raise ValueError(f"{file} cannot be read as JSON in UTF-8: {error}; {remedy}") from error
     if not isinstance(values, list):
-        raise ValueError(f"{file} holds a JSON {type(values).__name__}; give an array of objects, one per row")
+        raise ValueError(f"{file} holds {json_type_name(values)}; give an array of objects, one per row")
     for line, value in enumerate(values, start=1):
         yield Row(line, _json_cells(f"{file}, row {line}", value, needed, texts))
 
 
 def _json_cells(label: str, values: object, needed: Sequence[str], texts: Collection[str]) -> dict[str, str | None]:
     if not isinstance(values, dict):
-        raise ValueError(f"{label} holds a JSON {type(values).__name__}; give one object per line")
+        raise ValueError(f"{label} holds {json_type_name(values)}; give one object per line")
     named = dict(zip(_column_names(values), values.values(), strict=True))
     missing = [name for name in needed if name not in named]
     if missing:
         raise ValueError(f"{label} lacks {', '.join(missing)}; give null for an empty cell")
-    return {
-        name: _text(value, f"{label}: {name} is a JSON", _must_be_text(name, value, texts))
-        for name, value in named.items()
-    }
+    return {name: _text(value, f"{label}: {name}", _must_be_text(name, value, texts)) for name, value in named.items()}
 
 
 def _must_be_text(name: str, value: object, texts: Collection[str]) -> bool:
@@ -377,7 +376,8 @@ def _text(value: object, label: str, must_be_text: bool) -> str | None:
     if not isinstance(value, (bool, list, dict, bytes)):  # numbers and dates
         return str(value)
     if must_be_text:
-        raise ValueError(f"{label} {type(value).__name__}; give text")
+        kind = type_name(value) if isinstance(value, bytes) else json_type_name(value)
+        raise ValueError(f"{label} is {kind}; give text")
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -413,7 +413,7 @@ def _parquet_rows(
                             cells[name] = _place(column[index].as_py(), file, name, line - 1, place_of)
                         else:
                             must_be_text = _must_be_text(name, column[index], texts)
-                            cells[name] = _text(column[index], f"{file}, row {line}: {name} is a", must_be_text)
+                            cells[name] = _text(column[index], f"{file}, row {line}: {name}", must_be_text)
                     yield Row(line, cells)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from both
         if str(error).startswith(str(file)):

@@ -158,7 +158,7 @@ class MaSCValidation(L.Callback):
         self.generate = generate
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
-        self.panel_dir = None if panel_dir is None else Path(panel_dir)
+        self.panel_dir = None if panel_dir is None else Path(panel_dir).expanduser()
         self.report = None if report is None else TrainingReport.of(report)
         self.prefix = prefix
         self.table: tuple[ValidatedImage, ...] = ()
@@ -200,7 +200,7 @@ class MaSCValidation(L.Callback):
         if trainer.is_global_zero and not _is_dev_run(trainer):
             try:
                 self._start_report(trainer.global_step)
-            except OSError as reason:
+            except (OSError, ValueError) as reason:  # a ValueError if the folder beside it holds something else
                 self._warn(trainer.global_step, f"the report could not be continued, {reason}")
         self._warn_if_never_due(trainer, pl_module)
         if trainer.num_sanity_val_steps:  # not in on_fit_start, which the module's own follows

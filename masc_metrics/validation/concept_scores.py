@@ -39,10 +39,7 @@ from masc_metrics.validation.rank_reports import (
     Failure,
     ImageMask,
     RankReport,
-    problem_summary,
 )
-
-__all__ = ["Anchors", "ConceptScorer", "ConceptScores", "ImageMask", "Segment", "problem_summary"]  # for validate.py
 
 Segment = Callable[[Any, list[str]], Masks]
 

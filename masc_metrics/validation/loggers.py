@@ -76,7 +76,7 @@ def log_validation(
     for logger in all_loggers:
         logger.log_metrics({f"{prefix}masc_{name}": value for name, value in result.scores.items()}, step=step)
     stem = f"{prefix.replace('/', '-')}step={step:06d}"
-    target = LogTarget(all_loggers, step, prefix, stem, None if folder is None else Path(folder), ".")
+    target = LogTarget(all_loggers, step, prefix, stem, None if folder is None else Path(folder).expanduser(), ".")
     if result.panel is not None:
         log_panel(result.panel, target)
     log_table(result.table, target)

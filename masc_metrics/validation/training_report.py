@@ -1,7 +1,8 @@
 """A report on a training: one HTML file with all validations so far, written anew after each.
 
-The validations are kept beside it, in a file of JSON lines, so that a resumed training goes on with its report. Each
-step is a method of the page's table: its samples are paired with those of other steps, and compared like methods.
+The validations are kept in a folder beside it, so that a resumed training goes on with its report: scores in lines of
+JSON, and pictures in a file for each step, so that those of other steps need not be read. Each step is a method of the
+page's table: its samples are paired with those of other steps, and compared like methods.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ SIDE = 192
 """Longest side of a picture, in pixels."""
 
 PICTURE_BYTES = 20_000_000
-"""Pictures take at most this much of a report; if there are more, every second step has none, or more of them."""
+"""Pictures take at most about this much of a report. If there are more, only every second step has them, or every
+fourth, and so on, counted from the first; the last step has them always."""
 
 COMPARED_STEPS = 4
 """The last step is compared with at most as many earlier ones, which are evenly spaced."""
@@ -41,7 +43,7 @@ COMPARED_STEPS = 4
 _COLUMNS = ("sample_id", "method", *(field.name for field in fields(ValidatedImage)))
 
 Entry: TypeAlias = Mapping[str, Any]
-"""A validation as in the file of JSON lines: step, settings, anchors, cells of the table and pictures."""
+"""A validation as in a line of JSON: step, settings, anchors, cells of the table, and the size of its pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,17 @@ class TrainingReport:
         return cls(path)
 
     @property
+    def folder(self) -> Path:
+        """Folder of the validations, beside the report."""
+        return self.file.with_suffix(".masc")
+
+    @property
     def journal(self) -> Path:
-        """File of JSON lines beside the report."""
-        return self.file.with_suffix(".masc.jsonl")
+        """Lines of JSON: the validations without their pictures."""
+        return self.folder / "validations.jsonl"
+
+    def _pictures_of(self, entry: Entry) -> Path:
+        return self.folder / f"step-{entry['step']:08}.json"
 
     def unused(self) -> TrainingReport:
         """This report, or if it exists the first one with a version number that does not: ``report-v1.html``."""
@@ -94,7 +104,7 @@ class TrainingReport:
             yield TrainingReport(self.file.with_stem(f"{self.file.stem}-v{version}"))
 
     def _exists(self) -> bool:
-        return self.file.exists() or self.journal.exists()
+        return self.file.exists() or self.folder.exists()
 
     def resume(self, step: int) -> None:
         """Leave out validations of later steps from now on, because training goes on from this one.
@@ -113,14 +123,32 @@ class TrainingReport:
             OSError: if a file cannot be written.
             ValueError: if the file of JSON lines holds something else.
         """
-        added = _entry(result, step)
+        pictures = {str(index): images for shown in result.shown for index, images in _pictures(shown)}
+        added = _entry(result, step, pictures)
         entries = [*(entry for entry in self._entries() if entry["step"] != step), added]
+        entries.sort(key=lambda entry: entry["step"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self._pictures_of(added)) as stream:
+            stream.write(json.dumps(pictures).encode())
         self._append(added)
+        shown = _pictured(entries)
+        for entry in entries:
+            if entry not in shown:
+                self._pictures_of(entry).unlink(missing_ok=True)
         with replacing(self.file) as stream:
-            _write(stream, self.file, sorted(entries, key=lambda entry: entry["step"]))
+            _write(stream, self.file, entries, self._page_pictures(entries))
+
+    def _page_pictures(self, entries: Sequence[Entry]) -> Iterator[Pictures]:
+        """Pictures by row of the page's table."""
+        start = 0
+        for entry in entries:
+            file = self._pictures_of(entry)
+            if entry["picture_bytes"] and file.exists():
+                for index, images in json.loads(file.read_bytes()).items():
+                    yield Pictures(start + int(index), images, ())
+            start += len(entry["cells"])
 
     def _append(self, line: Entry) -> None:
-        self.journal.parent.mkdir(parents=True, exist_ok=True)
         with self.journal.open("ab") as stream:
             # A line that a kill has cut short is ended first.
             stream.write(b"\n" * bool(stream.tell()) + json.dumps(line).encode())
@@ -152,8 +180,8 @@ def add_to_report(result: ConceptValidation, file: str | os.PathLike[str], step:
 
     The report is one HTML file, which opens in any browser: curves of both scores by concept, a slider through the
     steps with the images of each, comparisons of the last step with earlier ones, and a table of all images. It is
-    written anew in every call. The validations are kept in a file of JSON lines beside it, with the same name but for
-    its ending. Images are those of the panel.
+    written anew in every call. The validations are kept in a folder beside it, such as ``training.masc`` of
+    ``training.html``. Images are those of the panel.
 
     Args:
         result: result of :func:`masc_metrics.validation.validate_concepts`.
@@ -168,16 +196,19 @@ def add_to_report(result: ConceptValidation, file: str | os.PathLike[str], step:
     check_integer("step", step, least=0)
     report = TrainingReport.of(file)
     if rank_and_world()[0] == 0:
-        report.add(result, step)
+        report.add(result, int(step))
 
 
-def _entry(result: ConceptValidation, step: int) -> Entry:
+def _entry(result: ConceptValidation, step: int, pictures: Mapping[str, Mapping[str, str]]) -> Entry:
     return {
         "step": step,
         "settings": dict(result.settings),
         "anchors": {name: [_defined(each.floor), _defined(each.ceiling)] for name, each in result.anchors.items()},
         "cells": [[_cell(name, value) for name, value in asdict(image).items()] for image in result.table],
-        "pictures": dict(picture for shown in result.shown for picture in _pictures(shown)),
+        # References are in the page once, whatever the number of steps.
+        "picture_bytes": sum(
+            len(uri) for images in pictures.values() for kind, uri in images.items() if kind != "reference"
+        ),
     }
 
 
@@ -202,7 +233,17 @@ def _pictures(shown: ShownConcept) -> Iterator[tuple[int, Mapping[str, str]]]:
         )
 
 
-def _write(stream: Any, file: Path, entries: Sequence[Entry]) -> None:
+def _pictured(entries: Sequence[Entry]) -> list[Entry]:
+    """The steps that have pictures. They are the same after a further step, but for those left out for it."""
+    every = 1
+    while True:
+        shown = [entry for number, entry in enumerate(entries) if number % every == 0 or number == len(entries) - 1]
+        if every >= len(entries) or sum(entry["picture_bytes"] for entry in shown) <= PICTURE_BYTES:
+            return shown
+        every *= 2
+
+
+def _write(stream: Any, file: Path, entries: Sequence[Entry], pictures: Iterable[Pictures]) -> None:
     rows = [
         Row(0, dict(zip(_COLUMNS, [cells[0], _name(entry), *cells], strict=True)))
         for entry in entries
@@ -221,8 +262,10 @@ def _write(stream: Any, file: Path, entries: Sequence[Entry]) -> None:
         "gallery": {"anchors": anchors},
         "by": {"concept": means},
     }
+    eras = _eras(entries)
     training = Training(
         steps=tuple(entry["step"] for entry in entries),
+        eras=eras,
         curves={
             score: [
                 (figure["mean"], *(figure["interval_95"] or (None, None)))
@@ -234,7 +277,8 @@ def _write(stream: Any, file: Path, entries: Sequence[Entry]) -> None:
         anchors={name: (each["floor"], each["ceiling"]) for name, each in anchors.items()},
         changes=_changed_settings(entries),
     )
-    write_page(stream, table, methods, _comparisons(methods), (), _page_pictures(entries), summary, training)
+    comparisons = _comparisons([method for method, era in zip(methods, eras, strict=True) if era == eras[-1]])
+    write_page(stream, table, methods, comparisons, (), pictures, summary, training)
 
 
 def _name(entry: Entry) -> str:
@@ -293,18 +337,10 @@ def _changed_settings(entries: Sequence[Entry]) -> list[str]:
     return changes
 
 
-def _page_pictures(entries: Sequence[Entry]) -> Iterable[Pictures]:
-    """Pictures of the last step and of as many earlier ones, evenly spaced, as the report has room for."""
-    sizes = [sum(len(uri) for images in entry["pictures"].values() for uri in images.values()) for entry in entries]
-    every = 1
-    while every < len(entries) and sum(sizes[::-1][::every]) > PICTURE_BYTES:
-        every *= 2
-    start = 0
-    for position, entry in enumerate(entries):
-        if (len(entries) - 1 - position) % every == 0:
-            for index, images in entry["pictures"].items():
-                yield Pictures(start + int(index), images, ())
-        start += len(entry["cells"])
+def _eras(entries: Sequence[Entry]) -> tuple[int, ...]:
+    """For each step, how often settings have changed before."""
+    changed = [before["settings"] != after["settings"] for before, after in itertools.pairwise(entries)]
+    return tuple(itertools.accumulate(changed, initial=0))
 
 
 def _defined(value: float) -> float | None:

@@ -83,7 +83,7 @@ def test_malformed_json_line_is_refused_with_its_number(listed: Path) -> None:
     without_prompt = json.dumps({name: value for name, value in json.loads(lines[3]).items() if name != "prompt"})
     for line, text in (
         (lines[1][:40], r"samples.jsonl, line 3 is not valid JSON: .*; give one object per line"),
-        ("[1]", r"samples.jsonl, line 3 holds a JSON list; give one object per line"),
+        ("[1]", r"samples.jsonl, line 3 holds an array; give one object per line"),
         (without_prompt, r"samples.jsonl, line 3 lacks prompt; give null for an empty cell"),
     ):
         file.write_text("\n".join([lines[0], "", line, *lines[4:]]))

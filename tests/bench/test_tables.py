@@ -120,8 +120,8 @@ HEADER = ",".join(COLUMNS)
         ("a.tsv", HEADER.encode(), "its cells are separated by ','; give a tab-separated header line"),
         ("a.jsonl", b'[\n{"prompt": "a"}\n]', "an array of objects must end with .json"),
         ("a.json", b'{"prompt": "a"}\n{"prompt": "b"}', "if it has one object per line, rename it to end with .jsonl"),
-        ("a.json", b'{"prompt": {"0": "a"}}', "holds a JSON dict; give an array of objects, one per row"),
-        ("a.json", b'["a"]', "row 1 holds a JSON str; give one object per line"),
+        ("a.json", b'{"prompt": {"0": "a"}}', "holds an object; give an array of objects, one per row"),
+        ("a.json", b'["a"]', "row 1 holds a string; give one object per line"),
     ],
 )
 def test_file_of_another_kind_is_refused_in_one_line_that_says_what_it_is(
@@ -146,7 +146,7 @@ def test_cell_that_is_no_text_is_an_error_where_text_is_used(tmp_path: Path, col
     row = dict.fromkeys((*COLUMNS, "sample_id", "method", "key"), "a") | {column: cell}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     for file in (tmp_path / "a.jsonl", parquet(tmp_path / "a.parquet", [row | {column: _arrow(cell)}])):
-        with pytest.raises(ValueError, match=rf"{column} is a (JSON )?(list|dict|bool); give text"):
+        with pytest.raises(ValueError, match=rf"{column} is (an array|an object|true or false); give text"):
             read_samples(file)
 
 
@@ -175,7 +175,7 @@ def test_readers_of_scores_refuse_cells_that_are_no_text(tmp_path: Path, capsys:
     file = str(tmp_path / "a.jsonl")
     for arguments in (["compare", file], ["agreement", file, file, "--score", "cp"]):
         assert main(arguments) == 2
-        assert "a.jsonl, line 1: key is a JSON list; give text" in capsys.readouterr().err
+        assert "a.jsonl, line 1: key is an array; give text" in capsys.readouterr().err
 
 
 def test_error_texts_quote_at_most_200_characters_of_a_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,8 +97,9 @@ def test_versions_keep_apart_trainings_that_start_anew(tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     report = TrainingReport.of(tmp_path / "training.html")
+    report.folder.mkdir()
     report.journal.write_text('{"image": "a.png"}\n')
-    with pytest.raises(ValueError, match=r"training\.masc\.jsonl does not hold validations of a report; rename it"):
+    with pytest.raises(ValueError, match=r"validations\.jsonl does not hold validations of a report; rename it"):
         report.add(validation({"cat": [0.5, 0.5]}), 10)
     assert report.journal.read_text() == '{"image": "a.png"}\n'
     assert not report.file.exists()
@@ -108,11 +109,17 @@ def test_settings_that_change_between_steps_are_named(tmp_path: Path) -> None:
     file = tmp_path / "training.html"
     add_to_report(validation({"cat": [0.5, 0.5]}), file, 10)
     assert "are not comparable" not in file.read_text()
-    add_to_report(validation({"cat": [0.5, 0.5]}, settings={**SETTINGS, "dtype": "bfloat16"}), file, 20)
+    for step in (20, 30):
+        add_to_report(validation({"cat": [0.5, 0.5]}, settings={**SETTINGS, "dtype": "bfloat16"}), file, step)
     assert (
         "dtype changed from float32 to bfloat16 at step 20; scores before and after are not comparable"
         in file.read_text()
     )
+    assert page_data(file)["training"]["eras"] == [0, 1, 1]
+    assert re.findall("<bdi>step 30</bdi> <span class=.quiet.>.</span> <bdi>(step [0-9]+)", file.read_text()) == [
+        "step 20",
+        "step 20",
+    ], "the last step is compared with steps of the same settings only"
 
 
 def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,20 +127,14 @@ def test_pictures_are_bounded_and_the_last_step_has_them(tmp_path: Path, monkeyp
     size = None
     for step in range(6):
         add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
-        size = size or sum(
-            len(uri) for uri in re.findall('"data:image[^"]*"', file.with_suffix(".masc.jsonl").read_text())
-        )
+        size = size or json.loads((file.with_suffix(".masc") / "validations.jsonl").read_text())["picture_bytes"]
     assert pictured_rows(file) == list(range(12))
     monkeypatch.setattr(training_report, "PICTURE_BYTES", 3 * size)
-    add_to_report(validation({"cat": [0.5, 0.5]}), file, 6)
-    assert pictured_rows(file) == [4, 5, 12, 13], "every fourth step, because every second one is too much"
-    assert page_data(file)["count"] == 14
-
-
-def test_a_report_in_the_home_folder_is_written_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    add_to_report(validation({"cat": [0.2, 0.4], "dog": [0.6, 0.5]}), "~/training.html", 10)
-    assert page_data(tmp_path / "training.html")["training"]["steps"] == [10]
+    for step, rows in ((6, [0, 1, 8, 9, 12, 13]), (7, [0, 1, 8, 9, 14, 15]), (8, [0, 1, 8, 9, 16, 17])):
+        add_to_report(validation({"cat": [0.5, 0.5]}), file, step)
+        assert pictured_rows(file) == rows, "every fourth step from the first on, and the last"
+    assert len(list(file.with_suffix(".masc").glob("step-*.json"))) == 3
+    assert page_data(file)["count"] == 18
 
 
 def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:

@@ -12,6 +12,11 @@ const element = (tag, attributes = {}, ...content) => {
   return made;
 };
 
+// A button without effect keeps the focus, which a disabled one would lose.
+const block = (id, isBlocked) => byId(id).setAttribute("aria-disabled", String(isBlocked));
+const press = (id, action) =>
+  byId(id).addEventListener("click", () => byId(id).getAttribute("aria-disabled") === "true" || action());
+
 const text = (name, row) => {
   const column = data.texts[name];
   return column ? column.values[column.rows ? column.rows[row] : row] : "";
@@ -68,7 +73,8 @@ const prompt = (row) => {
 };
 
 const opener = (row, label) => {
-  const button = element("button", { type: "button", class: "open", "data-row": row });
+  const name = label === text("sample_id", row) ? label : `${label}, sample ${text("sample_id", row)}`;
+  const button = element("button", { type: "button", class: "open", "data-row": row, "aria-label": name });
   button.append(element("bdi", {}, label));
   return button;
 };
@@ -113,9 +119,11 @@ const drawGroups = () => {
     });
   };
   tabs.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
-    const next = ([...tabs.children].indexOf(document.activeElement) + step + panels.length) % panels.length;
+    const from = [...tabs.children].indexOf(document.activeElement);
+    const target = { ArrowRight: from + 1, ArrowLeft: from - 1 + panels.length, Home: 0, End: panels.length - 1 }[event.key];
+    if (target === undefined) return;
+    event.preventDefault();
+    const next = target % panels.length;
     select(next);
     tabs.children[next].focus();
   });
@@ -192,8 +200,8 @@ const draw = () => {
   const all = kept.length === data.count;
   byId("found").textContent = all ? `${count(data.count)} samples` : `${count(kept.length)} of ${count(data.count)} samples`;
   byId("page").textContent = `Page ${count(page + 1)} of ${count(pages)}`;
-  byId("page-back").disabled = page === 0;
-  byId("page-next").disabled = page === pages - 1;
+  block("page-back", page === 0);
+  block("page-next", page === pages - 1);
   const body = kept.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
     const line = element("tr", { "data-row": row });
     if (pictured) {
@@ -241,8 +249,8 @@ const drawTable = () => {
   form.addEventListener("change", (event) => event.target.tagName === "SELECT" && filter());
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
-  byId("page-back").addEventListener("click", () => turn(-1));
-  byId("page-next").addEventListener("click", () => turn(1));
+  press("page-back", () => turn(-1));
+  press("page-next", () => turn(1));
   byId("table").addEventListener("click", (event) => {
     const button = event.target.closest("button.open");
     if (button) open(Number(button.dataset.row), kept, button);
@@ -270,8 +278,8 @@ const drawSample = () => {
   const method = element("bdi", { class: "quiet" }, text("method", row));
   byId("sample-title").replaceChildren(element("bdi", {}, text("sample_id", row)), " ", method);
   byId("sample-place").textContent = `${(place + 1).toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
-  byId("sample-back").disabled = place === 0;
-  byId("sample-next").disabled = place === rows.length - 1;
+  block("sample-back", place === 0);
+  block("sample-next", place === rows.length - 1);
   const cells = element("dl", { class: "cells" });
   const add = (name, value) => {
     if (value === "" || value === null || value === undefined) return;
@@ -290,8 +298,8 @@ const step = (by) => {
   place += by;
   drawSample();
 };
-byId("sample-back").addEventListener("click", () => step(-1));
-byId("sample-next").addEventListener("click", () => step(1));
+press("sample-back", () => step(-1));
+press("sample-next", () => step(1));
 byId("sample-close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("close", () => opened?.isConnected && opened.focus());

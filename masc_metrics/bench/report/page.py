@@ -22,11 +22,14 @@ from masc_metrics.bench.report.pictures import Pictures
 from masc_metrics.bench.report.rows import STATES, Group, ScoredTable
 from masc_metrics.bench.run import MASC_SCORES, NOT_COMPARED
 from masc_metrics.bench.sample import FILES, NUMBERS
-from masc_metrics.bench.summary import product_figure
+from masc_metrics.bench.summary import interval_text, product_figure
 from masc_metrics.intervals import ONE_CONCEPT
 
 TEXT_BYTES = 12_000_000
 """Texts of a table take at most about this much of the file; the longest are cut."""
+
+MOST_COMPARED = 12
+"""More methods are not compared pair by pair: 12 give 66 pairs."""
 
 _TEXT_LENGTHS = (10_000, 1000, 400, 200, 100, 50, 25)
 _SHOWN_REASONS = 100
@@ -42,6 +45,7 @@ class Training:
 
     Attributes:
         steps: training steps, ascending.
+        eras: for each step, the number of changes of settings before it; scores of two eras are not comparable.
         curves: by score, for each step the mean over concepts and both ends of its interval; None where undefined.
         concepts: by concept and score, the mean at each step; None where undefined.
         anchors: by concept, floor and ceiling of CP; None where undefined.
@@ -49,6 +53,7 @@ class Training:
     """
 
     steps: tuple[int, ...]
+    eras: tuple[int, ...]
     curves: Mapping[str, Sequence[tuple[float | None, ...]]]
     concepts: Mapping[str, Mapping[str, Sequence[float | None]]]
     anchors: Mapping[str, tuple[float | None, float | None]]
@@ -124,6 +129,7 @@ def write_page(
         scores=[{"name": name, "title": _SCORE_NAMES.get(name, "")} for name in (*table.scores, *_products(table))],
         methods=_method_lines(methods, table),
         comparisons=_comparison_lines(comparisons),
+        not_compared=training is None and len(methods) > MOST_COMPARED and not comparisons,
         problems=[_problem(table, number, states[number]) for number in problems[:_SHOWN_REASONS]],
         problem_count=len(problems),
         anchors=_anchor_lines(summary),
@@ -265,7 +271,7 @@ def _method_lines(methods: Sequence[MethodScores], table: ScoredTable) -> list[d
             "samples": max(figure["n"] for figure in of_method if "n" in figure),
             "concepts": max(figure["concepts"] for figure in of_method if "concepts" in figure),
             "figures": [
-                {**figure, **_half_width(figure), "bar": _bar(figure, scale)}
+                {**figure, "interval": interval_text(figure, 3), "bar": _bar(figure, scale)}
                 for figure, scale in zip(of_method, scales, strict=True)
             ],
             "one_concept": any(figure["interval_over"] == ONE_CONCEPT for figure in of_method),
@@ -281,18 +287,13 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]
         {
             "comparison": each,
             **figure,
-            **_half_width(figure),
+            "interval": interval_text(figure, 3),
             "bar": _bar(figure, scale),
             "zero": round(scale(0.0), 2),
-            "shown": each.verdict.endswith("is higher"),
+            "higher": each.higher,
         }
         for each, figure in zip(comparisons, figures, strict=True)
     ]
-
-
-def _half_width(figure: Mapping[str, Any]) -> dict[str, float | None]:
-    low, high = figure["interval_95"] or (None, None)
-    return {"half": None if low is None or high is None else (high - low) / 2}
 
 
 def _anchor_lines(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from masc_metrics.bench.commands import ReportOptions
 from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, read_methods
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.made_masks import MaskMaker
-from masc_metrics.bench.report.page import jinja, write_page
+from masc_metrics.bench.report.page import MOST_COMPARED, jinja, write_page
 from masc_metrics.bench.report.pictures import Illustrator, Pictures
 from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, read_table
 from masc_metrics.bench.run import Run, SegmenterOptions
@@ -86,7 +86,7 @@ def _summary(scores: Path) -> dict[str, Any]:
 
 def _compared(table: ScoredTable, a: str | None) -> tuple[list[MethodScores], Sequence[Comparison]]:
     methods, scores = read_methods([table.file], table.scores)
-    if a is None and len(methods) < 2:
+    if a is None and not 2 <= len(methods) <= MOST_COMPARED:
         return methods, ()
     try:
         return methods, compare_all(methods, scores, a)
@@ -165,14 +165,18 @@ def _pictures(illustrator: Illustrator, groups: Sequence[Group], options: Report
     rest = sorted({*range(rows)} - full) if rows <= PICTURED_ROWS else []
     # Samples of one reference follow each other, so that it is read once.
     chosen.sort(key=lambda number: illustrator.table.text(number, "reference_image"))
-    changed = 0
+    changed = missing = 0
     for number in tqdm([*chosen, *rest], unit="sample", disable=options.quiet):
-        if number in full:
-            found = illustrator.full(number, maps=number in with_maps)
-            changed += any("have changed since" in note for note in found.notes)
-            yield found
-        else:
-            yield illustrator.small(number)
+        found = illustrator.full(number, maps=number in with_maps) if number in full else illustrator.small(number)
+        changed += any("have changed since" in note for note in found.notes)
+        missing += "generated" not in found.images
+        yield found
+    if missing:
+        print(
+            f"masc-metrics: {missing} of {len(chosen) + len(rest)} samples have no picture, because their files cannot "
+            f"be read; files are relative to {options.scores}",
+            file=sys.stderr,
+        )
     if changed:
         print(
             f"masc-metrics: {changed} of {len(with_maps)} samples have another CP now than in {options.scores}: their "

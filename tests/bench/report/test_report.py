@@ -183,9 +183,11 @@ def test_the_product_of_both_means_is_that_of_the_summary(scored: Path) -> None:
     methods = json.loads(scored.with_suffix(".summary.json").read_text())["by"]["method"]
     for name, figures in methods.items():
         row = page[page.index(f'<th scope="row" class="name"><bdi>{name}</bdi>') :]
-        found = re.findall(r'<span class="value">(-?[\d.]+)</span> <span class="quiet">±([\d.]+)', row)[:3]
+        found = re.findall(r'<span class="value">(-?[\d.]+)</span> <span class="quiet">([^<]*)', row)[2]
         low, high = figures["cp_times_pf"]["interval_95"]
-        assert found[2] == (f"{figures['cp_times_pf']['mean']:.3f}", f"{(high - low) / 2:.3f}")
+        ends = (f"±{(high - low) / 2:.3f}", f"[{low:.3f}, {high:.3f}]")
+        assert found[0] == f"{figures['cp_times_pf']['mean']:.3f}"
+        assert found[1] == ends[min(high, -low) > 0.9999 or high == 1]
 
 
 def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
@@ -203,6 +205,34 @@ def test_bars_show_scores_of_any_size_in_their_order(tmp_path: Path) -> None:
     assert 0 < means[2] < means[0] < means[1] < 100
     ends = re.findall('class="whisker" x1="([0-9.]+)" x2="([0-9.]+)"', page)[:3]
     assert all(float(low) < mean < float(high) for (low, high), mean in zip(ends, means, strict=True))
+
+
+def test_many_methods_are_compared_with_one_on_request(tmp_path: Path) -> None:
+    """200 methods would be 19 900 pairs for each score."""
+    methods = [f"m{number}" for number in range(13)]
+    lines = [
+        {"method": name, "concept": c, "key": c, "cp": n / 20 + c / 100}
+        for n, name in enumerate(methods)
+        for c in range(2)
+    ]
+    scores = write_csv(tmp_path / "scores.csv", lines)
+    page = report(scores, "--maps", "0").read_text()
+    assert "13 methods are not compared pair by pair" in page
+    assert page.count("<bdi>m0</bdi> <span") == 0
+    page = report(scores, "--maps", "0", "--a", "m0").read_text()
+    assert page.count("<bdi>m0</bdi> <span") == 12
+
+
+def test_pictures_that_are_missing_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(table(tmp_path, ("a", "1", "0.3"), ("a", "2", "0.4")), "--maps", "0")
+    assert "2 of 2 samples have no picture, because their files cannot be read" in capsys.readouterr().err
+
+
+def test_an_interval_that_ends_at_the_range_has_both_ends(tmp_path: Path) -> None:
+    """Two concepts with a CP of 0.9 and 0.99: Student's interval would reach 1.52."""
+    lines = [{"method": "a", "concept": concept, "cp": cp} for concept, cp in (("x", 0.9), ("y", 0.99))]
+    page = report(write_csv(tmp_path / "scores.csv", lines), "--maps", "0").read_text()
+    assert '<span class="value">0.945</span> <span class="quiet">[0.373, 1.000]</span>' in page
 
 
 def test_without_maps_no_checkpoint_and_no_summary_are_needed(tmp_path: Path) -> None:

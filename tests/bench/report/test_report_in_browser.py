@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,18 @@ def test_a_sample_opens_and_the_keyboard_goes_on_from_it(browser: Browser, page:
     assert browser.switch_to.active_element.text == order[0]
 
 
+def test_a_button_without_effect_keeps_the_focus(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.all("#table .open")[-1].send_keys(Keys.ENTER)
+    last = browser.one("#sample-title").text
+    for _ in range(2):
+        browser.one("#sample-next").send_keys(Keys.ENTER)
+    assert browser.one("#sample-title").text == last
+    assert browser.switch_to.active_element.get_attribute("id") == "sample-next"
+    browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    assert browser.one("#sample-title").text != last
+
+
 def test_groups_show_their_samples_with_maps(browser: Browser, page: Path) -> None:
     browser.open(page)
     assert [len(browser.all(f"#group-{number} article")) for number in range(6)] == [2] * 6
@@ -193,7 +206,7 @@ def test_a_long_table_has_pages(browser: Browser, tmp_path: Path) -> None:
     browser.one("#page-next").click()
     assert browser.column() == [str(number) for number in range(100, 120)]
     assert browser.one("#page").text == "Page 3 of 3"
-    assert not browser.one("#page-next").is_enabled()
+    assert browser.one("#page-next").get_attribute("aria-disabled") == "true"
 
 
 def test_hostile_texts_are_shown_as_they_are_and_nothing_runs(browser: Browser, tmp_path: Path) -> None:
@@ -259,7 +272,7 @@ def test_the_slider_goes_through_the_steps_of_a_training(browser: Browser, train
     ]
     browser.one("#step-back").click()
     assert browser.line(".shots .scores") == "CP 0.200 PF 0.100"
-    assert not browser.one("#step-back").is_enabled()
+    assert browser.one("#step-back").get_attribute("aria-disabled") == "true"
 
 
 def test_a_click_on_a_curve_chooses_the_nearest_step(browser: Browser, training: Path) -> None:
@@ -290,6 +303,38 @@ def test_an_image_opens_with_the_same_image_of_other_steps(browser: Browser, tra
     assert browser.one("#sample-place").text == "3 of 3"
     browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
     assert browser.one("#sample-title").text == "1 step 1000"
+
+
+def test_changes_are_those_of_the_same_image_with_the_same_settings(browser: Browser, tmp_path: Path) -> None:
+    """Two images of one prompt and seed, and another dtype from the third step on."""
+    file = tmp_path / "training.html"
+    for step, cp, dtype in ((1, 0.2, "float32"), (2, 0.3, "float32"), (3, 0.9, "bfloat16"), (4, 0.8, "bfloat16")):
+        add_to_report(
+            validation({"cat": [cp, 0.5]}, prompts=("asleep", "asleep"), settings={"dtype": dtype}), file, step
+        )
+    browser.open(file)
+    found = []
+    for _ in range(4):
+        found.append([" ".join(each.text.split()[:3]) for each in browser.all(".shots .scores")])
+        browser.one("#step").send_keys(Keys.ARROW_LEFT)
+    assert found == [
+        ["CP 0.800 −0.100", "CP 0.500 +0.000"],  # noqa: RUF001
+        ["CP 0.900 PF", "CP 0.500 PF"],
+        ["CP 0.300 +0.100", "CP 0.500 +0.000"],
+        ["CP 0.200 PF", "CP 0.500 PF"],
+    ]
+    assert [
+        browser.execute_script("return arguments[0].getAttribute('d')", each).count("M")
+        for each in browser.all(".chart path.mean")
+    ] == [2, 2]
+
+
+def test_a_training_without_panels_has_no_images(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "training.html"
+    add_to_report(replace(validation({"cat": [0.5, 0.5]}), shown=()), file, 1)
+    browser.open(file)
+    assert browser.one("#step-images").text == "There are no images, because the validations drew no panel."
+    assert "mean over the images of the one concept" in browser.one("#training").text
 
 
 @pytest.mark.parametrize(("width", "phone"), [(1280, False), (360, True)])
