@@ -705,3 +705,14 @@ def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     monkeypatch.setattr("masc_metrics.checkpoint.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", Run(Path()), device="cpu")
     assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", commit)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_mean", [{"a": 1}, 0.5, 0.5]), ("size", [2])])
+def test_value_of_a_wrong_type_in_clips_processor_is_an_error_that_names_the_folder(
+    clip: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    folder = _copy(clip, tmp_path)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"{folder}.* cannot be (read|used)"):
+        _load("clip-i", folder).score([torch.zeros(3, 32, 32, dtype=torch.uint8)], torch.zeros(1, 3, 32, 32))
