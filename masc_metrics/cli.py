@@ -1,7 +1,7 @@
 """The ``masc-metrics`` command: its sub-commands and exit codes.
 
-Exit codes: 0 success; 1 the checkpoint is not available; 2 the arguments or the sample list are unusable; 3 some rows
-failed, the others have scores; 130 interrupted, results so far are kept.
+Exit codes: 0 success; 1 the checkpoint is not available; 2 the arguments or the sample list are unusable, or memory,
+the disk or another rank failed; 3 some rows failed, the others have scores; 130 interrupted, results so far are kept.
 """
 
 from __future__ import annotations
@@ -18,17 +18,42 @@ from masc_metrics.bench.options import (
     Command,
     add_command,
     expand_config,
+    function_of,
     non_negative_integer,
     option,
-    run_command,
+    parse_options,
 )
-from masc_metrics.bench.parent import end_with_starter
+from masc_metrics.bench.parent import end_other_ranks, end_with_starter
+from masc_metrics.bench.terminal import (
+    INTERRUPTED,
+    INTERRUPTED_LINE,
+    NO_CHECKPOINT,
+    UNUSABLE,
+    control_c,
+    fail,
+    lasting_output,
+)
 from masc_metrics.settings import BUNDLED_MODEL, DEFAULT_MODEL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     end_with_starter()
+    with lasting_output(), control_c.handled():
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        except Exception:  # what an import has made of Ctrl-C
+            if not control_c.received:
+                raise
+        except KeyboardInterrupt:  # while scoring, the command itself says where its results are kept
+            pass
+        end_other_ranks()
+        print(INTERRUPTED_LINE, file=sys.stderr)
+        exec("")  # else Python ends by a signal, with another exit code, if the exception has passed another exec
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
     commands = {
         command.name: command
         for command in (MASKS, SCORE, SENSITIVITY, COMPARE, REPORT, DREAMBENCH_PLUS, ORIDA, AGREEMENT, _DEMO, _PREFETCH)
@@ -42,30 +67,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in commands.values():
         add_command(subparsers, command)
     try:
-        expanded = expand_config(sys.argv[1:] if arguments is None else arguments, commands)
+        expanded = expand_config(arguments, commands)
     except (OSError, ValueError) as error:
-        from masc_metrics.bench.score_command import UNUSABLE, fail
-
         return fail(UNUSABLE, error)
     namespace = parser.parse_args(expanded)
+    command = commands[namespace.command]
+    function = function_of(command)
+    control_c.at_once = False  # the command has something to say, or ranks to end
     try:
-        return run_command(commands[namespace.command], namespace)
+        return function(*parse_options(command, namespace))
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
-        from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
         from masc_metrics.precision import out_of_memory
         from masc_metrics.reading import CheckpointError
 
         if isinstance(error, CheckpointError):
             return fail(NO_CHECKPOINT, error)
-        if not out_of_memory(error):
+        if control_c.received or not out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return fail(UNUSABLE, MemoryError(f"out of memory; close other programs, or give less at a time ({reason})"))
-    except KeyboardInterrupt:  # while scoring, the command itself says where its results are kept
-        from masc_metrics.bench.score_command import INTERRUPTED
-
-        print("masc-metrics: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +120,6 @@ class PrefetchOptions:
 
 def download(options: PrefetchOptions) -> int:
     """Run ``masc-metrics prefetch``; returns the exit code."""
-    from masc_metrics.bench.score_command import NO_CHECKPOINT, fail
     from masc_metrics.checkpoint import CheckpointSource, prefetch
 
     try:
@@ -114,7 +133,6 @@ def demo(options: DemoOptions) -> int:
     """Run ``masc-metrics demo``; returns the exit code."""
     from masc_metrics.backbone import load_backbone
     from masc_metrics.bench.run_folder import check_png_file
-    from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
 
     try:
         check_png_file("--out", options.out)

@@ -20,9 +20,9 @@ import numpy as np
 from masc_metrics.bench.commands import CompareOptions
 from masc_metrics.bench.run import SCORE_NAMES
 from masc_metrics.bench.run_folder import check_json_file, write_json
-from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.summary import limits_of, mean_cell, mean_figure
 from masc_metrics.bench.tables import Row, printable, quoted, read_rows, text_of, text_table
+from masc_metrics.bench.terminal import UNUSABLE, fail
 from masc_metrics.intervals import ONE_CONCEPT, ROUNDING, Numbers, all_equal, mean, unit_means
 
 LEVEL = 0.05

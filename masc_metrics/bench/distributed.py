@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from masc_metrics.bench.parent import name_starter
+from masc_metrics.bench.parent import end_with_the_dead, start_other_ranks
 from masc_metrics.bench.run import Run
 from masc_metrics.precision import check_device
 
@@ -72,6 +72,7 @@ def _errors_of_the_connection() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's error for a closed connection
+        end_with_the_dead()
         raise ConnectionError(f"another rank ended before its part was done ({error})") from error
 
 
@@ -82,6 +83,7 @@ def start_ranks(run: Run) -> Ranks:
 
     Raises:
         ValueError: if a device is not available, or cannot be used by several processes.
+        ConnectionError: if another rank has ended before.
     """
     device, devices, num_nodes = check_device(run.device or fastest_device()), run.devices, run.num_nodes
     launched = "TORCHELASTIC_RUN_ID" in os.environ
@@ -103,8 +105,6 @@ def start_ranks(run: Run) -> Ranks:
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # The launcher's only INFO message says that it kills all ranks because one has died.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # gloo: ranks exchange a few numbers, which is not worth NCCL's short timeout.
     strategy = DDPStrategy(process_group_backend="gloo", timeout=_TIMEOUT)
     fabric = Fabric(
@@ -113,10 +113,21 @@ def start_ranks(run: Run) -> Ranks:
         num_nodes=num_nodes,
         strategy="auto" if "LT_STRATEGY" in os.environ else strategy,
     )
-    if os.environ.get("LT_CLI_USED") != "1":  # else `fabric run` has launched it
-        name_starter()
-        fabric.launch()
     atexit.register(end_connection)
+    if os.environ.get("LT_CLI_USED") != "1":  # else `fabric run` has launched it
+        environment = strategy.cluster_environment
+        if environment is not None and not environment.creates_processes_externally:
+            # Lightning would start the others itself, answer the end of one by killing all, and leave Ctrl-C to each.
+            os.environ |= {
+                "MASTER_ADDR": environment.main_address,
+                "MASTER_PORT": str(environment.main_port),
+                "NODE_RANK": str(environment.node_rank()),
+                "WORLD_SIZE": str(devices * num_nodes),
+                "LOCAL_RANK": "0",
+            }
+            start_other_ranks(devices)
+        with _errors_of_the_connection():
+            fabric.launch()
     return Ranks(fabric.global_rank, fabric.world_size, fabric.device, fabric)
 
 

@@ -20,10 +20,10 @@ from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.loading import named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import files_of_cell
-from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.segmenting import checkpoints_of, folders_of, segmented
 from masc_metrics.bench.tables import (
     Row,
+    check_replaceable,
     check_table_name,
     file_in,
     is_parquet,
@@ -34,6 +34,7 @@ from masc_metrics.bench.tables import (
     text_of,
     write_table,
 )
+from masc_metrics.bench.terminal import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.images import TO_STORED, check_image, exif_orientation, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
@@ -89,6 +90,7 @@ def make_masks(options: MasksOptions) -> int:
             local_files_only=options.local_files_only,
         )
         options.out.mkdir(parents=True, exist_ok=True)
+        check_replaceable("--out", options.out, out)
     except (OSError, ValueError, ImportError) as error:
         return fail(UNUSABLE, error)
     distinct = {task.mask: task for task in tasks.values()}
@@ -143,8 +145,8 @@ def _tasks(
         )
     for index, row in enumerate(rows):
         for which in WHICH:
-            image = (row.cells.get(f"{which}_image") or "").strip()
-            if not image or (row.cells.get(f"{which}_mask") or "").strip():
+            image = text_of(row, f"{which}_image")
+            if not image or text_of(row, f"{which}_mask"):
                 continue
             if which == "reference" and len(files_of_cell(image, source.parent, f"{source}, line {row.line}")) > 1:
                 raise ValueError(
@@ -195,7 +197,7 @@ def _is_made(task: _Task, settings: Mapping[str, Any], versions: Mapping[str, st
         record = _read_record(task)
         same = all(record[name] == value for name, value in settings.items())
         return same and task.mask.is_file() and all(record["versions"][name] == versions[name] for name in versions)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -302,8 +304,8 @@ def _write_list(
     for index, row in enumerate(rows):
         cells = {name: row.cells.get(name) for name in [*columns, *files]}
         for name in files:
-            if path := (cells[name] or "").strip():
-                cells[name] = os.path.relpath(file_in(options.samples.parent, path), out.parent)
+            path = text_of(row, name)
+            cells[name] = os.path.relpath(file_in(options.samples.parent, path), out.parent) if path else None
         for which in WHICH:
             task = tasks.get((index, which))
             if task is not None and task.mask not in errors:

@@ -41,11 +41,11 @@ class Command:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_command(command: Command, arguments: argparse.Namespace) -> int:
-    """Import what a command runs, and call it with its options; returns the exit code."""
-    module, _, function = command.run.partition(":")
-    code: int = getattr(import_module(module), function)(*parse_options(command, arguments))
-    return code
+def function_of(command: Command) -> Callable[..., int]:
+    """Import what a command runs."""
+    module, _, name = command.run.partition(":")
+    function: Callable[..., int] = getattr(import_module(module), name)
+    return function
 
 
 def option(default: Any = MISSING, *, compare: bool = True, positional: bool = False, **settings: Any) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masc_metrics.bench.sample import SampleResult
-from masc_metrics.bench.tables import replacing
+from masc_metrics.bench.tables import check_replaceable, replacing
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -27,6 +27,8 @@ SECONDS_BETWEEN_SYNCS = 5.0
 """Work lost at most if the machine loses power; if the process is killed, it is the current batch."""
 
 _LOCK = "lock"
+
+_RESULTS = "[0-9]*-*.jsonl"
 
 
 class RunFolder:
@@ -91,7 +93,7 @@ class RunFolder:
             settings = json.loads(self._settings_file.read_text())
             if not isinstance(settings, dict):
                 raise ValueError(f"it holds a JSON {type(settings).__name__}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self._settings_file} cannot be read ({error}); remove {self.folder}") from error
         return settings
 
@@ -112,10 +114,6 @@ class RunFolder:
                 f"{len(missing)} of {count} samples have no result, the first is number {missing[0]}"
             )
         return [results[number] for number in range(count)]
-
-    def holds_results(self) -> bool:
-        """Whether a process has written results."""
-        return any(file.stat().st_size for file in self._own_files() if file.suffix == ".jsonl")
 
     def remove(self) -> None:
         """Remove the files of the run, and the folder if nothing else is in it."""
@@ -144,9 +142,13 @@ class RunFolder:
             return
         self._lock = lock
 
+    def has_results(self) -> bool:
+        """Whether a later start would continue from results here."""
+        return self._settings_file.exists() and any(file.stat().st_size for file in self.folder.glob(_RESULTS))
+
     def _own_files(self) -> list[Path]:
         """In the order of removal: results without settings would belong to no run."""
-        return [*self.folder.glob("[0-9]*-*.jsonl"), *self._own_settings()]
+        return [*self.folder.glob(_RESULTS), *self._own_settings()]
 
     def _own_settings(self) -> list[Path]:
         return list(self.folder.glob(f"{self._settings_file.name}*"))
@@ -159,7 +161,7 @@ class RunFolder:
                 for line in stream:
                     try:
                         result = SampleResult(**json.loads(line, object_pairs_hook=_with_shared_names))
-                    except (ValueError, TypeError):  # cut short, or zeroed by a loss of power
+                    except (ValueError, TypeError, RecursionError):  # cut short, or zeroed by a loss of power
                         continue
                     if result.number not in results or results[result.number].error:
                         results[result.number] = result
@@ -195,7 +197,7 @@ class ResultFile:
             OSError: if the disk is full or not available, or the folder was removed.
         """
         if not self._file.exists():  # the system would accept what nobody can read any more
-            raise FileNotFoundError(f"{self._file.parent}, the folder of this unfinished run, was removed")
+            raise FileNotFoundError(f"{self._file.parent}, the folder of this unfinished run, was removed or replaced")
         self._stream.write(b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in results))
         self._stream.flush()
         if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
@@ -222,6 +224,7 @@ def _check_out(out: Path, inputs: Sequence[Path], suffix: str) -> None:
         raise ValueError(f"--out is {out}, which is an input; give another file")
     if out.suffix.lower() != suffix or out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out is {out}; give a name that ends with {suffix}, in a folder that exists")
+    check_replaceable("--out", out)
 
 
 def check_png_file(option: str, out: Path) -> None:

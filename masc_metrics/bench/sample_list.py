@@ -274,7 +274,7 @@ def files_of_cell(cell: str, folder: str | Path, label: str) -> list[str]:
     if cell.startswith("[") and not os.path.exists(os.path.join(folder, cell)):
         try:
             names = json.loads(cell)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{label} is {quoted(cell)}, not a JSON list ({error}); give a list of files") from error
     elif SEPARATOR in cell and not os.path.exists(os.path.join(folder, cell)):
         names = cell.split(SEPARATOR)

@@ -1,10 +1,11 @@
-"""``masc-metrics score``, and what the benchmark commands share with it: messages and exit codes."""
+"""``masc-metrics score``, and what the benchmark commands share with it."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from masc_metrics.bench.distributed import Ranks, start_ranks
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
 from masc_metrics.bench.gallery import gallery_lines, load_gallery
 from masc_metrics.bench.loading import lacks_mask
+from masc_metrics.bench.parent import wait_for_other_ranks
 from masc_metrics.bench.run import SCORE_NAMES, Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.runner import begin, score_samples, summary_file, write_scores
@@ -23,10 +25,9 @@ from masc_metrics.bench.sample import WHICH
 from masc_metrics.bench.sample_list import SampleList, read_samples
 from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
-from masc_metrics.bench.tables import check_table_name, printable
+from masc_metrics.bench.tables import check_replaceable, check_table_name, printable
+from masc_metrics.bench.terminal import INTERRUPTED, INTERRUPTED_LINE, NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.reading import CheckpointError
-
-NO_CHECKPOINT, UNUSABLE, ROWS_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 
 def score(source: ScoreInput, run: Run) -> int:
@@ -83,21 +84,24 @@ def score_list(samples: SampleList, run: Run) -> Finished:
         functions = load_functions(run, ranks.device)
         segmenter = run.load_segmenter(ranks.device)
     except (ValueError, TypeError, ImportError) as error:
-        return Finished(fail(UNUSABLE, error, ranks))
+        return Finished(fail(UNUSABLE, error, ranks.rank))
     try:
         lacking = any(lacks_mask(sample, which, run) for sample in samples.samples for which in WHICH)
         scorer = load_scorer(run, ranks.device, functions, segmenter if lacking else None)
     except (OSError, ValueError, ImportError) as error:
-        return Finished(fail(NO_CHECKPOINT, error, ranks))
+        return Finished(fail(NO_CHECKPOINT, error, ranks.rank))
     except torch.cuda.OutOfMemoryError as error:
         return Finished(
-            fail(NO_CHECKPOINT, MemoryError(f"the networks do not fit on device {ranks.device} ({error})"), ranks)
+            fail(NO_CHECKPOINT, MemoryError(f"the networks do not fit on device {ranks.device} ({error})"), ranks.rank)
         )
     folder = RunFolder(run.out.with_name(f"{run.out.name}.run"))
     try:
-        return _score_in(folder, samples, scorer, ranks)
+        finished = _score_in(folder, samples, scorer, ranks)
     finally:
         folder.release()
+    if finished.table_written:
+        wait_for_other_ranks()
+    return finished
 
 
 def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ranks) -> Finished:
@@ -110,7 +114,7 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
             scorer = replace(scorer, gallery=gallery)
         numbers = begin(samples, scorer, ranks, folder)
     except (OSError, ValueError) as error:
-        return Finished(fail(UNUSABLE, error, ranks))
+        return Finished(fail(UNUSABLE, error, ranks.rank))
     if ranks.world_size == 1 and len(numbers) < len(samples.samples):
         print(
             f"resuming: {len(samples.samples) - len(numbers)} samples have scores in {folder.folder}", file=sys.stderr
@@ -127,17 +131,17 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
             return Finished(0)
         results, summary = write_scores(samples, run, folder, scorer.gallery)
     except KeyboardInterrupt:
-        print(f"masc-metrics: interrupted; start again to continue from {folder.folder}", file=sys.stderr)
+        print(f"{INTERRUPTED_LINE}; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
     except CheckpointError as error:
         kept = f"; earlier results are kept in {folder.folder}: another checkpoint or dtype needs --restart"
-        if ranks.world_size == 1 and not folder.holds_results():
+        if ranks.world_size == 1 and not folder.has_results():
             folder.remove()
             kept = ""
         print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
         return Finished(NO_CHECKPOINT if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
-        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.folder.exists() else ""
+        kept = f"; results are kept in {folder.folder}: start again to continue" if folder.has_results() else ""
         print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
         return Finished(UNUSABLE if ranks.rank == 0 else 0)
     try:
@@ -164,7 +168,11 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
 
 def _files(samples: SampleList) -> set[str]:
     """Files that the samples are read from."""
-    return {os.path.realpath(file) for file in {file for sample in samples.samples for file in sample.files}}
+    found = set()
+    for file in {file for sample in samples.samples for file in sample.files}:
+        with suppress(ValueError):  # no name of a file, which is an error of its rows
+            found.add(os.path.realpath(file))
+    return found
 
 
 def check_out(run: Run, source: Path) -> None:
@@ -183,14 +191,19 @@ def check_out(run: Run, source: Path) -> None:
     if out.exists() and source.exists() and out.samefile(source):
         raise ValueError(f"--out is {out}, which is the sample list; give another file")
     check_table_name("--out", out, run.escape_formulas)
+    check_replaceable("--out", out)
+    summary = summary_file(run)
+    check_replaceable("--out", out, summary)
+    if (other := _table_of(summary)) not in (None, out) and other.exists():
+        raise ValueError(
+            f"--out is {out}, whose summary would replace {summary}, that of {other}; give a name that differs before "
+            "its ending, or remove that table"
+        )
+
+
+def _table_of(summary: Path) -> Path | None:
+    """The table beside a summary that it belongs to, if it says so."""
     try:
-        tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise OSError(f"--out is {out}, which cannot be written: {error.strerror}") from error
-
-
-def fail(code: int, error: Exception, ranks: Ranks | None = None) -> int:
-    """Print an error, on the first rank only, and return its exit code."""
-    if ranks is None or ranks.rank == 0:
-        print(f"masc-metrics: {printable(str(error))}", file=sys.stderr)
-    return code
+        return summary.with_name(Path(json.loads(summary.read_text())["settings"]["out"]).name)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None

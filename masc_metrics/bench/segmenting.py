@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from masc_metrics.bench.tables import printable
 from masc_metrics.reading import CheckpointError, checkpoint_version
 from masc_metrics.segmenters import Segmentation, Segmenter
 
@@ -50,6 +51,6 @@ def segmented(segmenter: Segmenter, images: Sequence[Tensor], nouns: Sequence[st
         raise
     except ValueError as error:
         if len(images) == 1:
-            return [error]
+            return [ValueError(printable(str(error)))]  # it quotes the noun
     pairs = zip(images, nouns, strict=True)  # find out which
     return [result for image, noun in pairs for result in segmented(segmenter, [image], [noun])]

@@ -14,9 +14,10 @@ import json
 import math
 import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -60,6 +61,9 @@ columns, or empty. Tables without it are read as they are."""
 
 LONGEST_QUOTE = 200
 """Characters of a cell that an error text quotes at most."""
+
+LONGEST_LINE = 4000
+"""Characters of a line on the terminal, which may hold paths."""
 
 _PICTURE_ROWS, _TEXT_ROWS = 16, 2**16  # of Parquet in memory at a time, with and without pictures
 _PLACE = re.compile(r"(?P<file>.*\.parquet)#(?P<column>.*):(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
@@ -128,6 +132,8 @@ def _rows_as_stored(
     suffix = file.suffix.lower()
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file")
+    if not file.is_file():  # of a pipe, what is read once is gone, and other ranks and a later start read it again
+        raise ValueError(f"{file} is not a regular file; save the table as a file, and give its name")
     if suffix in _OTHER_ENDINGS:
         raise ValueError(f"{file} {_OTHER_ENDINGS[suffix]}")
     plain = {*needed, *texts}
@@ -164,8 +170,14 @@ def quoted(cell: object) -> str:
     return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
 
 
-def printable(text: str) -> str:
-    """Text for the terminal: control characters, which could move the cursor or clear the screen, are escaped."""
+def printable(text: str, longest: int = LONGEST_LINE) -> str:
+    """A line for the terminal: at most so many characters of it, from its beginning and its end.
+
+    Control characters, which could move the cursor or clear the screen, are escaped.
+    """
+    if len(text) > longest:
+        end = longest // 3  # where the remedy is
+        text = f"{text[: longest - end - 3]}...{text[-end:]}"
     return "".join(
         character.encode("unicode_escape", "backslashreplace").decode()
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNING
@@ -603,7 +615,7 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
     file = file.resolve()  # replace the target of a link, not the link
     if file.exists() and not file.is_file():
         raise OSError(f"{file} is not a regular file; give another name")
-    part = file.with_name(file.name + ".part")
+    part = _part_of(file)
     part.unlink(missing_ok=True)  # of a run that was killed; opening it would write into the target of a link
     try:
         with part.open("xb") as stream:
@@ -615,8 +627,35 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
+def _part_of(file: Path) -> Path:
+    return file.with_name(file.name + ".part")
+
+
+def check_replaceable(option: str, out: Path, file: Path | None = None) -> None:
+    """Raise OSError if :func:`replacing` could not write a file, before it is known what to write.
+
+    Args:
+        option: name of the option in error texts.
+        out: its value.
+        file: the file, if it is another one, whose name follows from the value.
+    """
+    file = file or out
+    try:
+        with suppress(FileNotFoundError):
+            file.stat()  # fails for links that lead in a circle
+        target = file.resolve()
+        for each in (target, _part_of(target)):
+            if each.is_dir():
+                raise OSError(f"{option} is {out}, but {each}, which it would write, is a folder; give another name")
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(f"{option} is {out}, which cannot be written: {error.strerror}") from error
+
+
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table with columns of equal width."""
-    rows = [[printable(cell) for cell in row] for row in rows]
+    rows = [[printable(cell, LONGEST_QUOTE) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -63,7 +63,7 @@ class MaSCValidation(L.Callback):
     their own concept rather than another one, as :class:`masc_metrics.MaSCIdentification` does.
 
     Training is bit-identical with and without the callback: random states and the train or eval mode of every module
-    are restored. Nothing is added to checkpoints.
+    are restored. Nothing is added to checkpoints, but for the name of the report's file if there is one.
 
     Args:
         concepts: concepts to validate; see :class:`Concept`.
@@ -93,7 +93,7 @@ class MaSCValidation(L.Callback):
             that do not accept images.
         report: HTML file of a report on all validations so far, with curves and a slider through the steps, see
             :func:`masc_metrics.validation.add_to_report`. If it exists when a training starts anew, a version number is
-            appended; a resumed training goes on with the newest version. None writes no report.
+            appended; a resumed training goes on with its own. None writes no report.
         prefix: prefix of all logged names.
         model_name_or_path: SigLIP2 checkpoint; this and the following settings are those of
             :class:`masc_metrics.MaSCConceptPreservation`.
@@ -184,6 +184,20 @@ class MaSCValidation(L.Callback):
             raise ValueError(f"two MaSCValidation callbacks have prefix {self.prefix!r}; give distinct prefixes")
         if self.report is not None and sum(other.report == self.report for other in callbacks) > 1:
             raise ValueError(f"two MaSCValidation callbacks have report {str(self.report.file)!r}; give distinct files")
+
+    @property
+    def state_key(self) -> str:
+        """Key of the callback's state in checkpoints; callbacks have distinct prefixes."""
+        return self._generate_state_key(prefix=self.prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name of the report's file, so that a resumed training goes on with its own; nothing without a report."""
+        return {} if self._continued_report is None else {"report": self._continued_report.file.name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the report of the checkpoint, if it is a version of this callback's."""
+        if self.report is not None:
+            self._continued_report = self.report.version_of(state_dict.get("report", ""))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the checkpoints and make missing reference masks, so that training does not start without them."""

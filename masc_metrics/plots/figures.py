@@ -51,9 +51,11 @@ _STYLE: dict[Any, Any] = {
 
 # Okabe and Ito's colours without yellow, which is hard to see on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vP"  # fewer than colours, so that the pairs of both repeat late
 _LINES = ("-", "--", "-.", ":")
 _OUTLINE, _WORST, _QUIET = "#ff00c8", "#00a6d6", "#767676"
+
+_NARROW, _WIDE = 14, 30  # characters of a name: in a legend of two columns, and of one
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -104,10 +106,15 @@ def _title(figure: Figure, subject: str, prompt: str, scores: Mapping[str, float
     """Scores in bold, the subject, and the prompt on at most two lines; nothing of it is read as mathematics."""
     values = "   ".join(f"{name} {_shown(value)}" for name, value in scores.items())
     lines = [values] if values else []
-    lines += textwrap.wrap(subject, 62, max_lines=1, placeholder=" ...")
-    lines += textwrap.wrap(f"“{prompt}”" if prompt else "", 62, max_lines=2, placeholder=" ...")
+    lines += _cut_lines(subject, 1)
+    lines += _cut_lines(f"“{prompt}”" if prompt else "", 2)
     if lines:
         figure.suptitle("\n".join(lines), fontsize=8, parse_math=False)
+
+
+def _cut_lines(text: str, most: int) -> list[str]:
+    lines = textwrap.wrap(text, 62)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][:58]} ..."]
 
 
 def _shown(value: float) -> str:
@@ -284,7 +291,7 @@ def plot_distributions(groups: Mapping[str, Sequence[float]], *, score: str = "C
         score: name of the score.
 
     Raises:
-        ValueError: if there is no group.
+        ValueError: if there is no group, or a score is infinite.
         ImportError: if matplotlib is not installed.
     """
     _check_some("groups", groups)
@@ -294,6 +301,8 @@ def plot_distributions(groups: Mapping[str, Sequence[float]], *, score: str = "C
     labels = []
     for place, (name, given) in enumerate(groups.items()):
         values = np.asarray(given, dtype=float)
+        if np.isinf(values).any():
+            raise ValueError(f"groups[{name!r}] holds {values[np.isinf(values)][0]}; give finite scores, or nan")
         defined = values[~np.isnan(values)]
         colour = _COLOURS[place % len(_COLOURS)]
         spread = rng.uniform(-0.2, 0.2, len(defined))
@@ -322,11 +331,15 @@ def plot_methods(
         samples: scores of the samples of each method, (CP, PF), drawn as points; None draws none.
 
     Raises:
-        ValueError: if there is no method.
+        ValueError: if there is no method, or one has no figures of a score.
         ImportError: if matplotlib is not installed.
     """
     _check_some("means", means)
-    figure = _figure(2.6 + 0.14 * math.ceil(len(means) / 2))
+    for name, figures in means.items():
+        if missing := {"cp", "pf"} - figures.keys():
+            raise ValueError(f"means[{name!r}] has no {min(missing)}; give methods with both scores")
+    columns = 2 if max(map(len, means)) <= _NARROW else 1
+    figure = _figure(2.6 + 0.14 * math.ceil(len(means) / columns))
     axes = figure.subplots()
     for place, (name, figures) in enumerate(means.items()):
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
@@ -334,6 +347,9 @@ def plot_methods(
             axes.scatter(*samples[name], s=5, color=colour, alpha=0.3, linewidths=0)
         centre = [figures[score]["mean"] for score in ("cp", "pf")]
         if None in centre:
+            axes.errorbar(
+                math.nan, math.nan, color=colour, marker=marker, linestyle="none", label=f"{_short(name)}: undefined"
+            )
             continue
         ends = [figures[score]["interval_95"] or (figures[score]["mean"],) * 2 for score in ("cp", "pf")]
         below_and_above = [[[mean - low], [high - mean]] for mean, (low, high) in zip(centre, ends, strict=True)]
@@ -354,7 +370,7 @@ def plot_methods(
     axes.set(xlabel="concept preservation (CP)", ylabel="prompt following (PF)")
     axes.set_title("Means over concepts with 95 % intervals")
     axes.grid(alpha=0.25, linewidth=0.5)
-    for text in figure.legend(loc="outside lower center", ncols=2).get_texts():
+    for text in figure.legend(loc="outside lower center", ncols=columns).get_texts():
         text.set_parse_math(False)
     return figure
 
@@ -377,8 +393,12 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], *, level: float =
     _check_some("comparisons", comparisons)
     scores = list(dict.fromkeys(each["score"] for each in comparisons))
     pairs = list(dict.fromkeys((each["a"], each["b"]) for each in comparisons))
-    figure = _figure(0.75 + 0.34 * len(pairs))
-    all_axes = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    columns = min(2, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    figure = _figure(0.4 + rows * (0.35 + 0.34 * len(pairs)))
+    all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in all_axes[len(scores) :]:
+        axes.set_axis_off()
     for axes, score, colour in zip(all_axes, scores, _COLOURS * len(scores), strict=False):
         axes.axvline(0, color=_QUIET, linewidth=0.8, linestyle="--")
         for each in comparisons:
@@ -471,7 +491,9 @@ def _check_some(name: str, values: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 30, placeholder=" ...") or name[:30]
+    """At most ``_WIDE`` characters; names of runs often differ at their ends, so the middle is left out."""
+    name = " ".join(name.split())
+    return name if len(name) <= _WIDE else f"{name[: _WIDE // 2 - 1]}...{name[-(_WIDE // 2 - 2) :]}"
 
 
 def _name_rows(axes: Axes, labels: Sequence[str]) -> None:

@@ -96,6 +96,15 @@ class TrainingReport:
             newest = report
         raise AssertionError("unreachable")
 
+    def version_of(self, name: str) -> TrainingReport | None:
+        """The existing version whose file has this name; None if there is none."""
+        for report in self._versions():
+            if not report._exists():
+                return None
+            if report.file.name == name:
+                return report
+        raise AssertionError("unreachable")
+
     def _versions(self) -> Iterator[TrainingReport]:
         yield self
         version = 0

@@ -220,6 +220,13 @@ def test_the_column_noun_goes_before_the_subject(clipseg: Path, tmp_path: Path) 
     assert nouns == sorted(["toy", "toy", rows[1]["subject"], rows[1]["subject"]])
 
 
+def test_a_cell_nan_is_empty_as_it_is_when_the_list_is_scored(clipseg: Path, tmp_path: Path) -> None:
+    samples, out = without_masks(tmp_path / "list", 2), tmp_path / "made"
+    write_csv(samples, [{**row, "generated_mask": "nan"} for row in read(samples)])
+    assert run(samples, out, clipseg) == 0
+    assert [Path(out / row["generated_mask"]).is_file() for row in read(out / "samples.csv")] == [True, True]
+
+
 def test_a_failed_mask_leaves_its_cell_empty_and_the_others_made(
     clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +266,8 @@ def test_unusable_input_is_an_error_in_one_line(
     other = write_csv(tmp_path / "list" / "other.csv", [{"image": "a.png"}])
     assert "has neither a column reference_image nor generated_image" in error(other, tmp_path / "n")
     assert not (tmp_path / "n").exists()
+    (tmp_path / "f" / "samples.csv.part").mkdir(parents=True)
+    assert "samples.csv.part, which it would write, is a folder; give another" in error(samples, tmp_path / "f")
     assert "no checkpoint folder at" in error(samples, tmp_path / "made", 1, tmp_path / "nowhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -11,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from support.segmenter_checkpoints import build_clipseg
 
 from masc_metrics.bench import loading
 from masc_metrics.bench.distributed import Ranks, rank_share
+from masc_metrics.bench.parent import end_with_starter
 from masc_metrics.bench.run import Run
 from masc_metrics.bench.run_folder import RunFolder
 from masc_metrics.bench.sample import Sample, SampleResult
@@ -130,20 +133,94 @@ def test_killed_rank_leaves_no_process_and_loses_no_result(tmp_path: Path, expec
     assert len(rows(tmp_path / "scores.csv")) == 24
 
 
+@contextlib.contextmanager
+def two_ranks(samples: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command with ``--devices 2``, and the id of its second rank, which has just been started."""
+    arguments = ["score", str(samples), "--out", str(samples.parent / "scores.csv"), *TINY, "--devices", "2"]
+    with started_command(arguments, samples.parent) as process:
+        while not (started := [child for child in children_of(process) if is_second_rank(child)]):
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process, started[0]
+
+
+def children_of(process: subprocess.Popen[bytes]) -> list[int]:
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def is_second_rank(process: int) -> bool:
+    try:
+        return b"LOCAL_RANK=1" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:  # a program that a package runs while it is imported, and that has ended
+        return False
+
+
+has_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="child processes are found in /proc")
+@has_proc
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_rank_ends_within_five_seconds_of_the_first_also_while_it_starts(tmp_path: Path, end: signal.Signals) -> None:
     samples = written(tmp_path, 24)
-    arguments = ["score", str(samples), "--out", str(tmp_path / "scores.csv"), *TINY, "--devices", "2"]
-    with started_command(arguments, tmp_path) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not children.read_text():
-            assert process.poll() is None
-            time.sleep(0.02)
+    with two_ranks(samples) as (process, _):
         process.send_signal(end)
         process.communicate(timeout=5)  # returns when the second rank has closed its stderr
     assert score(samples) == 0
+
+
+@pytest.mark.timeout(120)
+@has_proc
+@pytest.mark.parametrize("to_all", [True, False])
+def test_control_c_while_two_ranks_load_ends_both_in_one_line_with_130(tmp_path: Path, to_all: bool) -> None:
+    with two_ranks(written(tmp_path, 8)) as (process, _):
+        time.sleep(0.5)
+        if to_all:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)  # returns when both have closed their stderr
+    assert process.returncode == 130
+    said = [line for line in error.decode().splitlines() if "rocess" not in line and not line.startswith(("-", "dist"))]
+    assert list(filter(None, said)) == ["masc-metrics: interrupted"], "besides Lightning's greeting"
+
+
+def test_control_c_in_code_that_is_run_from_text_ends_with_130(tmp_path: Path) -> None:
+    """``python -m`` would end by a signal."""
+    code = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "own_scores.py").write_text(f"exec({code!r})")
+    arguments = ["score", str(written(tmp_path, 2)), "--out", str(tmp_path / "s.csv"), *TINY]
+    with started_command([*arguments, "--scores", "own=own_scores:score"], tmp_path) as process:
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, b"masc-metrics: interrupted\n")
+
+
+@pytest.mark.timeout(120)
+@has_proc
+def test_a_rank_that_is_killed_is_named_with_its_signal_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    samples = written(tmp_path, 8)
+    with two_ranks(samples) as (process, rank):
+        os.kill(rank, signal.SIGKILL)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 2
+    line = "masc-metrics: rank 1 was ended by SIGKILL, probably for lack of memory; start again to continue"
+    assert [each for each in error.decode().splitlines() if "masc-metrics" in each] == [line]
+    assert score(samples) == 0
+
+
+def test_only_a_rank_that_was_started_by_another_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    names = []
+    for starter in ("", str(os.getppid())):
+        if starter:
+            monkeypatch.setenv("MASC_METRICS_STARTER", starter)
+        monkeypatch.setattr(
+            "masc_metrics.bench.parent.threading.Thread",
+            lambda name, **_: names.append(name) or SimpleNamespace(start=lambda: None),
+        )
+        end_with_starter()
+        assert names == ["end-with-starter"] * bool(starter)
+    assert "MASC_METRICS_STARTER" not in os.environ
 
 
 @pytest.mark.timeout(180)
@@ -208,8 +285,85 @@ def test_a_folder_that_is_removed_during_the_run_is_noticed(
     monkeypatch.setattr(Scorer, "score", removed)
     assert score(samples, "--batch-size", "4") == 2
     printed = capsys.readouterr().err
-    assert f"{folder}, the folder of this unfinished run, was removed\n" in printed
+    assert f"{folder}, the folder of this unfinished run, was removed or replaced\n" in printed
     assert "kept" not in printed
+
+
+def test_results_are_not_said_to_be_kept_in_a_folder_that_has_replaced_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, folder, real = written(tmp_path, 8), tmp_path / "scores.csv.run", Scorer.score
+
+    def replaced(self: Scorer, batch: Any) -> Any:
+        folder.rename(tmp_path / "elsewhere")
+        folder.mkdir()
+        return real(self, batch)
+
+    monkeypatch.setattr(Scorer, "score", replaced)
+    assert score(samples) == 2
+    expected = f"masc-metrics: {folder}, the folder of this unfinished run, was removed or replaced"
+    assert capsys.readouterr().err.splitlines() == [expected]
+
+
+@pytest.mark.parametrize("name", ["scores.csv.part", "scores.summary.json", "scores.summary.json.part"])
+def test_out_that_cannot_be_written_is_an_error_before_anything_is_scored(
+    listed: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    out = tmp_path / "scores.csv"
+    assert main(["score", str(listed), "--out", str(out), *TINY]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"masc-metrics: --out is {out}, but {tmp_path / name}, which it would write, is a folder; give another name"
+    ]
+
+
+def test_out_that_is_a_looping_link_is_an_error_before_anything_is_scored(
+    listed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.csv"
+    out.symlink_to(out)
+    assert main(["score", str(listed), "--out", str(out), *TINY]) == 2
+    assert capsys.readouterr().err.startswith(f"masc-metrics: --out is {out}, which cannot be written: Too many levels")
+
+
+def test_a_table_does_not_replace_the_summary_of_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 4)
+    assert score(samples, out="s.csv") == 0
+    summary = (tmp_path / "s.summary.json").read_text()
+    capsys.readouterr()
+    assert score(samples, out="s.jsonl") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"whose summary would replace {tmp_path / 's.summary.json'}, that of {tmp_path / 's.csv'}; give a name" in line
+    )
+    assert (tmp_path / "s.summary.json").read_text() == summary
+    assert score(samples, out="s.csv") == 0, "its own"
+    (tmp_path / "s.csv").unlink()
+    assert score(samples, out="s.jsonl") == 0
+
+
+@pytest.mark.parametrize("cell", ["a\0b.png", "a\ud800b.png"])
+def test_a_cell_that_can_name_no_file_is_an_error_of_its_row_also_if_out_exists(tmp_path: Path, cell: str) -> None:
+    samples = tmp_path / "samples.jsonl"
+    listed = rows(written(tmp_path, 4))
+    listed[1]["generated_image"] = cell
+    samples.write_text("\n".join(map(json.dumps, listed)))
+    (tmp_path / "scores.csv").touch()
+    assert score(samples) == 3
+    assert [bool(row["error"]) for row in rows(tmp_path / "scores.csv")] == [False, True, False, False]
+
+
+def test_settings_that_are_nested_too_deeply_are_an_error_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 4)
+    folder = tmp_path / "scores.csv.run"
+    folder.mkdir()
+    (folder / "settings.json").write_text("[" * 100_000)
+    assert score(samples) == 2
+    assert "settings.json cannot be read" in capsys.readouterr().err
 
 
 @patched_workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.sample_lists import rows, written
+from support.sample_lists import rows, write_csv, written
 
 from masc_metrics.bench.sample import Sample
 from masc_metrics.bench.sample_list import read_samples
@@ -322,3 +323,26 @@ def test_line_of_a_sample_is_the_one_on_which_it_begins(tmp_path: Path) -> None:
     samples = read_samples(file, ["cp"]).samples
     assert [sample.line for sample in samples] == [2, 3, 5, 8, 10]
     assert [sample.extra["note"] for sample in samples] == [each.strip('"') for each in note]
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_and_nothing_is_read_from_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "samples.csv"
+    os.mkfifo(fifo)
+    with pytest.raises(ValueError, match=r"samples\.csv is not a regular file; save the table as a file"):
+        read_samples(fifo)
+    reader, writer = os.pipe()
+    os.write(writer, b"generated_image")
+    with pytest.raises(ValueError, match=r"is not a regular file"):
+        read_samples(Path(f"/dev/fd/{reader}"))
+    assert os.read(reader, 100) == b"generated_image"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_cell_of_deeply_nested_json_is_an_error_with_its_line(listed: Path) -> None:
+    listing = rows(listed)
+    listing[1]["reference_image"] = "[" * 100_000
+    write_csv(listed, listing)
+    with pytest.raises(ValueError, match=r"line 3: reference_image is '\[+\.\.\., not a JSON list \(.*recursion"):
+        read_samples(listed)

@@ -33,7 +33,7 @@ from masc_metrics.bench.sample import (
     table_row,
 )
 from masc_metrics.bench.sample_list import read_samples
-from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, write_table
+from masc_metrics.bench.tables import printable, quoted, read_rows, stored_picture, text_table, write_table
 from masc_metrics.cli import main
 
 TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--workers", "0", "--quiet")
@@ -267,8 +267,9 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
     write_csv(samples, [row | {"key": "0", "concept": f"object_{i // 2}"} for i, row in enumerate(rows(samples))])
     found, compared, agreed = {}, {}, {}
     for ending in tables.WRITTEN:
-        out = tmp_path / f"scores{ending}"
-        assert score(samples, out.name) == 0
+        out = tmp_path / ending[1:] / f"scores{ending}"
+        out.parent.mkdir()
+        assert score(samples, f"{ending[1:]}/{out.name}") == 0
         found[ending] = [(row.cells["sample_id"], f"{float(row.cells['cp'] or 'nan'):.6f}") for row in read_rows(out)]
         capsys.readouterr()
         assert main(["compare", str(out)]) == 0
@@ -279,8 +280,8 @@ def test_scores_in_every_format_are_equal_and_can_be_compared(
         write_table(tmp_path / f"ratings{ending}", ratings, ("method", "key", "g", "h"), ("g", "h"))
         arguments = [str(out), str(tmp_path / f"ratings{ending}"), "--score", "cp", "--replicates", "0"]
         assert main(["agreement", *arguments]) == 0
-        agreed[ending] = capsys.readouterr().out.replace(f"{ending}:", ":")
-        assert not list(tmp_path.glob("*.part"))
+        agreed[ending] = capsys.readouterr().out.replace(f"{ending}:", ":").replace(f"/{ending[1:]}/", "/")
+        assert not list(tmp_path.glob("**/*.part"))
     for results in (found, compared, agreed):
         assert set(map(str, results.values())) == {str(results[".csv"])}
 
@@ -405,6 +406,18 @@ def test_broken_picture_in_parquet_is_an_error_of_its_row(listed: Path) -> None:
     errors = [row["error"] for row in rows(listed.with_name("broken.csv"))]
     assert [bool(error) for error in errors] == [False, True, False, False, False, False]
     assert "broken.parquet#generated_image:1: cannot be read as an image" in errors[1]
+
+
+def test_what_is_printed_of_a_long_line_is_its_beginning_and_its_end() -> None:
+    line = printable(f"noun {'x' * 10_000_000}; give a shorter noun")
+    assert len(line) == 4000
+    assert line.startswith("noun x")
+    assert line.endswith("x; give a shorter noun")
+    assert printable("x" * 4000) == "x" * 4000
+
+
+def test_a_long_cell_widens_a_table_to_200_characters() -> None:
+    assert list(map(len, text_table([["method", "cp"], ["x" * 10_000_000, "0.5"]]))) == [204, 205]
 
 
 # Formulas

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +31,7 @@ from masc_metrics.bench.options import any_of, device_name, dtype_name, expand_c
 from masc_metrics.bench.run import _score_names
 from masc_metrics.bench.sample import COLUMNS
 from masc_metrics.bench.sample_list import read_samples
+from masc_metrics.bench.terminal import lasting_output
 from masc_metrics.cli import main
 from masc_metrics.functional import concept_preservation, prompt_following
 
@@ -492,3 +498,64 @@ def test_every_option_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         for option, following in options:
             line = next(line for line in text.splitlines() if line.startswith(f"  {option}"))
             assert "  " in line.strip() or following.startswith(" " * 20), f"{name} {option} has no help"
+
+
+def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "masc_metrics", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=100, check=False, **settings)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_behind_stdout_changes_no_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        result = run("--help", stdout=full)
+    expected = "masc-metrics: the rest of the output cannot be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (0, expected)
+
+
+def test_a_reader_that_has_closed_its_pipe_changes_no_exit_code_and_nothing_is_said() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = run("--help", stdout=writer)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_characters_that_the_terminal_cannot_encode_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    with lasting_output():
+        print("0.7252 \u00b10.2246")
+    assert buffer.getvalue() == b"0.7252 \\xb10.2246\n"
+
+
+def test_control_c_while_modules_are_imported_is_one_line_and_130(tmp_path: Path) -> None:
+    """An import that is interrupted raises whatever its code makes of it."""
+    (tmp_path / "torch.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n"
+        "    raise ImportError('initialization failed')\n"
+    )
+    result = run("score", "samples.csv", "--out", "s.csv", env=os.environ | {"PYTHONPATH": python_path(tmp_path)})
+    assert (result.returncode, result.stderr) == (130, "masc-metrics: interrupted\n")
+
+
+def test_control_c_that_a_later_import_turns_into_an_error_is_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def imported(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("masc_metrics.bench.score_command.read_samples", imported)
+    assert main(["score", "samples.csv", "--out", "s.csv"]) == 130
+    assert capsys.readouterr().err == "masc-metrics: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def python_path(folder: Path) -> str:
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])

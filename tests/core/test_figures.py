@@ -113,13 +113,43 @@ def test_methods_have_their_means_intervals_and_samples() -> None:
         {"a": ([0.4, 0.6], [0.2, 0.4])},
     )
     (axes,) = figure.axes
-    first, second = axes.containers
+    first, second, _ = axes.containers
     assert (first.lines[0].get_xydata()[0]).tolist() == [0.5, 0.3]
     assert first.lines[2][0].get_segments()[0][:, 0] == pytest.approx([0.4, 0.7])
     assert axes.collections[0].get_offsets().tolist() == [[0.4, 0.2], [0.6, 0.4]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "no score: undefined"]
     assert first.lines[0].get_marker() != second.lines[0].get_marker()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("concept preservation (CP)", "prompt following (PF)")
+
+
+def test_names_of_methods_fit_the_legend_and_keep_their_ends() -> None:
+    names = [f"sdxl dreambooth prior preservation rank {rank}" for rank in (4, 64)]
+    figure = plot_methods({name: figures(0.5, 0.3) for name in names})
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "sdxl dreamboot...vation rank 4",
+        "sdxl dreamboot...ation rank 64",
+    ]
+
+
+def test_methods_of_one_score_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"means\['a'\] has no pf; give methods with both scores"):
+        plot_methods({"a": {"cp": {"mean": 0.5, "interval_95": None}}})
+
+
+def test_infinite_scores_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"groups\['a'\] holds inf"):
+        plot_distributions({"a": [0.1, np.inf]})
+
+
+def test_four_scores_stand_in_two_rows() -> None:
+    scores = ("cp", "pf", "dino-i", "clip-t")
+    figure = plot_differences(
+        [{"a": "x", "b": "y", "score": s, "difference": 0.1, "interval_95": None, "p_holm": None} for s in scores]
+    )
+    assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 1, 1]
 
 
 def test_differences_are_filled_if_they_are_shown() -> None:
@@ -130,7 +160,7 @@ def test_differences_are_filled_if_they_are_shown() -> None:
     figure = plot_differences(
         [comparison("cp", 0.3, 0.01), comparison("pf", -0.2, 0.2), comparison("dino-i", None, None)]
     )
-    assert [axes.get_title() for axes in figure.axes] == ["CP", "PF", "DINO-I"]
+    assert [axes.get_title() for axes in figure.axes] == ["CP", "PF", "DINO-I", ""]
     for axes, difference, filled in zip(figure.axes[:2], (0.3, -0.2), (True, False), strict=True):
         zero, interval, mark = axes.lines
         assert zero.get_xdata() == [0, 0]

@@ -61,6 +61,25 @@ def test_a_resumed_training_goes_on_with_its_report_and_a_new_one_begins_another
     assert page_data(tmp_path / "training-v1.html")["training"]["steps"] == [4]
 
 
+def test_resumed_trainings_go_on_with_their_own_reports(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run = trainer(
+            lightning, tmp_path, callbacks=[validation(checkpoint, RecordingModel(), report=tmp_path / "t.html")]
+        )
+        run.fit(toy(lightning), noise())
+        run.save_checkpoint(tmp_path / f"{name}.ckpt")
+    for name, file in (("a", "t.html"), ("b", "t-v1.html")):
+        run = trainer(
+            lightning,
+            tmp_path,
+            max_epochs=2,
+            callbacks=[validation(checkpoint, RecordingModel(), report=tmp_path / "t.html")],
+        )
+        run.fit(toy(lightning), noise(), ckpt_path=tmp_path / f"{name}.ckpt")
+        assert page_data(tmp_path / file)["training"]["steps"] == [4, 8]
+    assert not (tmp_path / "t-v2.html").exists()
+
+
 def test_a_validation_before_training_is_in_the_report_of_this_training(checkpoint: Path, tmp_path: Path) -> None:
     """A second run of the same program does not add its first step to the report of the first run."""
     for name in ("training", "training-v1"):

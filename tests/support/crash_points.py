@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from masc_metrics.backbone import load_backbone
+from masc_metrics.bench import parent
 from masc_metrics.bench.distributed import end_connection
 from masc_metrics.bench.sample import SampleResult
 from masc_metrics.bench.scoring import Scorer
@@ -44,7 +45,7 @@ TRACEBACK = 99
 """Exit code of a run that ends with a traceback."""
 
 LIMIT_S = 20
-"""Every process of a run ends within it, whatever happens to one. Lightning looks at its processes every 5 s."""
+"""Every process of a run ends within it, whatever happens to one of them."""
 
 Point = tuple[int, int]
 """Rank, and number of the operation in it."""
@@ -113,9 +114,7 @@ class Start:
     def run_rank(self, rank: int) -> None:
         """Run the command in this process, which ends with it."""
         self.faults.rank, self.faults.count = rank, 0
-        launcher = sys.modules.get("lightning.fabric.strategies.launchers.subprocess_script")
-        if launcher is not None:
-            launcher.subprocess = SimpleNamespace(Popen=self.forked)
+        parent.subprocess = SimpleNamespace(Popen=self.forked, TimeoutExpired=TimeoutError)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 code = main(self.arguments)
@@ -126,8 +125,8 @@ class Start:
         os.write(self.writer, f"{rank} {self.faults.count} {code}\n".encode())
         os._exit(code)
 
-    def forked(self, _: list[str], env: Mapping[str, str], cwd: str | None) -> Forked:
-        """What Lightning calls to start another rank."""
+    def forked(self, _: list[str], env: Mapping[str, str]) -> Forked:
+        """What starts another rank."""
         process = Forked()
         if process.pid == 0:
             os.environ |= env
@@ -136,21 +135,28 @@ class Start:
 
 
 class Forked:
-    """What Lightning needs of ``subprocess.Popen``."""
+    """What the first rank needs of ``subprocess.Popen``."""
 
     def __init__(self) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
 
-    def poll(self) -> None:
-        pid, status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0, 0)
-        if pid:
-            self.returncode = os.waitstatus_to_exitcode(status)
+    def poll(self) -> int | None:
+        self._look(os.WNOHANG)
+        return self.returncode
 
-    def send_signal(self, number: int) -> None:
-        self.poll()
-        if self.returncode is None:
-            os.kill(self.pid, number)
+    def wait(self, _: float | None = None) -> None:
+        self._look(0)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _look(self, options: int) -> None:
+        with contextlib.suppress(ChildProcessError):  # another thread has been faster
+            pid, status = os.waitpid(self.pid, options) if self.returncode is None else (0, 0)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
 
 
 def made_up(_: Scorer, batch: Any) -> list[SampleResult]:
@@ -165,7 +171,7 @@ def points(crash: str, samples: Path, form: str = "csv", ranks: int = 1, most: i
     torch.set_num_threads(1)
     load_backbone("tiny").load(text_tower=True)
     if ranks > 1:
-        import lightning.fabric.strategies.launchers.subprocess_script  # noqa: F401  # once, not in each fork
+        import lightning.fabric.strategies  # noqa: F401  # once, not in each fork
     Scorer.score = made_up  # type: ignore[method-assign]
     out = samples.parent / f"scores.{form}"
     one = ["score", str(samples), "--out", str(out), "--model", "tiny", "--max-num-patches", "16"]

@@ -10,8 +10,8 @@ from masc_metrics.bench.agreement.ratings import Scores, read_ratings, read_scor
 from masc_metrics.bench.agreement.report import Agreement, Estimate
 from masc_metrics.bench.commands import AgreementOptions
 from masc_metrics.bench.run_folder import check_json_file
-from masc_metrics.bench.score_command import UNUSABLE, fail
 from masc_metrics.bench.tables import printable, replacing, text_table
+from masc_metrics.bench.terminal import UNUSABLE, fail
 
 _JUDGE = ":judge"
 

@@ -279,7 +279,7 @@ def _json_cells(files: Iterable[Path], score: str, of_raters: bool = False) -> I
             continue
         try:
             content = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:  # invalid JSON or UTF-8
+        except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8
             raise ValueError(
                 f"{file} cannot be read as JSON: {error}; correct it, or remove it from the folder"
             ) from error

@@ -13,8 +13,9 @@ from masc_metrics.bench.datasets import dreambench_plus, orida
 from masc_metrics.bench.run import MASK_SOURCES, Run, inputs_of
 from masc_metrics.bench.run_folder import write_json
 from masc_metrics.bench.sample_list import SampleList
-from masc_metrics.bench.score_command import UNUSABLE, check_out, fail, score_list
+from masc_metrics.bench.score_command import check_out, score_list
 from masc_metrics.bench.tables import printable
+from masc_metrics.bench.terminal import UNUSABLE, fail
 
 _SHOWN = 20  # missing files printed one by one
 

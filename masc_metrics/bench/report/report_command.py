@@ -22,9 +22,9 @@ from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, re
 from masc_metrics.bench.run import Run, SegmenterOptions
 from masc_metrics.bench.run_folder import check_html_file
 from masc_metrics.bench.runner import summary_of
-from masc_metrics.bench.score_command import NO_CHECKPOINT, UNUSABLE, fail
 from masc_metrics.bench.segmenting import checkpoints_of
 from masc_metrics.bench.tables import replacing
+from masc_metrics.bench.terminal import NO_CHECKPOINT, UNUSABLE, fail
 from masc_metrics.precision import check_device
 from masc_metrics.reading import checkpoint_version
 from masc_metrics.segmenters import Segmenter
@@ -77,7 +77,7 @@ def _summary(scores: Path) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}; score again, or remove it and give --maps 0") from error
     if not isinstance(summary, dict) or not {"settings", "undefined"} <= summary.keys():
         raise ValueError(f"{file} is not the summary of a run; score again, or remove it and give --maps 0")

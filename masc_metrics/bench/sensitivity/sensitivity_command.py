@@ -22,7 +22,6 @@ from masc_metrics.bench.run_folder import check_json_file, check_png_file, write
 from masc_metrics.bench.runner import errors_of_the_machine, settings_of
 from masc_metrics.bench.sample import FILES, Sample, SampleResult
 from masc_metrics.bench.sample_list import SampleList, read_samples
-from masc_metrics.bench.score_command import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.bench.scoring import Scorer, load_scorer, noticed_files
 from masc_metrics.bench.sensitivity.moves import (
     SampleScores,
@@ -35,6 +34,7 @@ from masc_metrics.bench.sensitivity.moves import (
 )
 from masc_metrics.bench.summary import row_warnings
 from masc_metrics.bench.tables import printable, replacing, text_table
+from masc_metrics.bench.terminal import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
 from masc_metrics.functional import mask_sensitivity
 from masc_metrics.images import ImageBatch
 from masc_metrics.masks import MaskBatch, Perturbation
