@@ -35,6 +35,7 @@ from masc_metrics.precision import (
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
+from masc_metrics.reading import usable
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE, DEFAULT_MODEL
 from masc_metrics.towers import TextTower, VisionTower
 
@@ -191,7 +192,13 @@ class SigLIP2Backbone:
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """Run the network without gradients, outside the surrounding autocast and inference mode."""
-        with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
+        with (
+            self._lock,
+            torch.inference_mode(False),
+            torch.no_grad(),
+            without_autocast(self.device),
+            usable(self.source.model),
+        ):
             yield
 
     def encode_images(

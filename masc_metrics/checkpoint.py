@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ class CheckpointSource:
         folder = Path(self.model)
         if not folder.is_dir():
             raise FileNotFoundError(f"no checkpoint folder at {folder}; check the path, or give a hub id")
-        return folder, folder.name if folder.parent.name == "snapshots" else None
+        in_cache = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+        return folder, folder.name if in_cache else None
 
 
 def prefetch(source: CheckpointSource) -> Path:

@@ -76,9 +76,12 @@ def _run(arguments: Sequence[str]) -> int:
     control_c.at_once = False  # the command has something to say, or ranks to end
     try:
         return function(*parse_options(command, namespace))
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
         from masc_metrics.precision import out_of_memory
+        from masc_metrics.reading import CheckpointError
 
+        if isinstance(error, CheckpointError):
+            return fail(NO_CHECKPOINT, error)
         if control_c.received or not out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from masc_metrics.reading import weight_files
-
-# Only safetensors weights: reading a pickle executes code.
-_FILES_NEEDED = ["*.json", "*.safetensors", "*.model", "*.txt"]
+from masc_metrics.reading import CHECKPOINT_FILES, weight_files
 
 _CLOCK_SLACK_S = 5.0
 """A file system may round the times of files, and its clock may differ from this machine's."""
@@ -56,7 +53,7 @@ def fetch(
                 revision=revision,
                 cache_dir=cache,
                 local_files_only=local_files_only,
-                allow_patterns=_FILES_NEEDED,
+                allow_patterns=list(CHECKPOINT_FILES),
             )
         )
         if not local_files_only:

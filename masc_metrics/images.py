@@ -16,7 +16,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from masc_metrics.arguments import check_sequence, check_type
@@ -68,7 +68,11 @@ def open_picture(source: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     Image.init()  # Pillow registers its formats when they are first asked for
     formats = [name for name in PICTURE_SUFFIXES if name in Image.OPEN]
     try:
-        return Image.open(source, formats=formats)
+        picture = Image.open(source, formats=formats)
+        if picture.format == "TIFF":
+            # Otherwise new versions of Pillow map raw pixels into memory with the sides of the turned picture.
+            picture.filename = ""
+        return picture
     except UnidentifiedImageError as error:
         raise OSError(f"it is not a complete picture of the formats {', '.join(formats)}") from error
 
@@ -84,6 +88,40 @@ def holds_several(picture: Image.Image) -> bool:
         return bool(getattr(picture, "is_animated", False))
     except Exception:  # decoders raise any exception for a damaged second frame
         return True
+
+
+TO_STORED = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+)
+"""From an upright image back to the stored one, by EXIF orientation."""
+
+
+def exif_orientation(picture: Image.Image) -> int:
+    """EXIF orientation of a picture, 1 to 8; 1 is upright."""
+    value = picture.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and value in TO_STORED else 1
+
+
+def decode_picture(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Decode a picture that :func:`open_picture` has opened.
+
+    Returns:
+        The picture as stored, and turned by its EXIF orientation; one object if it has none.
+    """
+    # Pillow turns TIFF files when it decodes them, and drops the orientation; it tells those of others afterwards.
+    before = exif_orientation(picture) if picture.format == "TIFF" else 1
+    picture.load()
+    if exif_orientation(picture) > 1:
+        return picture, ImageOps.exif_transpose(picture)
+    return picture.transpose(TO_STORED[before]) if before > 1 else picture, picture
 
 
 @dataclass(frozen=True, slots=True)

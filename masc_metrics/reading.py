@@ -7,9 +7,12 @@ access, no missing, unexpected or integer weights, and the global random state i
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""Files of a checkpoint that are downloaded and read. Of weights safetensors only: reading a pickle executes code."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -29,7 +35,25 @@ _ATTENTION = (None, "eager", "sdpa")
 _FLOAT_WEIGHTS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights, as safetensors names them."""
 
+_BLOCK = 2**23
+"""Bytes of a file that are digested at a time."""
+
+_PLAUSIBLE = (1e-3, 1e3)
+"""Smallest image_std, and largest value of both: beyond, all images are alike, or their features not finite."""
+
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # the files use PIL's numbers
+
+
+class CheckpointError(Exception):
+    """A checkpoint that can be read but not used; the commands end with the exit code of an unusable checkpoint."""
+
+
+class NotFiniteError(CheckpointError, RuntimeError):
+    """Features of a network that are not finite, as by overflow in float16 or damaged weights."""
+
+
+class UnfitFilesError(CheckpointError, ValueError):
+    """Files whose values do not fit each other or the network, such as a tokenizer of another network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +119,33 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in sorted(set(shard_of.values()))]
 
 
+def checkpoint_version(folder: Path, commit: str | None) -> str:
+    """What a run records of a checkpoint and compares: its commit on the hub, or a digest of all files of a folder.
+
+    The files of ``CHECKPOINT_FILES`` are read in full, in blocks on all processors. The digest is that of their names,
+    sizes and blocks' digests.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    if commit is not None:
+        return commit
+    files = sorted({file for pattern in CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()})
+    sizes = [file.stat().st_size for file in files]
+    blocks = [(file, start) for file, size in zip(files, sizes, strict=True) for start in range(0, size, _BLOCK)]
+    digest = hashlib.sha256(json.dumps([[file.name, size] for file, size in zip(files, sizes, strict=True)]).encode())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for each in pool.map(_block_digest, *zip(*blocks, strict=True)):
+            digest.update(each)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _block_digest(file: Path, start: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return hashlib.sha256(stream.read(_BLOCK)).digest()
+
+
 def check_folder(folder: Path) -> None:
     """Check that a folder is a complete checkpoint whose files are data and load no code or other checkpoint.
 
@@ -113,13 +164,12 @@ def check_folder(folder: Path) -> None:
             "model.merge_and_unload().save_pretrained(folder)"
         )
     _check_config(folder / "config.json")
+    _check_sizes(folder)
 
 
 def _check_config(file: Path) -> None:
     """Raise ValueError for an entry, at any depth, by which transformers would load code or another checkpoint."""
-    left: list[tuple[str, Any]] = [("", load_json(file))]
-    while left:
-        path, value = left.pop()
+    for path, value in _entries(file):
         name = path.rpartition(".")[2]
         if name.endswith(("attn_implementation", "attn_implementation_internal", "experts_implementation")):
             asked = list(value.values()) if isinstance(value, dict) else [value]
@@ -129,15 +179,73 @@ def _check_config(file: Path) -> None:
                 )
         if name in ("quantization_config", "transformers_weights") and value is not None:
             raise ValueError(f"{file} has {path}, but only {_WEIGHTS} in floating point is read; give the original")
+        if isinstance(value, dict) and value.get("use_pretrained_backbone") and isinstance(value.get("backbone"), str):
+            raise ValueError(
+                f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
+                "use_pretrained_backbone to false"
+            )
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """All values of a JSON file at any depth with their paths, such as "vision_config.patch_size"."""
+    left: list[tuple[str, Any]] = [("", load_json(file))]
+    while left:
+        path, value = left.pop()
+        yield path, value
         if isinstance(value, dict):
-            if value.get("use_pretrained_backbone") and isinstance(value.get("backbone"), str):
-                raise ValueError(
-                    f"{file} takes weights from another checkpoint, backbone {value['backbone']!r}; set "
-                    "use_pretrained_backbone to false"
-                )
             left += [(f"{path}.{key}".lstrip("."), each) for key, each in value.items()]
         elif isinstance(value, list):
             left += [(path, each) for each in value]
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ValueError for a number of config.json that the weights cannot have, as building its network may not end.
+
+    A network has no more layers than weights, and no side or width that exceeds the number of all their values.
+    """
+    try:
+        shapes = [shape for _, _, shape in _weights_of(folder)]
+    except Exception:  # the libraries raise any for damaged weights, which is an error when they are read
+        return
+    values = sum(map(math.prod, shapes))
+    for path, value in _entries(folder / "config.json"):
+        name = path.rpartition(".")[2]
+        if not isinstance(value, (int, float)) or not any(part in name for part in (*_LAYERS, *_SIZES)):
+            continue
+        most = len(shapes) if any(part in name for part in _LAYERS) else values
+        if value > most or ("heads" in name and value < 1):
+            raise ValueError(
+                f"{folder / 'config.json'} has {path} {value}, but the weights are {len(shapes)} tensors of {values} "
+                "values; use the original config.json"
+            )
+
+
+_LAYERS = ("layers", "depth", "blocks", "stages")
+_SIZES = (
+    "size",
+    "dim",
+    "width",
+    "channels",
+    "heads",
+    "embeddings",
+    "queries",
+    "patches",
+    "registers",
+    "tokens",
+    "groups",
+)
+"""Parts of names in config.json whose values count layers, and whose values give a network's sizes."""
+
+
+def _weights_of(folder: Path) -> Iterator[tuple[str, str, Sequence[int]]]:
+    """Name, dtype and shape of each weight, from the headers of the files."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is not a dict
+                weight = weights.get_slice(name)
+                yield name, weight.get_dtype(), weight.get_shape()
 
 
 def _is_about_files(error: Exception) -> bool:
@@ -185,6 +293,18 @@ def readable(folder: Path, kind: str) -> Iterator[None]:
         raise ValueError(
             f"{folder} cannot be read as a {kind} ({type(error).__name__}: {' '.join(str(error).split())}); it may be "
             "damaged, or its config.json may not fit its weights: download it again"
+        ) from error
+
+
+@contextmanager
+def usable(model: str) -> Iterator[None]:
+    """Turn exceptions of a network for values of a wrong type in its files into UnfitFilesError that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise UnfitFilesError(
+            f"{model} cannot be used ({type(error).__name__}: {' '.join(str(error).split())}); values in its "
+            "JSON files may be wrong: use the original files"
         ) from error
 
 
@@ -236,7 +356,8 @@ def read_network(
         unused: prefixes of weights in the file that the network does not use.
 
     Raises:
-        ValueError: if the folder is damaged, or weights are missing, left over or not in floating point.
+        ValueError: if the folder is damaged, or weights are missing, left over, not in floating point, or not finite
+            in the dtype.
     """
     import transformers
 
@@ -270,25 +391,31 @@ def read_network(
             raise ValueError(
                 f"{folder} {verb} {len(keys)} weights of {part}, such as {min(keys)}; use a complete checkpoint"
             )
+    _check_finite(network, folder, part, dtype)
     return network.eval().requires_grad_(False).to(device)
+
+
+def _check_finite(network: Any, folder: Path, part: str, dtype: torch.dtype) -> None:
+    """Raise ValueError for a parameter that is not finite: 0.05 s per GB on a CPU."""
+    broken = [
+        name
+        for name, values in network.named_parameters()
+        if values.numel() and not torch.stack(values.detach().aminmax()).isfinite().all()
+    ]
+    if broken:
+        raise ValueError(
+            f"{folder} has {len(broken)} weights of {part} that are not finite in {dtype}, such as {broken[0]}; give "
+            "another dtype than float16, or the original checkpoint"
+        )
 
 
 def _integer_weights(folder: Path, unused: tuple[str, ...]) -> dict[str, str]:
     """Dtypes of the weights that would be cast from integers; buffers, such as positions, may be integers."""
-    from safetensors import safe_open
-
-    found = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  # it is not a dict
-                dtype = weights.get_slice(name).get_dtype()
-                if (
-                    dtype not in _FLOAT_WEIGHTS
-                    and name.endswith(("weight", "bias", "probe"))
-                    and not name.startswith(unused)
-                ):
-                    found[name] = dtype
-    return found
+    return {
+        name: dtype
+        for name, dtype, _ in _weights_of(folder)
+        if dtype not in _FLOAT_WEIGHTS and name.endswith(("weight", "bias", "probe")) and not name.startswith(unused)
+    }
 
 
 def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
@@ -310,18 +437,24 @@ def read_tokenizer(folder: Path, files: Sequence[str], remedy: str) -> Any:
             raise FileNotFoundError(f"none of {', '.join(files)} exists")
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if tokenizer.pad_token is None:
+                raise ValueError("it has no pad_token")
+            tokenizer.padding_side = tokenizer.truncation_side = "right"
+            tokenizer([""], verbose=False)  # as it is used, so that wrong values in its files are found now
+            tokenizer([""], padding="max_length", max_length=8, truncation=True)
     except Exception as error:
         if not _is_about_files(error):
             raise
-        raise OSError(f"{folder} has no readable tokenizer ({type(error).__name__}: {error}); {remedy}") from error
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
+        raise OSError(
+            f"{folder} has no readable tokenizer ({type(error).__name__}: {' '.join(str(error).split())}); {remedy}"
+        ) from error
     return tokenizer
 
 
 def check_token_ids(ids: Tensor, embeddings: int, folder: Path) -> None:
-    """Raise ValueError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
+    """Raise UnfitFilesError if a tokenizer gives an id without an embedding, on which torch would abort on a GPU."""
     if ids.numel() and (largest := int(ids.max())) >= embeddings:
-        raise ValueError(
+        raise UnfitFilesError(
             f"{folder} has a tokenizer that gives the id {largest}, but its network has {embeddings} embeddings; use "
             "the tokenizer of this checkpoint"
         )
@@ -348,7 +481,7 @@ def read_processor_values(folder: Path) -> ProcessorValues:
         )
     file = folder / name
     resample = values.get("resample", 2)
-    if resample not in _RESAMPLING:
+    if not isinstance(resample, int) or resample not in _RESAMPLING:
         raise ValueError(f"{file} has resample {resample}; give 2 (bilinear) or 3 (bicubic)")
     with readable(file, "image processor"):
         mean, std = ([float(value) for value in values[key]] for key in ("image_mean", "image_std"))
@@ -371,3 +504,7 @@ def check_normalisation(file: Path, mean: Sequence[float], std: Sequence[float])
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; both need three values")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"{file} has image_mean {mean} and image_std {std}; give finite ones, and image_std above 0")
+    if min(std) < _PLAUSIBLE[0] or max(*map(abs, mean), *std) > _PLAUSIBLE[1]:
+        raise ValueError(
+            f"{file} has image_mean {mean} and image_std {std}, which no network has; use the original file"
+        )

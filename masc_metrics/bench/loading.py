@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +26,14 @@ from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample import WHICH, Sample, SampleResult
 from masc_metrics.bench.tables import LONGEST_QUOTE, quoted, stored_picture
 from masc_metrics.grid import Grid
-from masc_metrics.images import ImageProcessing, check_image, holds_several, is_one_colour, open_picture
+from masc_metrics.images import (
+    ImageProcessing,
+    check_image,
+    decode_picture,
+    holds_several,
+    is_one_colour,
+    open_picture,
+)
 from masc_metrics.masks import FOREGROUND_THRESHOLD, check_mask, grid_coverage, looks_inverted, same_aspect
 from masc_metrics.prompts import check_unicode
 from masc_metrics.settings import SEGMENTERS
@@ -350,12 +357,6 @@ def undecoded(file: Path) -> Image.Image:
     return open_picture(file if content is None else io.BytesIO(content))
 
 
-def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image as stored, 1 to 8; 1 is upright."""
-    value = image.getexif().get(ExifTags.Base.Orientation)
-    return value if isinstance(value, int) and 2 <= value <= 8 else 1
-
-
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """A decoded image as stored, and turned by its EXIF orientation: one object if it has none.
@@ -400,9 +401,7 @@ def _opened(file: Path, label: str) -> _Opened:
                 if width * height > MAX_PIXELS:
                     raise OSError(f"{height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
                 one_of_several = holds_several(image)
-                image.load()
-                upright = ImageOps.exif_transpose(image) if exif_orientation(image) > 1 else image
-                return _Opened(image, upright, one_of_several)
+                return _Opened(*decode_picture(image), one_of_several)
     except MemoryError:
         raise
     except FileNotFoundError:

@@ -17,10 +17,10 @@ from PIL import ExifTags, Image
 
 from masc_metrics.bench.commands import MasksOptions
 from masc_metrics.bench.distributed import fastest_device
-from masc_metrics.bench.loading import exif_orientation, named, open_image, undecoded
+from masc_metrics.bench.loading import named, open_image, undecoded
 from masc_metrics.bench.sample import FILES, WHICH
 from masc_metrics.bench.sample_list import files_of_cell
-from masc_metrics.bench.segmenting import segmented
+from masc_metrics.bench.segmenting import checkpoints_of, folders_of, segmented
 from masc_metrics.bench.tables import (
     Row,
     check_replaceable,
@@ -35,26 +35,15 @@ from masc_metrics.bench.tables import (
     write_table,
 )
 from masc_metrics.bench.terminal import NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
-from masc_metrics.images import check_image, holds_several
+from masc_metrics.images import TO_STORED, check_image, exif_orientation, holds_several
 from masc_metrics.masks import check_mask
 from masc_metrics.plots import Tile, mask_sheet
+from masc_metrics.reading import CheckpointError
 from masc_metrics.segmenters import Segmenter
 from masc_metrics.segmenters.segmenter import ALMOST_FULL
 
 _TILES, _SHEETS = 48, 4
 """Masks on a contact sheet, and largest number of sheets."""
-
-
-_TO_STORED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""From an upright image back to the stored one, by EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +95,24 @@ def make_masks(options: MasksOptions) -> int:
         return fail(UNUSABLE, error)
     distinct = {task.mask: task for task in tasks.values()}
     settings = {file: _settings(segmenter, task) for file, task in distinct.items()}
-    kept = {file for file, task in distinct.items() if _is_made(task, settings[file])}
-    missing = [task for file, task in distinct.items() if file not in kept]
     errors: dict[Path, str] = {}
     try:
-        commits = segmenter.load() if missing else {}
+        # If all masks are there, they are not compared with the hub, which may not be reachable.
+        versions = folders_of(segmenter)
+        kept = {file for file, task in distinct.items() if _is_made(task, settings[file], versions)}
+        if len(kept) < len(distinct):
+            versions = checkpoints_of(segmenter)
+            kept = {file for file in kept if _is_made(distinct[file], settings[file], versions)}
     except (OSError, ValueError, ImportError) as error:
         return fail(NO_CHECKPOINT, error)
+    missing = [task for file, task in distinct.items() if file not in kept]
     try:
-        _make(missing, settings, segmenter, commits, errors, options)
+        _make(missing, settings, segmenter, versions, errors, options)
         _write_list(out, rows, columns, tasks, errors, options)
         made = [(task, _read_record(task)) for file, task in distinct.items() if file not in errors]
         sheets = _write_sheets(made, options.out)
     except (OSError, ValueError) as error:
-        return fail(UNUSABLE, error)
+        return fail(NO_CHECKPOINT if isinstance(error, CheckpointError) else UNUSABLE, error)
     for text in errors.values():
         print(printable(text), file=sys.stderr)
     records = [record for _, record in made]
@@ -198,10 +191,12 @@ def _read_record(task: _Task) -> dict[str, Any]:
     return record
 
 
-def _is_made(task: _Task, settings: Mapping[str, Any]) -> bool:
+def _is_made(task: _Task, settings: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
+    """Whether the mask exists, made with these settings and these versions of checkpoints."""
     try:
         record = _read_record(task)
-        return task.mask.is_file() and all(record[name] == value for name, value in settings.items())
+        same = all(record[name] == value for name, value in settings.items())
+        return same and task.mask.is_file() and all(record["versions"][name] == versions[name] for name in versions)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -210,7 +205,7 @@ def _make(
     tasks: Sequence[_Task],
     settings: Mapping[Path, Mapping[str, Any]],
     segmenter: Segmenter,
-    commits: Mapping[str, str | None],
+    versions: Mapping[str, str],
     errors: dict[Path, str],
     options: MasksOptions,
 ) -> None:
@@ -235,7 +230,7 @@ def _make(
                 record = {
                     **settings[task.mask],
                     "image": os.path.relpath(task.image, task.mask.parent),
-                    "commits": dict(commits),
+                    "versions": dict(versions),
                     "score": result.score,
                     "instances": result.instances,
                     "coverage": result.coverage,
@@ -257,7 +252,7 @@ def _save_mask(task: _Task, mask: Image.Image) -> None:
     exif = Image.Exif()
     if orientation > 1:
         exif[ExifTags.Base.Orientation] = orientation
-        mask = mask.transpose(_TO_STORED[orientation])
+        mask = mask.transpose(TO_STORED[orientation])
     with replacing(task.mask) as stream:
         mask.save(stream, format="PNG", exif=exif)
 

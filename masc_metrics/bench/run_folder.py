@@ -144,7 +144,7 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether a later start would continue from results here."""
-        return self._settings_file.exists() and next(self.folder.glob(_RESULTS), None) is not None
+        return self._settings_file.exists() and any(file.stat().st_size for file in self.folder.glob(_RESULTS))
 
     def _own_files(self) -> list[Path]:
         """In the order of removal: results without settings would belong to no run."""

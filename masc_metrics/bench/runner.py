@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from masc_metrics.bench.run_folder import ResultFile, RunFolder, write_json
 from masc_metrics.bench.sample import NUMBERS, SampleResult, columns, relative_to, table_row
 from masc_metrics.bench.sample_list import SampleList
 from masc_metrics.bench.scoring import Scorer
+from masc_metrics.bench.segmenting import checkpoints_of
 from masc_metrics.bench.summary import summarize
 from masc_metrics.bench.tables import write_table
 from masc_metrics.masks import FOREGROUND_THRESHOLD
 from masc_metrics.precision import out_of_memory
-from masc_metrics.segmenters import Segmenter
+from masc_metrics.reading import checkpoint_version
 
 _PACKAGES = ("torch", "transformers", "numpy", "pillow")
-_FINGERPRINTED = 2**20
 
 
 def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) -> list[int]:
@@ -38,14 +38,14 @@ def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) 
         Positions of the samples that this rank is to score.
 
     Raises:
-        OSError: if the folder cannot be written.
+        OSError: if the folder cannot be written, or a checkpoint's files cannot be read.
         ValueError: if the run was started with other settings, which are named, or is in progress.
     """
     failure: OSError | ValueError | None = None
     done: list[int] = []
     if ranks.rank == 0:
-        settings = settings_of(samples, scorer, ranks)
         try:
+            settings = settings_of(samples, scorer, ranks)
             done = folder.begin(settings, not_compared=(*NOT_COMPARED, "machine"), restart=scorer.run.restart)
         except (OSError, ValueError) as error:
             failure = error
@@ -60,14 +60,20 @@ def begin(samples: SampleList, scorer: Scorer, ranks: Ranks, folder: RunFolder) 
 def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, Any]:
     """Everything that affects the scores, and the machine."""
     checkpoint = scorer.backbone.checkpoint
+    version_of = functools.cache(checkpoint_version)  # scores may share a checkpoint
     return {
         **asdict(scorer.run),
-        "checkpoint": checkpoint.commit or fingerprint(checkpoint.folder),
+        "checkpoint": version_of(checkpoint.folder, checkpoint.commit),
         "baselines": {
-            name: {"checkpoint": baseline.checkpoint, "commit": baseline.commit}
+            name: {"checkpoint": baseline.checkpoint, "version": version_of(baseline.folder, baseline.commit)}
             for name, baseline in scorer.baselines.items()
         },
-        "segmenter": None if scorer.segmenter is None else _segmenter_settings(scorer.segmenter),
+        "segmenter": None
+        if scorer.segmenter is None
+        else {
+            "threshold": scorer.segmenter.settings.threshold,
+            "checkpoints": checkpoints_of(scorer.segmenter),
+        },
         "foreground_threshold": FOREGROUND_THRESHOLD,
         "samples": len(samples.samples),
         "samples_sha256": samples.sha256,
@@ -78,35 +84,6 @@ def settings_of(samples: SampleList, scorer: Scorer, ranks: Ranks) -> dict[str, 
             "system": platform.platform(),
         },
     }
-
-
-def _segmenter_settings(segmenter: Segmenter) -> dict[str, Any]:
-    return {
-        "threshold": segmenter.settings.threshold,
-        "checkpoints": checkpoints_of(segmenter),
-    }
-
-
-def checkpoints_of(segmenter: Segmenter) -> dict[str, str]:
-    """Commit or digest of each checkpoint of a segmenter."""
-    return {model: commit or fingerprint(Path(model)) for model, commit in segmenter.load().items()}
-
-
-def fingerprint(folder: Path) -> str:
-    """Digest of a checkpoint folder's files: names, sizes, and the first and last MiB of each.
-
-    Weights of gigabytes are not read in full; two sets of weights differ in these parts.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*")):
-        if file.suffix in (".json", ".safetensors", ".model"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(_FINGERPRINTED))
-                stream.seek(max(0, size - _FINGERPRINTED))
-                digest.update(stream.read(_FINGERPRINTED))
-    return f"sha256:{digest.hexdigest()}"
 
 
 def score_samples(

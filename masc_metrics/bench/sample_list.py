@@ -57,16 +57,18 @@ class SampleList:
         samples: all samples, those with an error included.
         source: file or folder that they were read from. Relative paths start from the folder.
         notes: what was left out of a folder, and why.
+        pictures: SHA-256 of the distinct pictures that are stored in a Parquet file, in order.
     """
 
     samples: tuple[Sample, ...]
     source: Path
     notes: tuple[str, ...] = ()
+    pictures: tuple[bytes, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """Digest of the list's content; it does not depend on where its folder is."""
-        digest = hashlib.sha256()
+        """Digest of the list's content, stored pictures included; it does not depend on where its folder is."""
+        digest = hashlib.sha256(b"".join(self.pictures))
         relative = relative_to(self.source if self.source.is_dir() else self.source.parent)
         # What a sample lacks follows from the rest, and may name files by their full paths.
         names = [item.name for item in fields(Sample) if item.name != "lacks"]
@@ -113,7 +115,8 @@ def read_samples(
         return SampleList(tuple(_folder_samples(source, needed, notes)), source, tuple(notes))
     columns = [name for name in COLUMNS if name in needed]
     written = {*table_columns(scores)} - _KNOWN_COLUMNS
-    rows = iterate_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES)
+    place_of: dict[tuple[str, bytes], str] = {}
+    rows = iterate_rows(source, columns, texts=_KNOWN_COLUMNS, pictures=FILES, place_of=place_of)
     with _no_garbage_collection():
         samples = tuple(_samples(rows, source, columns, written, transferable))
     if not samples:
@@ -121,7 +124,7 @@ def read_samples(
     for name in columns:
         if all(name in sample.lacks for sample in samples):
             raise ValueError(f"{source}, line {samples[0].line}: {samples[0].lacks[name]}")
-    return SampleList(samples, source)
+    return SampleList(samples, source, pictures=tuple(picture for _, picture in place_of))
 
 
 def _samples(

@@ -27,6 +27,7 @@ from masc_metrics.bench.scoring import Scorer, load_functions, load_scorer
 from masc_metrics.bench.summary import row_warnings, summary_lines
 from masc_metrics.bench.tables import check_replaceable, check_table_name, printable
 from masc_metrics.bench.terminal import INTERRUPTED, INTERRUPTED_LINE, NO_CHECKPOINT, ROWS_FAILED, UNUSABLE, fail
+from masc_metrics.reading import CheckpointError
 
 
 def score(source: ScoreInput, run: Run) -> int:
@@ -132,6 +133,13 @@ def _score_in(folder: RunFolder, samples: SampleList, scorer: Scorer, ranks: Ran
     except KeyboardInterrupt:
         print(f"{INTERRUPTED_LINE}; start again to continue from {folder.folder}", file=sys.stderr)
         return Finished(INTERRUPTED if ranks.rank == 0 else 0)
+    except CheckpointError as error:
+        kept = f"; earlier results are kept in {folder.folder}: another checkpoint or dtype needs --restart"
+        if ranks.world_size == 1 and not folder.has_results():
+            folder.remove()
+            kept = ""
+        print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)
+        return Finished(NO_CHECKPOINT if ranks.rank == 0 else 0)
     except (OSError, FunctionResultError) as error:
         kept = f"; results are kept in {folder.folder}: start again to continue" if folder.has_results() else ""
         print(printable(f"masc-metrics: {error}{kept}"), file=sys.stderr)

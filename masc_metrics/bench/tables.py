@@ -90,7 +90,12 @@ def read_rows(
 
 
 def iterate_rows(
-    file: Path, needed: Sequence[str] = (), *, texts: Collection[str] = (), pictures: Collection[str] = ()
+    file: Path,
+    needed: Sequence[str] = (),
+    *,
+    texts: Collection[str] = (),
+    pictures: Collection[str] = (),
+    place_of: dict[tuple[str, bytes], str] | None = None,
 ) -> Iterator[Row]:
     """Read the rows of a file, of which only a JSON array is in memory as a whole.
 
@@ -106,6 +111,7 @@ def iterate_rows(
             error.
         pictures: columns whose cells may be pictures in Parquet: bytes, or Hugging Face's ``{"bytes", "path"}``. Equal
             pictures of a column have one place.
+        place_of: while the rows are read, gets the place of each stored picture, by column and SHA-256.
 
     Raises:
         OSError: if it cannot be read.
@@ -113,11 +119,15 @@ def iterate_rows(
             line and the remedy.
         ImportError: for Parquet without pyarrow.
     """
-    return _unescaped(file, _rows_as_stored(file, needed, texts, pictures))
+    return _unescaped(file, _rows_as_stored(file, needed, texts, pictures, {} if place_of is None else place_of))
 
 
 def _rows_as_stored(
-    file: Path, needed: Sequence[str], texts: Collection[str], pictures: Collection[str]
+    file: Path,
+    needed: Sequence[str],
+    texts: Collection[str],
+    pictures: Collection[str],
+    place_of: dict[tuple[str, bytes], str],
 ) -> Iterator[Row]:
     suffix = file.suffix.lower()
     if not file.exists():
@@ -128,7 +138,7 @@ def _rows_as_stored(
         raise ValueError(f"{file} {_OTHER_ENDINGS[suffix]}")
     plain = {*needed, *texts}
     if suffix == ".parquet":
-        return _parquet_rows(file, needed, plain, pictures)
+        return _parquet_rows(file, needed, plain, pictures, place_of)
     with file.open("rb") as stream:
         head = stream.read(8)
     for beginning, kind in _CONTENTS.items():
@@ -384,7 +394,11 @@ def _text(value: object, label: str, must_be_text: bool) -> str | None:
 
 
 def _parquet_rows(
-    file: Path, needed: Sequence[str], texts: Collection[str], pictures: Collection[str]
+    file: Path,
+    needed: Sequence[str],
+    texts: Collection[str],
+    pictures: Collection[str],
+    place_of: dict[tuple[str, bytes], str],
 ) -> Iterator[Row]:
     parquet = pyarrow_parquet()
     file.open("rb").close()  # pyarrow raises errors of its own for a missing file
@@ -398,7 +412,6 @@ def _parquet_rows(
                 for name, kind in zip(names, schema.types, strict=True)
                 if _holds_bytes(kind) and (name in pictures or name not in texts)
             }
-            place_of: dict[tuple[str, bytes], str] = {}
             lines = itertools.count(1)
             for batch in table.iter_batches(batch_size=_PICTURE_ROWS if stored else _TEXT_ROWS):
                 columns = [

@@ -27,6 +27,7 @@ from masc_metrics.masks import (
 from masc_metrics.precision import to_device
 from masc_metrics.prompts import check_unicode
 from masc_metrics.prompts import strip_subject as _strip_subject
+from masc_metrics.reading import NotFiniteError
 from masc_metrics.references import References
 from masc_metrics.scores import embedding_cosine, samples_per_block
 
@@ -264,7 +265,7 @@ def in_order(scored: Sequence[tuple[list[int], Tensor, Tensor]], backbone: SigLI
     defined_B = rearranged([(part, defined) for part, _, defined in scored])
     broken = (scores_B.isnan() & defined_B).nonzero()
     if len(broken):
-        raise RuntimeError(
+        raise NotFiniteError(
             f"generated_images[{int(broken[0, 0])}] has patches to score, but {backbone} gave features that are not "
             "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
         )

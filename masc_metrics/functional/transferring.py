@@ -17,6 +17,7 @@ from masc_metrics.functional.encoding import Shown, check_settings, encoded_refe
 from masc_metrics.grid import DEFAULT_MAX_NUM_PATCHES, Grid
 from masc_metrics.images import ImageBatch, Images, check_images
 from masc_metrics.precision import eager, to_device
+from masc_metrics.reading import NotFiniteError
 from masc_metrics.references import ReferenceImages, ReferenceMasks, check_references
 from masc_metrics.settings import DEFAULT_ENCODE_BATCH_SIZE
 from masc_metrics.transfer import (
@@ -184,7 +185,7 @@ class Transferring:
         finite_B = torch.cat([finite for _, finite in self._finite])
         if not bool(finite_B.all()):
             index = [index for part, _ in self._finite for index in part][int((~finite_B).nonzero()[0])]
-            raise RuntimeError(
+            raise NotFiniteError(
                 f"{backbone} gave features that are not finite for generated_images[{index}] or its reference; run it "
                 "in torch.bfloat16 or torch.float32, and check its weights"
             )

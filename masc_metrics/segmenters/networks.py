@@ -18,7 +18,15 @@ from torch import Tensor
 
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.precision import to_device
-from masc_metrics.reading import check_folder, check_token_ids, load_json, read_network, read_tokenizer
+from masc_metrics.reading import (
+    NotFiniteError,
+    check_folder,
+    check_token_ids,
+    load_json,
+    read_network,
+    read_tokenizer,
+    readable,
+)
 from masc_metrics.segmenters.preparation import (
     CLIP,
     HALF,
@@ -209,7 +217,7 @@ class ClipSeg(Segmenting):
         super().__init__(source, device, dtype)
         size = read_size(self.folder, 352)
         height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
-        if not isinstance(height, int) or height != width:
+        if type(height) is not int or height < 1 or height != width:
             raise ValueError(f"{self.folder} has an image processor of size {size}; CLIPSeg takes squares, such as 352")
         self._side = height
         self._processing = read_processing(self.folder, IMAGENET)
@@ -247,7 +255,10 @@ class GroundingDino(Detecting):
                 f"{self.folder} has an image processor of size {size}; give shortest_edge and longest_edge, such as "
                 "800 and 1333"
             )
-        self._edges = int(size["shortest_edge"]), int(size["longest_edge"])
+        with readable(self.folder, "image processor"):
+            self._edges = int(size["shortest_edge"]), int(size["longest_edge"])
+        if min(self._edges) < 1:
+            raise ValueError(f"{self.folder} has an image processor of size {size}; give numbers above 0")
         self._processing = read_processing(self.folder, IMAGENET)
 
     @property
@@ -340,6 +351,11 @@ def _boxes(scores_Q: Tensor, boxes_Q4: Tensor, threshold: float, scale: tuple[in
 
 def _union(values_NHW: Tensor, threshold: float, size: tuple[int, int]) -> Tensor:
     """Pixels of a picture in which any of the enlarged maps is above the threshold."""
+    if values_NHW.isnan().any():
+        raise NotFiniteError(
+            "the segmenter gave masks that are not finite; run it in torch.bfloat16 or torch.float32, and check its "
+            "weights"
+        )
     union_HW = torch.zeros(size, dtype=torch.bool, device=values_NHW.device)
     for start in range(0, len(values_NHW), _INSTANCES_PER_PASS):
         part_NHW = values_NHW[start : start + _INSTANCES_PER_PASS]

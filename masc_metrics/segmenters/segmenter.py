@@ -5,6 +5,7 @@ Shape suffixes: H, W sides in pixels.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from masc_metrics.precision import (
     without_autocast,
 )
 from masc_metrics.prompts import check_texts
+from masc_metrics.reading import NotFiniteError, usable
 from masc_metrics.segmenters.networks import (
     Boxes,
     ClipSeg,
@@ -286,7 +288,7 @@ class Segmenter:
         texts = self._texts(nouns, len(pictures))
         device = self.settings.device or pictures[0].device
         contexts = {str(place): place for place in (device, torch.device("cpu"))}.values()
-        with _frozen(contexts):
+        with _frozen(contexts), usable(self.settings.source.model):
             network, sam2 = self._shared_networks(device)
             for index, (text, noun) in enumerate(zip(texts, nouns, strict=True)):
                 network.check_text(text, f"nouns[{index}] {noun!r}")
@@ -309,6 +311,11 @@ class Segmenter:
                         self.settings.threshold,
                     )
                     for index, result in zip(part, found, strict=True):
+                        if not math.isfinite(result.score):
+                            raise NotFiniteError(
+                                f"segmenter {self.settings.name!r} gave scores for images[{index}] that are not "
+                                "finite; run it in torch.bfloat16 or torch.float32, and check its weights"
+                            )
                         packed[keys[index]] = _packed(result)
                         self.cache.put(keys[index], packed[keys[index]])
             return [_unpacked(packed[key], picture) for key, picture in zip(keys, pictures, strict=True)]

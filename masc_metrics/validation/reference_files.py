@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torchmetrics.utilities import rank_zero_warn
 
-from masc_metrics.images import PICTURE_SUFFIXES, Images, holds_several, open_picture
+from masc_metrics.images import PICTURE_SUFFIXES, Images, decode_picture, holds_several, open_picture
 from masc_metrics.masks import Masks
 
 Files: TypeAlias = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]]"
@@ -101,8 +101,7 @@ def _open(file: Path) -> tuple[Image.Image, bool]:
         with open_picture(file) as image:
             if holds_several(image):
                 rank_zero_warn(f"{file} holds several pictures; the first is taken", UserWarning)
-            image.load()
-            turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1 is upright
-            return (ImageOps.exif_transpose(image) if turned else image), turned
+            stored, upright = decode_picture(image)
+            return upright, upright is not stored
     except (OSError, SyntaxError, ValueError) as error:
         raise OSError(f"{file} cannot be read: {error}; give an image file") from error

@@ -39,15 +39,17 @@ def tag(file: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     with Image.open(file) as image:
         image.load()
-    image.save(file, exif=exif)
+    image.save(file, image.format, exif=exif)
 
 
-def loaded(folder: Path, size: tuple[int, int], image_tag: int, mask: tuple[int, int], mask_tag: int) -> LoadedImage:
+def loaded(
+    folder: Path, size: tuple[int, int], image_tag: int, mask: tuple[int, int], mask_tag: int, kind: str
+) -> LoadedImage:
     """A reference of (height, width), with its left column marked, and a mask with its left column marked."""
     for name, (height, width), orientation in (("image", size, image_tag), ("mask", mask, mask_tag)):
         pixels = np.zeros((height, width), np.uint8)
         pixels[:, 0] = 255
-        Image.fromarray(pixels).convert("RGB" if name == "image" else "L").save(folder / f"{name}.png")
+        Image.fromarray(pixels).convert("RGB" if name == "image" else "L").save(folder / f"{name}.png", kind)
         if orientation > 1:
             tag(folder / f"{name}.png", orientation)
     image = str(folder / "image.png")
@@ -61,6 +63,7 @@ def load(sample: Sample) -> LoadedSample:
     return found
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # Pillow turns a TIFF when it decodes it
 @pytest.mark.parametrize(
     ("size", "image_tag", "mask", "mask_tag", "upright", "undecided"),
     [
@@ -85,8 +88,9 @@ def test_image_with_one_orientation_is_taken_as_its_mask_fits(
     mask_tag: int,
     upright: bool,
     undecided: bool,
+    kind: str,
 ) -> None:
-    found = loaded(tmp_path, size, image_tag, mask, mask_tag)
+    found = loaded(tmp_path, size, image_tag, mask, mask_tag, kind)
     assert found.mask is not None
     for plane, orientation in ((found.pixels[0] / 255, image_tag), (found.mask, mask_tag)):
         column = {1: plane[:, 0], QUARTER: plane[0], HALF: plane[:, -1]}[orientation if upright else 1]

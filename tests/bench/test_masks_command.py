@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from masc_metrics.bench.run import Run
 from masc_metrics.bench.sample_list import read_samples
 from masc_metrics.cli import main
 from masc_metrics.plots import Tile
+from masc_metrics.reading import checkpoint_version
 from masc_metrics.segmenters import load_segmenter, release_segmenters
 
 IMAGES = ("generated_image", "reference_image")
@@ -81,7 +83,7 @@ def test_missing_masks_are_made_and_listed(clipseg: Path, tmp_path: Path, capsys
                 expected.coverage,
             )
             assert (record["segmenter"], record["checkpoint"], record["threshold"]) == ("clipseg", str(clipseg), 0.5)
-            assert record["commits"] == {str(clipseg): None}
+            assert record["versions"] == {str(clipseg): checkpoint_version(clipseg, None)}
 
 
 def test_files_of_several_pictures_are_counted(
@@ -149,8 +151,26 @@ def test_existing_masks_with_the_same_settings_are_kept(
     assert not list(out.rglob("*.part"))
 
 
+def test_masks_of_a_folder_whose_weights_have_changed_are_made_again(
+    clipseg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, out = without_masks(tmp_path / "list", 1), tmp_path / "made"
+    folder = Path(shutil.copytree(clipseg, tmp_path / "clipseg"))
+    assert run(samples, out, folder) == 0
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    release_segmenters()
+    for made in ("2 masks made, 0 kept", "0 masks made, 2 kept"):
+        capsys.readouterr()
+        assert run(samples, out, folder) == 0
+        assert capsys.readouterr().out.startswith(made)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # Pillow turns a TIFF when it decodes it
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, orientation: int) -> None:
+def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, orientation: int, kind: str) -> None:
     samples, out = without_masks(tmp_path / "list", 1), tmp_path / "made"
     file = samples.parent / "out" / "0.png"
     with Image.open(file) as image:
@@ -158,7 +178,7 @@ def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, ori
         turned = image.copy()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    turned.save(file, exif=exif)
+    turned.save(file, kind, exif=exif)
     assert run(samples, out, clipseg) == 0
     (sample,) = read_samples(out / "samples.csv").samples
     upright = ImageOps.exif_transpose(Image.open(file))
@@ -170,6 +190,8 @@ def test_masks_are_stored_as_their_images_are(clipseg: Path, tmp_path: Path, ori
     assert isinstance(scored, LoadedSample)
     assert scored.generated.mask is not None
     assert torch.equal(scored.generated.mask > 0, expected), "and scored so"
+    pixels = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    assert torch.equal(scored.generated.pixels, pixels)
     assert not scored.generated.noticed
 
 

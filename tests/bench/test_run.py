@@ -12,17 +12,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.checkpoints import build_checkpoint
 from support.processes import command, started_command
 from support.sample_lists import lines_in, rows, wait_for, write_csv, written
+from support.segmenter_checkpoints import build_clipseg
 
 from masc_metrics.bench import loading
 from masc_metrics.bench.distributed import Ranks, rank_share
@@ -34,6 +39,7 @@ from masc_metrics.bench.scoring import Scorer
 from masc_metrics.bench.summary import summarize, summary_lines
 from masc_metrics.bench.tables import write_table
 from masc_metrics.cli import main
+from masc_metrics.reading import NotFiniteError
 
 TINY = ("--model", "tiny", "--max-num-patches", "16", "--device", "cpu", "--quiet")
 
@@ -448,6 +454,21 @@ def test_lack_of_memory_elsewhere_in_a_command_is_reported_in_one_line(
     assert capsys.readouterr().err.splitlines() == [expected]
 
 
+def without_masks(samples: Path) -> Path:
+    return write_csv(samples, [row | {"generated_mask": "", "reference_mask": ""} for row in rows(samples)])
+
+
+def build_dino(folder: Path) -> Path:
+    """A DINO of one small layer."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=32)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    values = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    return folder
+
+
 def interrupted(samples: Path, after: int, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     """Interrupt a run after some batches of 4, as Ctrl-C does."""
     scored = 0
@@ -505,6 +526,114 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
     assert score(samples, "--restart", "--max-num-patches", "25") == 0
     assert "resuming" not in capsys.readouterr().err
     assert len(rows(tmp_path / "scores.csv")) == 8
+
+
+def test_resuming_with_other_weights_of_any_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = without_masks(written(tmp_path / "list", 8))
+    siglip2 = build_checkpoint(tmp_path / "siglip2", layers=1)
+    dino, clipseg = build_dino(tmp_path / "dino"), build_clipseg(tmp_path / "clipseg")
+    options = ("--model", str(siglip2), "--scores", "cp,pf,dino-i", "--baseline-model", f"dino-i={dino}")
+    options += ("--mask-source", "clipseg", "--checkpoint", str(clipseg))
+    interrupted(samples, 1, monkeypatch, *options)
+    for folder, named in (
+        (siglip2, 'checkpoint was "sha256:'),
+        (dino, 'baselines.dino-i.version was "sha256:'),
+        (clipseg, f'segmenter.checkpoints.{clipseg} was "sha256:'),
+    ):
+        weights = folder / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+        capsys.readouterr()
+        assert score(samples, *options) == 2
+        error = capsys.readouterr().err
+        assert named in error
+        assert error.count(" was ") == 2, "was started, and one checkpoint: no other differs"
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    assert score(samples, *options) == 0
+    assert "resuming: 4 samples" in capsys.readouterr().err
+
+
+def test_resuming_with_other_pictures_in_parquet_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = rows(written(tmp_path, 8))
+    table = {name: [row[name] for row in listed] for name in listed[0]}
+    for name in ("generated_image", "generated_mask", "reference_image", "reference_mask"):
+        table[name] = [(tmp_path / file).read_bytes() for file in table[name]]
+    file = tmp_path / "samples.parquet"
+    pq.write_table(pa.table(table), file)
+    interrupted(file, 1, monkeypatch)
+    pq.write_table(pa.table(table | {"prompt": table["prompt"]}), file, compression="gzip")
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert score(file) == 130, "the pictures are the same"
+    pq.write_table(pa.table(table | {"generated_image": table["generated_image"][::-1]}), file)
+    capsys.readouterr()
+    assert score(file) == 2
+    assert "samples_sha256 was" in capsys.readouterr().err
+
+
+def overflowing(folder: Path) -> Path:
+    """A checkpoint whose weights are finite in float16, but not its features."""
+    build_checkpoint(folder, layers=1)
+    weights = load_file(folder / "model.safetensors")
+    name = "vision_model.encoder.layers.0.layer_norm2.weight"
+    save_file(weights | {name: weights[name] * 6e4}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def foreign_tokenizer(folder: Path) -> Path:
+    """A checkpoint whose tokenizer has words beyond its vocabulary."""
+    return build_checkpoint(folder, layers=1, vocab_size=8)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "reason"),
+    [
+        (overflowing, ("--dtype", "float16"), "features that are not finite; run it in torch.bfloat16"),
+        (foreign_tokenizer, (), "but its network has 8 embeddings; use the tokenizer of this checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("command", ["score", "sensitivity"])
+def test_checkpoint_that_proves_unusable_while_scoring_is_one_line_and_code_1(
+    tmp_path: Path,
+    build: Callable[[Path], Path],
+    options: tuple[str, ...],
+    reason: str,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples, out = written(tmp_path, 2), tmp_path / ("out.csv" if command == "score" else "out.json")
+    model = str(build(tmp_path / "model"))
+    settings = ["--out", str(out), "--model", model, "--max-num-patches", "4", "--device", "cpu", "--quiet", *options]
+    assert main([command, str(samples), *settings]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("masc-metrics: ")
+    assert error.endswith(reason) or f"{reason} or torch.float32" in error
+    assert not list(tmp_path.glob("out.*")), "and nothing is left that another checkpoint would not go with"
+
+
+def test_results_before_an_overflow_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = written(tmp_path, 8)
+    real, calls = Scorer.score, iter(range(9))
+
+    def overflow(self: Scorer, batch: Any) -> list[SampleResult]:
+        if next(calls):
+            raise NotFiniteError("features are not finite")
+        return real(self, batch)
+
+    monkeypatch.setattr(Scorer, "score", overflow)
+    assert score(samples, "--batch-size", "4") == 1
+    folder = tmp_path / "scores.csv.run"
+    kept = f"earlier results are kept in {folder}: another checkpoint or dtype needs --restart"
+    assert capsys.readouterr().err == f"masc-metrics: features are not finite; {kept}\n"
+    assert lines_in(folder) == 4
 
 
 def test_second_run_of_one_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

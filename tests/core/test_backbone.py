@@ -318,7 +318,8 @@ def test_overflow_in_float16_raises_instead_of_giving_undefined_samples(checkpoi
     assert difference.abs().max() < 0.01
     loud = shutil.copytree(checkpoint, tmp_path / "loud")
     weights = load_file(checkpoint / "model.safetensors")
-    weights["vision_model.embeddings.patch_embedding.weight"] *= 1e6
+    name = "vision_model.embeddings.patch_embedding.weight"
+    weights[name] *= 6e4 / weights[name].abs().max()  # finite in float16, but their products are not
     save_file(weights, loud / "model.safetensors", metadata={"format": "pt"})
     wrong = (
         r"generated_images\[0\] has patches to score, but .* not finite; run it in torch\.bfloat16 or torch\.float32"
@@ -330,6 +331,10 @@ def test_overflow_in_float16_raises_instead_of_giving_undefined_samples(checkpoi
             **only(batch(2), PF_ARGUMENTS), backbone=load_backbone(loud, dtype=torch.float16), max_num_patches=PATCHES
         )
     assert concept_preservation(**arguments, backbone=load_backbone(loud, dtype=torch.bfloat16)).isfinite().all()
+    save_file(weights | {name: weights[name] * 2}, loud / "model.safetensors", metadata={"format": "pt"})
+    release_backbones()
+    with pytest.raises(ValueError, match=r"has 1 weights of its vision tower that are not finite in torch\.float16"):
+        load_backbone(loud, dtype=torch.float16)
 
 
 def test_the_network_is_frozen(backbone: SigLIP2Backbone) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import build_checkpoint
 from support.hub import COMMIT, GATED, OPEN, Hub, running
 
-from masc_metrics import MaSCConceptPreservation, load_backbone
+from masc_metrics import MaSCConceptPreservation, load_backbone, release_backbones
 from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.hub import fetch
-from masc_metrics.reading import read_network, read_tokenizer
+from masc_metrics.reading import checkpoint_version, read_network, read_tokenizer
 
 LIMIT_S = 90
 NOWHERE = "http://127.0.0.1:9"
@@ -275,9 +276,18 @@ def test_values_that_no_network_can_have_are_errors_of_one_line(checkpoint: Path
 
     for std in ([0.5, 0, 0.5], [0.5, -1, 0.5], [0.5, float("nan"), 0.5]):
         assert "image_std above 0" in error(changed("preprocessor_config.json", image_std=std))
+    for std in ([0.5, 1e-30, 0.5], [0.5, 1e30, 0.5]):
+        assert "which no network has" in error(changed("preprocessor_config.json", image_std=std))
+    assert "has resample [2]; give 2" in error(changed("preprocessor_config.json", resample=[2]))
     assert "rescale_factor 0.0" in error(changed("preprocessor_config.json", rescale_factor=0))
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
     assert "vision_config.patch_size 0" in error(changed("config.json", vision_config=vision | {"patch_size": 0}))
+    for name in ("num_hidden_layers", "hidden_size"):
+        text = error(changed("config.json", vision_config=vision | {name: 10**9}))
+        assert f"vision_config.{name} 1000000000, but the weights are" in text
+    assert "vision_config.num_attention_heads -1, but" in error(
+        changed("config.json", vision_config=vision | {"num_attention_heads": -1})
+    )
     nested = changed("config.json")
     (nested / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
     assert "nested too deeply" in error(nested)
@@ -288,9 +298,76 @@ def test_values_that_no_network_can_have_are_errors_of_one_line(checkpoint: Path
     save_file(weights | {name: weights[name].round().to(torch.int8)}, integers / "model.safetensors", {"format": "pt"})
     assert f"1 weights of its vision tower that are not in floating point, such as {name} in I8" in error(integers)
 
+    for tower, value in (("vision", float("nan")), ("text", float("-inf"))):
+        broken = changed("config.json")
+        weights = load_file(broken / "model.safetensors")
+        name = next(name for name in weights if f"{tower}_model.encoder" in name and name.endswith("weight"))
+        weights[name].view(-1)[-1] = value
+        save_file(weights, broken / "model.safetensors", {"format": "pt"})
+        text = error(broken)
+        assert f"has 1 weights of its {tower} tower that are not finite in torch.float32, such as" in text
+
     foreign = build_checkpoint(tmp_path / "foreign", vocab_size=8)
     assert "has a tokenizer that gives the id" in error(foreign)
     assert "but its network has 8 embeddings" in error(foreign)
+
+
+def test_tokenizer_without_padding_is_an_error_when_it_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(OSError, match=r"has no readable tokenizer \(ValueError: it has no pad_token\)"):
+        load_backbone(folder).load(text_tower=True)
+
+
+def test_values_of_any_json_type_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """All 788 cases take a minute, so a choice of them is tried."""
+    folder = build_checkpoint(tmp_path / "checkpoint", layers=1)
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    values: tuple[object, ...] = (None, [2], {"a": 1}, "x", -1, True, 1.5, 10**9, [])
+    cases = []
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        original = json.loads((folder / name).read_text())
+        parts = [original, *(part for part in original.values() if isinstance(part, dict))]
+        cases += [(name, number, key, value) for number, part in enumerate(parts) for key in part for value in values]
+    always = [case for case in cases if case[2] in ("resample", "model_max_length")]
+    refused = []
+    for name, number, key, value in always + random.Random(0).sample(cases, 30):
+        content = (folder / name).read_bytes()
+        changed = json.loads(content)
+        [changed, *(part for part in changed.values() if isinstance(part, dict))][number][key] = value
+        (folder / name).write_text(json.dumps(changed))
+        try:
+            backbone = load_backbone(folder).load(text_tower=True)
+            backbone.encode_texts(["a cat"])
+            backbone.encode_images([image], max_num_patches=4)
+        except (OSError, ValueError) as error:
+            refused.append(str(error))
+        (folder / name).write_bytes(content)
+        release_backbones()
+    assert len(refused) > 20
+    assert not any("\n" in text for text in refused)
+
+
+def test_version_of_a_folder_covers_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masc_metrics.reading._BLOCK", 4)
+    (tmp_path / "model.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "vocab.txt").write_bytes(b"a")
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "README.md").write_bytes(b"not read")
+    versions = [checkpoint_version(tmp_path, None)]
+    assert versions[0].startswith("sha256:")
+    for content in (b"0123x56789", b"012345678x", b"x123456789", b"012345678", b"01234567890"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        versions.append(checkpoint_version(tmp_path, None))
+    (tmp_path / "model.safetensors").write_bytes(b"0123456789")
+    (tmp_path / "README.md").write_bytes(b"changed")
+    assert checkpoint_version(tmp_path, None) == versions[0]
+    (tmp_path / "vocab.txt").rename(tmp_path / "merges.txt")
+    versions.append(checkpoint_version(tmp_path, None))
+    assert len(set(versions)) == 7
+    assert checkpoint_version(tmp_path, "abc") == "abc"
 
 
 def test_files_are_not_blamed_for_other_errors(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from support.batches import images
 from torch import Tensor
 
 from masc_metrics import images as images_module
-from masc_metrics.images import ImageProcessing, check_images, patchify, resize, resize_all
+from masc_metrics.images import (
+    ImageProcessing,
+    check_images,
+    decode_picture,
+    exif_orientation,
+    open_picture,
+    patchify,
+    resize,
+    resize_all,
+)
 
 HALF = (0.5, 0.5, 0.5)
 NAFLEX = ImageProcessing(patch_size=16, mean=HALF, std=HALF, resample="bilinear", fixed_size=None)
@@ -204,3 +214,33 @@ def test_errors_for_truncated_images_name_the_image() -> None:
     picture = Image.open(io.BytesIO(stream.getvalue()[:500]))
     with pytest.raises(ValueError, match=r"^images\[0\] cannot be decoded"):
         check_images([picture], "images")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_are_decoded_as_stored_and_turned(tmp_path: Path, mode: str, kind: str) -> None:
+    """Pillow turns TIFF files itself, and new versions garble those of raw grey pixels."""
+    stored = Image.fromarray(np.arange(15, dtype=np.uint8).reshape(3, 5)).convert(mode)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        stored.save(tmp_path / "picture", kind, exif=exif)
+        with open_picture(tmp_path / "picture") as picture:
+            assert exif_orientation(picture) == orientation
+            found, turned = decode_picture(picture)
+        assert np.array_equal(found, stored)
+        corners = np.asarray(turned.convert("L"))[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()
+        assert (
+            corners
+            == {
+                1: [0, 4, 10, 14],
+                2: [4, 0, 14, 10],
+                3: [14, 10, 4, 0],
+                4: [10, 14, 0, 4],
+                5: [0, 10, 4, 14],
+                6: [10, 0, 14, 4],
+                7: [14, 4, 10, 0],
+                8: [4, 14, 0, 10],
+            }[orientation]
+        )
+        assert (turned is found) == (orientation == 1)

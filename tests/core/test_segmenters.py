@@ -31,6 +31,7 @@ from support.segmenter_checkpoints import BUILDERS, PARTS, THRESHOLDS, requires
 from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
+import masc_metrics.segmenters.networks as networks_module
 import masc_metrics.segmenters.segmenter as segmenter_module
 from masc_metrics import load_backbone
 from masc_metrics.functional import transfer_masks
@@ -750,3 +751,30 @@ def test_transferred_masks_are_refined_by_sam2(tiny: Callable[..., Segmenter]) -
 def test_names_on_the_command_line_are_those_of_the_segmenters() -> None:
     assert tuple(segmenter_module._KINDS) == SEGMENTERS
     assert DEFAULT_SEGMENTER in SEGMENTERS
+
+
+def test_scores_and_masks_that_are_not_finite_are_an_error_and_no_empty_mask(
+    tiny: Callable[..., Segmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = tiny("clipseg")
+    found = networks_module.Found(torch.zeros(24, 36, dtype=torch.bool), float("nan"), 0)
+    monkeypatch.setattr(networks_module.ClipSeg, "segment", lambda *_: iter([found]))
+    with pytest.raises(RuntimeError, match=r"'clipseg' gave scores for images\[0\] that are not finite; run it in"):
+        segmenter(images(1, 24, 36), ["cat"])
+    with pytest.raises(RuntimeError, match="gave masks that are not finite"):
+        networks_module._union(torch.full((1, 4, 4), torch.nan), 0.5, (8, 8))
+
+
+def test_value_of_a_wrong_type_is_an_error_that_names_the_folder(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folder_of("clipseg"), tmp_path / "clipseg"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["layer_norm_eps"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    segmenter = load_segmenter("clipseg", checkpoint=folder, device="cpu")
+    with pytest.raises(
+        ValueError, match=rf"{folder} cannot be used \(TypeError: .*eps.*\); values in its JSON files"
+    ) as caught:
+        segmenter(images(1, 24, 36), ["cat"])
+    assert "\n" not in str(caught.value)

@@ -80,12 +80,13 @@ def test_errors_for_files_name_them_and_the_remedy(tmp_path: Path) -> None:
         Concept("rex", PROMPTS, images(1, 24, 36), tmp_path / "a_mask.png")
 
 
-def test_an_orientation_of_only_one_of_image_and_mask_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_orientation_of_only_one_of_image_and_mask_is_an_error(tmp_path: Path, kind: str) -> None:
     write(tmp_path, ["a"], mask_folder=tmp_path)
     with Image.open(tmp_path / "a.png") as image:
         exif = image.getexif()
         exif[ExifTags.Base.Orientation] = 3
-        image.save(tmp_path / "a.png", exif=exif)
+        image.save(tmp_path / "a.png", kind, exif=exif)
     with pytest.raises(ValueError, match=r"a\.png or its mask has an EXIF orientation, but not both"):
         Concept("rex", PROMPTS, tmp_path)
     (tmp_path / "a_mask.png").unlink()

@@ -36,6 +36,8 @@ from masc_metrics.reading import (
     read_network,
     read_processor_values,
     read_tokenizer,
+    readable,
+    usable,
 )
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -56,14 +58,15 @@ class EmbeddingNetwork(ABC):
 
     Attributes:
         checkpoint: hub id or folder.
+        folder: its folder on this machine.
         commit: commit hash on the hub; None for a folder that is not from the hub.
         device: device of the network.
         cache: embeddings of encoded images, by the content of their pixels.
         text_cache: embeddings of encoded texts.
     """
 
-    def __init__(self, checkpoint: str, commit: str | None, device: torch.device) -> None:
-        self.checkpoint, self.commit, self.device = checkpoint, commit, device
+    def __init__(self, checkpoint: str, folder: Path, commit: str | None, device: torch.device) -> None:
+        self.checkpoint, self.folder, self.commit, self.device = checkpoint, folder, commit, device
         self.cache, self.text_cache = FeatureCache(_CACHE_BYTES), FeatureCache(_CACHE_BYTES)
         self._lock = Lock()
 
@@ -87,7 +90,13 @@ class EmbeddingNetwork(ABC):
         self, cache: FeatureCache, keys: Sequence[_Key], encode: Callable[[list[_Key]], Tensor], batch_size: int
     ) -> Tensor:
         # The surrounding program's gradients, inference mode and precision do not reach the network.
-        with self._lock, torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
+        with (
+            self._lock,
+            torch.inference_mode(False),
+            torch.no_grad(),
+            without_autocast(self.device),
+            usable(self.checkpoint),
+        ):
             found = cache.get_or_compute(list(dict.fromkeys(keys)), lambda part: encode(part).float(), batch_size)
         return torch.stack([found[key] for key in keys])
 
@@ -134,12 +143,12 @@ class CheckpointNetwork(EmbeddingNetwork):
                 f"baseline {baseline} needs transformers {self._since} or newer, and {transformers.__version__} is "
                 f"installed; pip install 'transformers>={self._since}'"
             )
-        self._folder, commit = _find(baseline, source, self._model_type)
-        super().__init__(source.model, commit, device)
+        folder, commit = _find(baseline, source, self._model_type)
+        super().__init__(source.model, folder, commit, device)
         self._dtype = dtype
         self._processor = self._read_processor()
         self._network = read_network(
-            self._folder,
+            self.folder,
             self._class_name,
             device,
             dtype,
@@ -155,7 +164,7 @@ class CheckpointNetwork(EmbeddingNetwork):
         The images are resized and cropped by :func:`short_side_and_crop`, then scaled and normalised with the values of
         the checkpoint's image-processor file.
         """
-        values = read_processor_values(self._folder)
+        values = read_processor_values(self.folder)
         mean_311, std_311 = (
             torch.tensor(part, dtype=torch.float32, device="cpu")[:, None, None] for part in (values.mean, values.std)
         )
@@ -179,14 +188,14 @@ class CLIPNetwork(CheckpointNetwork):
         """The checkpoint's image processor, which uses Pillow in every version, with or without torchvision."""
         import transformers
 
-        if not (self._folder / PROCESSOR_FILES[0]).is_file():
+        if not (self.folder / PROCESSOR_FILES[0]).is_file():
             raise FileNotFoundError(
-                f"{self._folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint"
+                f"{self.folder} holds no {PROCESSOR_FILES[0]}; copy it from the original checkpoint"
             )
         # Since transformers 5 the plain name is torchvision's class, which resizes to other pixels.
         pil_class = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-        with quiet_transformers():
-            processor = pil_class.from_pretrained(self._folder, local_files_only=True)
+        with quiet_transformers(), readable(self.folder, "image processor"):
+            processor = pil_class.from_pretrained(self.folder, local_files_only=True)
 
         def prepare(images: Sequence[Tensor]) -> Tensor:
             arrays = [_bytes_HW3(image) for image in images]
@@ -199,7 +208,7 @@ class CLIPNetwork(CheckpointNetwork):
     @cached_property
     def _tokenizer(self) -> Any:
         remedy = "copy the original checkpoint's tokenizer files into it"
-        return read_tokenizer(self._folder, ("tokenizer.json", "vocab.json"), remedy)
+        return read_tokenizer(self.folder, ("tokenizer.json", "vocab.json"), remedy)
 
     def _encode_images(self, images: list[Tensor]) -> Tensor:
         # Not get_image_features, which gives a tensor in transformers 4 and a named tuple of several in 5.
@@ -222,7 +231,7 @@ class CLIPNetwork(CheckpointNetwork):
         tokens = self._tokenizer(
             texts, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
         )
-        check_token_ids(tokens["input_ids"], self._network.config.text_config.vocab_size, self._folder)
+        check_token_ids(tokens["input_ids"], self._network.config.text_config.vocab_size, self.folder)
         pooled_BD = self._network.text_model(
             **{name: to_device(tokens[name], self.device) for name in ("input_ids", "attention_mask")}
         ).pooler_output
@@ -276,7 +285,8 @@ class SigLIP2Network(EmbeddingNetwork):
     """MaSC's backbone without masks: its pooling head over all patches, and its text tower."""
 
     def __init__(self, backbone: SigLIP2Backbone, max_num_patches: int) -> None:
-        super().__init__(backbone.source.model, backbone.checkpoint.commit, backbone.device)
+        checkpoint = backbone.checkpoint
+        super().__init__(backbone.source.model, checkpoint.folder, checkpoint.commit, backbone.device)
         self._backbone, self._max_num_patches = backbone, max_num_patches
 
     def _encode_images(self, images: list[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from masc_metrics.checkpoint import CheckpointSource
 from masc_metrics.images import Images, check_images
 from masc_metrics.precision import check_device
 from masc_metrics.prompts import check_texts
+from masc_metrics.reading import NotFiniteError
 
 DEFAULT_BASELINE_MODELS: Mapping[str, str] = MappingProxyType(
     {
@@ -45,6 +46,7 @@ class Baseline:
         name: one of ``BASELINES``.
         kind: "image" if the generated image is compared with the reference image, "text" if with the prompt.
         checkpoint: hub id or folder of its network.
+        folder: its folder on this machine.
         commit: commit hash on the hub; None for a folder that is not from the hub.
         batch_size: largest number of images or texts in one pass of the network.
     """
@@ -52,7 +54,7 @@ class Baseline:
     def __init__(self, name: str, network: EmbeddingNetwork, batch_size: int) -> None:
         self.name, self.batch_size, self._network = name, batch_size, network
         self.kind: Literal["image", "text"] = "text" if name.endswith("-t") else "image"
-        self.checkpoint, self.commit = network.checkpoint, network.commit
+        self.checkpoint, self.folder, self.commit = network.checkpoint, network.folder, network.commit
 
     def __repr__(self) -> str:
         return f"Baseline({self.name!r}, checkpoint={self.checkpoint!r}, commit={self.commit!r})"
@@ -120,7 +122,7 @@ class Baseline:
         for label, embeddings_BD in (("generated_images", generated_BD), (name, others_BD)):
             broken = (~embeddings_BD.isfinite().all(dim=1)).nonzero()
             if len(broken):
-                raise RuntimeError(
+                raise NotFiniteError(
                     f"baseline {self.name}: the features of {label}[{int(broken[0])}] are not finite; give another "
                     "dtype than float16, or check the checkpoint's weights"
                 )

@@ -21,10 +21,12 @@ from masc_metrics.bench.report.pictures import Illustrator, Pictures
 from masc_metrics.bench.report.rows import Group, ScoredTable, chosen_groups, read_table
 from masc_metrics.bench.run import Run, SegmenterOptions
 from masc_metrics.bench.run_folder import check_html_file
-from masc_metrics.bench.runner import checkpoints_of, fingerprint, summary_of
+from masc_metrics.bench.runner import summary_of
+from masc_metrics.bench.segmenting import checkpoints_of
 from masc_metrics.bench.tables import replacing
 from masc_metrics.bench.terminal import NO_CHECKPOINT, UNUSABLE, fail
 from masc_metrics.precision import check_device
+from masc_metrics.reading import checkpoint_version
 from masc_metrics.segmenters import Segmenter
 from masc_metrics.settings import SEGMENTERS
 
@@ -145,7 +147,7 @@ def _backbone(settings: Mapping[str, Any], options: ReportOptions, device: torch
         local_files_only=options.local_files_only,
     )
     checkpoint = backbone.checkpoint
-    found = checkpoint.commit or fingerprint(checkpoint.folder)
+    found = checkpoint_version(checkpoint.folder, checkpoint.commit)
     if found != settings["checkpoint"]:
         raise ValueError(
             f"the checkpoint {settings['model']} is {found}, but the run used {settings['checkpoint']}; score again"

@@ -693,11 +693,26 @@ def test_gated_checkpoint_is_reported_with_licence_and_login(
 def test_commit_is_that_of_the_snapshot_and_none_for_a_folder(
     dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commit = "0123abcd" * 5
     assert _load("dino-i", dino).commit is None
-    snapshot = tmp_path / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
+    saved = tmp_path / "snapshots" / "000100"  # of a training, not of the hub
+    saved.mkdir(parents=True)
+    assert _load("dino-i", _copy(dino, saved)).commit is None
+    snapshot = tmp_path / "snapshots" / commit
+    snapshot.mkdir()
     _copy(dino, snapshot)
-    assert _load("dino-i", snapshot).commit == "0123abcd"
+    assert _load("dino-i", snapshot).commit == commit
     monkeypatch.setattr("masc_metrics.checkpoint.fetch", lambda *_: snapshot)
     baseline = load_baseline("dino-i", Run(Path()), device="cpu")
-    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", "0123abcd")
+    assert (baseline.checkpoint, baseline.commit) == ("facebook/dino-vits8", commit)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_mean", [{"a": 1}, 0.5, 0.5]), ("size", [2])])
+def test_value_of_a_wrong_type_in_clips_processor_is_an_error_that_names_the_folder(
+    clip: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    folder = _copy(clip, tmp_path)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"{folder}.* cannot be (read|used)"):
+        _load("clip-i", folder).score([torch.zeros(3, 32, 32, dtype=torch.uint8)], torch.zeros(1, 3, 32, 32))
