@@ -45,6 +45,9 @@ __all__ = ["Concept", "MaSCValidation"]
 
 Generate = Callable[[Any, list[str], int], Images]
 
+_REPORTS = "masc_metrics_reports"
+"""Key of a checkpoint: names of reports by the prefixes of their callbacks."""
+
 _CALLS = {"generate": "generate(module, prompts, seed)", "segment": "segment(images, nouns)"}
 
 
@@ -185,19 +188,16 @@ class MaSCValidation(L.Callback):
         if self.report is not None and sum(other.report == self.report for other in callbacks) > 1:
             raise ValueError(f"two MaSCValidation callbacks have report {str(self.report.file)!r}; give distinct files")
 
-    @property
-    def state_key(self) -> str:
-        """Key of the callback's state in checkpoints; callbacks have distinct prefixes."""
-        return self._generate_state_key(prefix=self.prefix)
+    # Not state_dict, for which Lightning warns if a checkpoint is loaded without the callback.
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the name of the report's file, so that a resumed run continues its own; nothing without a report."""
+        if self._continued_report is not None:
+            checkpoint.setdefault(_REPORTS, {})[self.prefix] = self._continued_report.file.name
 
-    def state_dict(self) -> dict[str, Any]:
-        """Name of the report's file, so that a resumed training goes on with its own; nothing without a report."""
-        return {} if self._continued_report is None else {"report": self._continued_report.file.name}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the report of the checkpoint, if it is a version of this callback's."""
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue the report of the checkpoint, if it is a version of this callback's."""
         if self.report is not None:
-            self._continued_report = self.report.version_of(state_dict.get("report", ""))
+            self._continued_report = self.report.version_of(checkpoint.get(_REPORTS, {}).get(self.prefix, ""))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the checkpoints and make missing reference masks, so that training does not start without them."""
