@@ -347,10 +347,8 @@ def comparison_notes(
             )
     for comparison in comparisons:
         if comparison.unpaired:
-            yield (
-                f"{comparison.a} and {comparison.b}, {comparison.score.upper()}: {comparison.unpaired} samples have no "
-                "partner and are left out"
-            )
+            compared = f"{comparison.a} and {comparison.b}, {comparison.score.upper()}"
+            yield f"{compared}: samples without a partner, which are left out: {comparison.unpaired}"
 
 
 def compare_tables(options: CompareOptions) -> int:

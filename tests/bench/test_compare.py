@@ -172,7 +172,7 @@ def test_command_tells_which_method_is_better_and_writes_json(
     assert "rank16 is higher" in printed
     assert "no difference shown" in printed
     assert "Comparisons of one concept hold for this concept only." in printed
-    assert "rank4 and rank16, PF: 1 samples have no partner and are left out" in printed
+    assert "rank4 and rank16, PF: samples without a partner, which are left out: 1" in printed
     found = json.loads(out.read_text())
     cp, pf = found["comparisons"]
     assert (cp["a"], cp["b"], cp["score"], cp["pairs"], cp["concepts"]) == ("rank4", "rank16", "cp", 18, 1)

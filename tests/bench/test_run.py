@@ -171,14 +171,10 @@ def test_rank_ends_within_five_seconds_of_the_first_also_while_it_starts(tmp_pat
 
 @pytest.mark.timeout(120)
 @has_proc
-@pytest.mark.parametrize("to_all", [True, False])
-def test_control_c_while_two_ranks_load_ends_both_in_one_line_with_130(tmp_path: Path, to_all: bool) -> None:
+def test_control_c_while_two_ranks_load_ends_both_in_one_line_with_130(tmp_path: Path) -> None:
     with two_ranks(written(tmp_path, 8)) as (process, _):
         time.sleep(0.5)
-        if to_all:
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
         _, error = process.communicate(timeout=30)  # returns when both have closed their stderr
     assert process.returncode == 130
     said = [line for line in error.decode().splitlines() if "rocess" not in line and not line.startswith(("-", "dist"))]
@@ -262,14 +258,14 @@ def test_a_run_of_two_ranks_that_ends_at_any_file_operation_of_one_can_go_on(tmp
             "--ranks",
             "2",
             "--points",
-            "4",
+            "2",
         ],
         capture_output=True,
         text=True,
         timeout=100,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1] == "4", "points"
+    assert result.stdout.splitlines()[-1] == "2", "points"
     assert result.stderr.count("of rank 1:") == 1
 
 

@@ -16,6 +16,7 @@ from support.sample_lists import rows, write_csv
 from support.segmenter_checkpoints import build_clipseg
 from support.three_methods import three_methods
 
+from masc_metrics.bench.report import page
 from masc_metrics.bench.report.page import script_json
 from masc_metrics.bench.report.rows import chosen_groups, read_table
 from masc_metrics.cli import main
@@ -216,7 +217,7 @@ def test_what_limits_comparisons_is_said(tmp_path: Path) -> None:
     ]
     page = report(write_csv(tmp_path / "scores.csv", lines), "--maps", "0").read_text()
     assert "a: 2 samples have the concept, key (else prompt) and seed of another; their mean is compared" in page
-    assert "a and b, CP: 2 samples have no partner and are left out" in page
+    assert "a and b, CP: samples without a partner, which are left out: 2" in page
 
 
 def test_many_methods_are_compared_with_one_on_request(tmp_path: Path) -> None:
@@ -343,3 +344,13 @@ def test_forty_thousand_samples_fit_into_thirty_megabytes(tmp_path: Path) -> Non
     assert len(pictures) < 100
     small, _ = blocks(report(write_csv(tmp_path / "scores.csv", lines[:10], columns), "--maps", "0"))
     assert small["texts"]["prompt"]["values"][7] == lines[7]["prompt"]
+
+
+def test_the_report_of_the_docs_is_written_by_this_page() -> None:
+    """If this fails, write docs/examples/report.html anew, as docs/development.md says."""
+    text = (Path(__file__).parents[3] / "docs" / "examples" / "report.html").read_text(encoding="utf-8")
+    style, script = (
+        page.resources.files(page.__package__).joinpath(name).read_text() for name in ("page.css", "page.js")
+    )
+    assert style in text
+    assert script in text
