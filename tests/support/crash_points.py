@@ -173,11 +173,13 @@ def points(crash: str, samples: Path, form: str = "csv", ranks: int = 1, most: i
     if ranks > 1:
         import lightning.fabric.strategies  # noqa: F401  # once, not in each fork
     Scorer.score = made_up  # type: ignore[method-assign]
-    out = samples.parent / f"scores.{form}"
+    folder = samples.parent / f"{form}-{ranks}"  # tables of one name and several forms would share a summary
+    folder.mkdir(exist_ok=True)
+    out = folder / f"scores.{form}"
     one = ["score", str(samples), "--out", str(out), "--model", "tiny", "--max-num-patches", "16"]
     one += ["--device", "cpu", "--quiet", "--workers", "0", "--batch-size", "2"]
     arguments = [*one, "--devices", str(ranks)]
-    faults = Faults(samples.parent, crash)
+    faults = Faults(folder, crash)
     sys.addaudithook(faults.audit)
     real_write = os.fsync
 
@@ -188,7 +190,7 @@ def points(crash: str, samples: Path, form: str = "csv", ranks: int = 1, most: i
     os.fsync = fsync
     unbroken = Start(arguments, faults, None)
     assert unbroken.codes == dict.fromkeys(range(ranks), 0)
-    expected, files = out.read_bytes(), sorted(samples.parent.rglob("*"))
+    expected, files = out.read_bytes(), sorted(folder.rglob("*"))
     chosen = [(rank, at) for rank in range(ranks) for at in range(unbroken.counts[rank])]
     if most is not None:
         chosen = [chosen[len(chosen) * number // most - 1] for number in range(1, most + 1)]  # with the last one
@@ -202,7 +204,7 @@ def points(crash: str, samples: Path, form: str = "csv", ranks: int = 1, most: i
         following = Start([*(one if number % 3 == 2 else arguments), *restart], faults, None)
         assert following.status == 0, f"{label}: the next start ended with {following.status}"
         assert out.read_bytes() == expected, f"{label}: other scores"
-        assert sorted(samples.parent.rglob("*")) == files, f"{label}: files are left"
+        assert sorted(folder.rglob("*")) == files, f"{label}: files are left"
         print(f"{label}: {ended.status}, {ended.codes}, {ended.seconds:.1f} s", file=sys.stderr)
     return len(chosen)
 
