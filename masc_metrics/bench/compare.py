@@ -133,7 +133,17 @@ def read_methods(files: Sequence[Path], scores: Sequence[str] | None = None) -> 
         OSError: if a table cannot be read.
         ValueError: if it is malformed, lacks a column, or has a method that another table has.
     """
-    tables = {file: read_rows(file, texts=TEXTS, pictures=("reference_image",)) for file in files}
+    return methods_of({file: read_rows(file, texts=TEXTS, pictures=("reference_image",)) for file in files}, scores)
+
+
+def methods_of(
+    tables: Mapping[Path, Sequence[Row]], scores: Sequence[str] | None = None
+) -> tuple[list[MethodScores], list[str]]:
+    """The methods of tables that have been read; as :func:`read_methods`.
+
+    Raises:
+        ValueError: if a table lacks a column, or has a method that another table has.
+    """
     for file, rows in tables.items():
         if not rows:
             raise ValueError(f"{file} has no rows; give a table of scores")

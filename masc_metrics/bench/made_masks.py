@@ -161,7 +161,7 @@ def reference_images(pairs: Sequence[LoadedSample]) -> ReferenceImages:
 
 def reference_masks(pairs: Sequence[LoadedSample]) -> ReferenceMasks:
     """Their masks, which all of them have, in the same arrangement."""
-    masks = [MaskBatch(tuple(image.mask for image in pair.references)) for pair in pairs]  # type: ignore[misc]
+    masks = [MaskBatch(tuple(image.mask for image in pair.references)) for pair in pairs]  # type: ignore[misc]  # none lacks one
     return masks if _nested(pairs) else MaskBatch(tuple(each.masks[0] for each in masks))
 
 

@@ -39,6 +39,7 @@ from masc_metrics.settings import (
 if TYPE_CHECKING:
     import torch
 
+    from masc_metrics.backbone import SigLIP2Backbone
     from masc_metrics.precision import Dtype
     from masc_metrics.segmenters import Segmenter
 
@@ -263,6 +264,19 @@ class Run:
         if self.mask_source in SEGMENTERS and self.min_coverage is not None:
             needed |= set(MASKS)
         return tuple(name for name in MADE_MASKS[self.mask_source] if name in needed)
+
+    def load_backbone(self, device: torch.device) -> SigLIP2Backbone:
+        """The backbone of the run; arguments and errors as of :func:`masc_metrics.load_backbone`."""
+        from masc_metrics.backbone import load_backbone
+
+        return load_backbone(
+            self.model,
+            device=device,
+            dtype=self.torch_dtype,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
 
     def load_segmenter(self, device: torch.device) -> Segmenter | None:
         """The segmenter of the run, before its networks are read; None if the run makes no masks from text.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.baselines.functions import FunctionResultError, FunctionScore
 from masc_metrics.bench.baselines.registry import Baseline, load_baseline
 from masc_metrics.bench.gallery import COLUMNS as GALLERY_COLUMNS
@@ -282,14 +282,7 @@ def load_scorer(
         ValueError: if a checkpoint is of the wrong kind or damaged.
         ImportError: if a baseline needs a newer transformers.
     """
-    backbone = load_backbone(
-        run.model,
-        device=device,
-        dtype=run.torch_dtype,
-        revision=run.revision,
-        cache_dir=run.cache_dir,
-        local_files_only=run.local_files_only,
-    )
+    backbone = run.load_backbone(device)
     backbone.load(text_tower="pf" in run.scores)
     if run.cache_mib is not None:
         backbone.cache.max_bytes = run.cache_mib * 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -138,11 +139,14 @@ def _new_files(folders: set[str | Path], name: str) -> Iterator[Path]:
         if is_remote(folder):
             raise OSError(f"{folder} is not a local folder; give panel_dir")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file, version = Path(folder) / name, 0
-        while file.exists():
-            version += 1
-            file = Path(folder) / f"{Path(name).stem}-v{version}{Path(name).suffix}"
-        yield file
+        yield next(file for file in versions(Path(folder) / name) if not file.exists())
+
+
+def versions(file: Path) -> Iterator[Path]:
+    """A file, and its names with version numbers: ``report.html``, ``report-v1.html``, ``report-v2.html``."""
+    yield file
+    for version in itertools.count(1):
+        yield file.with_name(f"{file.stem}-v{version}{file.suffix}")
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:

@@ -19,13 +19,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from masc_metrics.arguments import check_integer, check_type
-from masc_metrics.bench.compare import Comparison, MethodScores, compare_all
+from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, number_in
 from masc_metrics.bench.report.page import Training, jinja, write_page
 from masc_metrics.bench.report.pictures import Pictures, match_uri, outlined_uri
 from masc_metrics.bench.report.rows import ScoredTable
 from masc_metrics.bench.run import MASC_SCORES
 from masc_metrics.bench.tables import Row, replacing
-from masc_metrics.validation.loggers import is_remote
+from masc_metrics.validation.loggers import is_remote, versions
 from masc_metrics.validation.panels import ShownConcept
 from masc_metrics.validation.ranks import rank_and_world
 from masc_metrics.validation.validate import ConceptValidation, ValidatedImage
@@ -89,28 +89,17 @@ class TrainingReport:
 
     def newest(self) -> TrainingReport:
         """The existing report with the highest version number; this one if none exists."""
-        newest = self
-        for report in self._versions():
-            if not report._exists():
-                return newest
-            newest = report
-        raise AssertionError("unreachable")
+        return [self, *self._existing()][-1]
 
     def version_of(self, name: str) -> TrainingReport | None:
         """The existing version whose file has this name; None if there is none."""
-        for report in self._versions():
-            if not report._exists():
-                return None
-            if report.file.name == name:
-                return report
-        raise AssertionError("unreachable")
+        return next((report for report in self._existing() if report.file.name == name), None)
+
+    def _existing(self) -> Iterator[TrainingReport]:
+        return itertools.takewhile(TrainingReport._exists, self._versions())
 
     def _versions(self) -> Iterator[TrainingReport]:
-        yield self
-        version = 0
-        while True:
-            version += 1
-            yield TrainingReport(self.file.with_stem(f"{self.file.stem}-v{version}"))
+        return map(TrainingReport, versions(self.file))
 
     def _exists(self) -> bool:
         return self.file.exists() or self.folder.exists()
@@ -258,18 +247,18 @@ def _write(stream: Any, file: Path, entries: Sequence[Entry], pictures: Iterable
         for entry in entries
         for cells in entry["cells"]
     ]
-    values = np.array([[float(row.cells[score] or "nan") for score in MASC_SCORES] for row in rows], dtype=np.float64)
-    table = ScoredTable(file, tuple(rows), MASC_SCORES, values.reshape(-1, len(MASC_SCORES)))
+    values = np.array([[number_in(file, row, score) for score in MASC_SCORES] for row in rows], dtype=np.float64)
+    table = ScoredTable(file, tuple(rows), MASC_SCORES, values)
     methods = [_method(entry) for entry in entries]
+    concepts = _concept_means(list(dict.fromkeys(row.cells["concept"] or "" for row in rows)), methods)
     anchors = {name: {"floor": floor, "ceiling": ceiling} for name, (floor, ceiling) in entries[-1]["anchors"].items()}
-    means = {
-        name: {score: {"mean": values[-1]} for score, values in of_scores.items()}
-        for name, of_scores in _concept_means(entries[-1:]).items()
+    last_means = {
+        name: {score: {"mean": means[-1]} for score, means in of_scores.items()} for name, of_scores in concepts.items()
     }
     summary = {
         "settings": {"validation": entries[-1]["settings"]},
         "gallery": {"anchors": anchors},
-        "by": {"concept": means},
+        "by": {"concept": last_means},
     }
     eras = _eras(entries)
     training = Training(
@@ -282,7 +271,7 @@ def _write(stream: Any, file: Path, entries: Sequence[Entry], pictures: Iterable
             ]
             for score in MASC_SCORES
         },
-        concepts=_concept_means(entries),
+        concepts=concepts,
         anchors={name: (each["floor"], each["ceiling"]) for name, each in anchors.items()},
         changes=_changed_settings(entries),
     )
@@ -296,29 +285,26 @@ def _name(entry: Entry) -> str:
 
 def _method(entry: Entry) -> MethodScores:
     values: dict[str, dict[tuple[str, str, str], list[float]]] = {score: {} for score in MASC_SCORES}
-    for row in _rows(entry):
+    for cells in entry["cells"]:
+        row = dict(zip(_COLUMNS[2:], cells, strict=True))
         for score, of_score in values.items():
             if not math.isnan(value := float(row[score])):
                 of_score.setdefault((row["concept"], row["prompt"], row["seed"]), []).append(value)
     return MethodScores(_name(entry), values)
 
 
-def _rows(entry: Entry) -> Iterator[Mapping[str, str]]:
-    names = _COLUMNS[2:]
-    return (dict(zip(names, cells, strict=True)) for cells in entry["cells"])
-
-
-def _concept_means(entries: Sequence[Entry]) -> dict[str, dict[str, list[float | None]]]:
-    """Mean of each concept and score in each validation; None where undefined."""
-    names = list(dict.fromkeys(row["concept"] for entry in entries for row in _rows(entry)))
-    found: dict[str, dict[str, list[float | None]]] = {name: {score: [] for score in MASC_SCORES} for name in names}
-    for entry in entries:
-        rows = list(_rows(entry))
-        for name, of_scores in found.items():
-            for score, means in of_scores.items():
-                values = np.array([float(row[score]) for row in rows if row["concept"] == name])
-                values = values[~np.isnan(values)]
-                means.append(float(values.mean()) if values.size else None)
+def _concept_means(
+    concepts: Sequence[str], methods: Sequence[MethodScores]
+) -> dict[str, dict[str, list[float | None]]]:
+    """Mean of each concept and score at each step; None where undefined."""
+    found: dict[str, dict[str, list[float | None]]] = {name: {score: [] for score in MASC_SCORES} for name in concepts}
+    for method in methods:
+        for score in MASC_SCORES:
+            values: dict[str, list[float]] = {name: [] for name in concepts}
+            for (concept, _, _), of_cell in method.values[score].items():
+                values[concept] += of_cell
+            for name, of_concept in values.items():
+                found[name][score].append(float(np.mean(of_concept)) if of_concept else None)
     return found
 
 

@@ -240,7 +240,7 @@ def test_a_rank_that_loses_the_first_ends_with_an_error_of_the_machine() -> None
         def barrier(self) -> None:
             raise RuntimeError("Connection closed by peer")
 
-    ranks = Ranks(1, 2, torch.device("cpu"), Disconnected())  # type: ignore[arg-type]
+    ranks = Ranks(1, 2, torch.device("cpu"), Disconnected())  # type: ignore[arg-type]  # in place of Fabric
     for call in (lambda: ranks.from_first(None), ranks.wait):
         with pytest.raises(ConnectionError, match="another rank ended before its part was done"):
             call()

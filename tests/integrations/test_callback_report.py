@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import lightning
 import pytest
 from support.concept_cases import PICTURES, RecordingModel, validation
+from support.report_pages import page_data, page_pictures
 from support.trainers import loader, noise, third_party_warnings_ignored, toy, trainer, validation_warnings
 
 
@@ -19,12 +19,6 @@ from support.trainers import loader, noise, third_party_warnings_ignored, toy, t
 def _ignore_third_party_warnings() -> Iterator[None]:
     with third_party_warnings_ignored():
         yield
-
-
-def page_data(file: Path) -> dict[str, Any]:
-    (text,) = re.findall('<script type="application/json" id="data">(.*?)</script>', file.read_text())
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 def test_a_training_has_its_report(checkpoint: Path, tmp_path: Path) -> None:
@@ -38,7 +32,7 @@ def test_a_training_has_its_report(checkpoint: Path, tmp_path: Path) -> None:
     assert data["scores"]["cp"][PICTURES:] == pytest.approx([image.cp for image in callback.table], rel=1e-5)
     kitten = [image.cp for image in callback.table if image.concept == "kitten"]
     assert data["training"]["concepts"]["kitten"]["cp"][-1] == pytest.approx(sum(kitten) / len(kitten))
-    images = [json.loads(block)["images"] for block in re.findall('class="pictures">(.*?)</script>', file.read_text())]
+    images = [block["images"] for block in page_pictures(file).values()]
     assert len(images) == 2 * PICTURES
     assert all(set(each) == {"reference", "generated", "match"} for each in images)
 

@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.report_pages import page_data, page_pictures
 from support.trainings import SETTINGS, validation
 
 from masc_metrics.validation import add_to_report, training_report
 from masc_metrics.validation.training_report import TrainingReport
 
 
-def page_data(file: Path) -> dict[str, Any]:
-    (text,) = re.findall('<script type="application/json" id="data">(.*?)</script>', file.read_text())
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
 def pictured_rows(file: Path) -> list[int]:
-    blocks = re.findall('<script type="application/json" class="pictures">(.*?)</script>', file.read_text())
-    return [json.loads(block)["row"] for block in blocks]
+    return list(page_pictures(file))
 
 
 def test_curves_are_means_over_concepts_and_means_of_each_concept(tmp_path: Path) -> None:

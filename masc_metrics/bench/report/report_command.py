@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from masc_metrics.backbone import SigLIP2Backbone, load_backbone
+from masc_metrics.backbone import SigLIP2Backbone
 from masc_metrics.bench.commands import ReportOptions
-from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, read_methods
+from masc_metrics.bench.compare import Comparison, MethodScores, compare_all, methods_of
 from masc_metrics.bench.distributed import fastest_device
 from masc_metrics.bench.made_masks import MaskMaker
 from masc_metrics.bench.report.page import MOST_COMPARED, jinja, write_page
@@ -54,7 +54,7 @@ def report(options: ReportOptions) -> int:
         return fail(UNUSABLE, error)
     try:
         run = _run(settings, options)
-        maker = None if device is None else MaskMaker(run, _backbone(settings, options, device))
+        maker = None if device is None else MaskMaker(run, _backbone(settings, run, device))
         if maker is not None and maker.run.mask_source in SEGMENTERS:
             maker = replace(maker, segmenter=_segmenter(settings, maker))
     except (OSError, ValueError, ImportError) as error:
@@ -85,7 +85,7 @@ def _summary(scores: Path) -> dict[str, Any]:
 
 
 def _compared(table: ScoredTable, a: str | None) -> tuple[list[MethodScores], Sequence[Comparison]]:
-    methods, scores = read_methods([table.file], table.scores)
+    methods, scores = methods_of({table.file: table.rows}, table.scores)
     if a is None and not 2 <= len(methods) <= MOST_COMPARED:
         return methods, ()
     try:
@@ -100,7 +100,7 @@ def _run(settings: Mapping[str, Any], options: ReportOptions) -> Run:
     """What the pictures of the run's samples depend on."""
     known = {
         name: settings[name]
-        for name in ("max_num_patches", "reference_reduction", "mask_source", "dtype")
+        for name in ("model", "revision", "dtype", "max_num_patches", "reference_reduction", "mask_source")
         if name in settings
     }
     return Run(
@@ -126,33 +126,26 @@ def _segmenter(settings: Mapping[str, Any], maker: MaskMaker) -> Segmenter:
     assert segmenter is not None
     found = checkpoints_of(segmenter)
     for name, used in stored["checkpoints"].items():
-        if found[name] != used:
-            raise ValueError(f"the checkpoint {name} is {found[name]}, but the run used {used}; score again")
+        _check_version(name, found[name], used)
     return segmenter
 
 
-def _backbone(settings: Mapping[str, Any], options: ReportOptions, device: torch.device) -> SigLIP2Backbone:
+def _backbone(settings: Mapping[str, Any], run: Run, device: torch.device) -> SigLIP2Backbone:
     """The backbone of the run.
 
     Raises:
         OSError: if the checkpoint is not available.
         ValueError: if it is not the one that the run used.
     """
-    backbone = load_backbone(
-        settings["model"],
-        device=device,
-        dtype=getattr(torch, settings["dtype"]),
-        revision=settings["revision"],
-        cache_dir=options.cache_dir or settings["cache_dir"],
-        local_files_only=options.local_files_only,
-    )
+    backbone = run.load_backbone(device)
     checkpoint = backbone.checkpoint
-    found = checkpoint_version(checkpoint.folder, checkpoint.commit)
-    if found != settings["checkpoint"]:
-        raise ValueError(
-            f"the checkpoint {settings['model']} is {found}, but the run used {settings['checkpoint']}; score again"
-        )
+    _check_version(run.model, checkpoint_version(checkpoint.folder, checkpoint.commit), settings["checkpoint"])
     return backbone
+
+
+def _check_version(name: str, found: str, used: str) -> None:
+    if found != used:
+        raise ValueError(f"the checkpoint {name} is {found}, but the run used {used}; score again")
 
 
 def _pictures(illustrator: Illustrator, groups: Sequence[Group], options: ReportOptions) -> Iterator[Pictures]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.report_pages import page_data, page_pictures
 from support.sample_lists import rows, write_csv
 from support.segmenter_checkpoints import build_clipseg
 from support.three_methods import three_methods
@@ -42,11 +43,7 @@ def report(scores: Path, *options: str) -> Path:
 
 
 def blocks(page: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The data of a page, and its pictures by row."""
-    text = page.read_text()
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
-    pictures = [json.loads(found) for found in re.findall(r'class="pictures">(.*?)</script>', text)]
-    return json.loads(data), {block["row"]: block for block in pictures}
+    return page_data(page), page_pictures(page)
 
 
 def table(folder: Path, *cells: tuple[str, ...]) -> Path:

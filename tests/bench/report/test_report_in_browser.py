@@ -318,7 +318,7 @@ def test_changes_are_those_of_the_same_image_with_the_same_settings(browser: Bro
         found.append([" ".join(each.text.split()[:3]) for each in browser.all(".shots .scores")])
         browser.one("#step").send_keys(Keys.ARROW_LEFT)
     assert found == [
-        ["CP 0.800 −0.100", "CP 0.500 +0.000"],  # noqa: RUF001
+        ["CP 0.800 −0.100", "CP 0.500 +0.000"],  # noqa: RUF001  # the page has a minus sign
         ["CP 0.900 PF", "CP 0.500 PF"],
         ["CP 0.300 +0.100", "CP 0.500 +0.000"],
         ["CP 0.200 PF", "CP 0.500 PF"],
